@@ -1,0 +1,1 @@
+"""Llama-family decoder in Flax Linen, weights, LoRA, tokenizer and partition table."""
