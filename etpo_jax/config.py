@@ -1,0 +1,380 @@
+"""Every setting of a run: one frozen dataclass per part, one flag per field.
+
+The only module that defines flags of training. Other modules get the smallest of these dataclasses
+that they need, never the flags.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+from absl import flags
+
+from env.base import UsageError
+
+
+def option(
+    default: Any,
+    help_text: str,
+    *,
+    choices: tuple[str, ...] = (),
+    lower: float | None = None,
+    upper: float | None = None,
+    exclusive_lower: bool = False,
+    may_differ: bool = False,
+) -> Any:
+    """A dataclass field that is a flag.
+
+    Args:
+      default: the value without a flag.
+      help_text: what `--help` says.
+      choices: the allowed values of a text field.
+      lower, upper: the allowed range of a number.
+      exclusive_lower: whether `lower` itself is not allowed.
+      may_differ: whether a run may be resumed with another value.
+    """
+    metadata = {
+        "help": help_text,
+        "choices": choices,
+        "lower": lower,
+        "upper": upper,
+        "exclusive_lower": exclusive_lower,
+        "may_differ": may_differ,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Section:
+    """Base of the dataclasses below: checks each field against its range when it is made."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            _check_field(field, getattr(self, field.name))
+
+
+def _check_field(field: dataclasses.Field, value: Any) -> None:
+    meta = field.metadata
+    if value is None:
+        return
+    if meta["choices"] and value not in meta["choices"]:
+        allowed = ", ".join(meta["choices"])
+        raise ValueError(f"--{field.name}={value}: must be one of {allowed}")
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return
+    lower, upper = meta["lower"], meta["upper"]
+    too_low = lower is not None and (value <= lower if meta["exclusive_lower"] else value < lower)
+    too_high = upper is not None and value > upper
+    if too_low or too_high or math.isnan(value):
+        sign = ">" if meta["exclusive_lower"] else ">="
+        parts = [f"{sign} {lower:g}"] if lower is not None else []
+        parts += [f"<= {upper:g}"] if upper is not None else []
+        raise ValueError(f"--{field.name}={value:g}: must be {' and '.join(parts) or 'a number'}")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(Section):
+    """What runs, for how long, and where it is kept."""
+
+    run_dir: str | None = option(
+        None, "Folder of the run; it is made, or resumed.", may_differ=True
+    )
+    algorithm: str = option(
+        "etpo",
+        "etpo is Algorithm 1; reflection samples the untrained model (the paper's baseline).",
+        choices=("etpo", "reflection"),
+    )
+    num_env_steps: int = option(
+        480, "Environment steps (executed actions) in all.", lower=1, may_differ=True
+    )
+    seed: int = option(0, "Seed of sampling, replay and initialisation.", lower=0)
+    checkpoint_every: int = option(1, "Updates between two checkpoints.", lower=1, may_differ=True)
+    checkpoints_to_keep: int = option(2, "Newest checkpoints kept.", lower=1, may_differ=True)
+    compilation_cache_dir: str = option(
+        "~/.cache/etpo_jax",
+        "Folder of compiled programs, so that the next start is quick; empty turns it off.",
+        may_differ=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig(Section):
+    """The environment."""
+
+    dataset: str = option("balance_scale", "Data set of the task; python -m env.datasets lists.")
+    target: str | None = option(None, "Target column of a table of your own (csv:PATH).")
+    task_description: str | None = option(None, "Words for your own table in the prompt.")
+    data_dir: str | None = option(None, "Folder with raw tables, see docs/tasks.md.")
+    max_steps: int = option(5, "Environment steps of an episode at most.", lower=1)
+    prompt_style: str = option(
+        "paper",
+        "Prompts as in the paper's figures, or as in the authors' code.",
+        choices=("paper", "official"),
+    )
+    num_splits: int = option(5, "Train/validation splits that a reward averages.", lower=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExecutionConfig(Section):
+    """How programs are executed."""
+
+    num_workers: int = option(
+        0, "Programs executed at the same time; 0 is one per core.", lower=0, may_differ=True
+    )
+    timeout_s: float = option(
+        10.0, "Seconds a program may take per split.", lower=0.0, exclusive_lower=True
+    )
+    memory_mb: int = option(1024, "MiB a program may use on top of its libraries.", lower=16)
+    isolation: str = option(
+        "auto",
+        "Wall around programs; unsafe has none but separate processes. See docs/execution.md.",
+        choices=("auto", "bwrap", "landlock", "seccomp", "unsafe"),
+        may_differ=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Section):
+    """The language model and where it lies."""
+
+    model: str = option("models/tiny", "Hugging Face folder of a Llama-family model.")
+    dtype: str = option("float32", "Computation of the model.", choices=("float32", "bfloat16"))
+    remat: str = option(
+        "full",
+        "What backward passes compute again instead of keeping it.",
+        choices=("none", "dots", "full"),
+    )
+    mesh: str = option(
+        "", "Devices per axis such as fsdp:4,tensor:2; empty: all on fsdp.", may_differ=True
+    )
+    max_prompt_length: int = option(
+        256, "Prompt tokens at most; longer prompts are shortened.", lower=8
+    )
+    length_multiple: int = option(
+        64, "Prompts and actions are padded to a multiple of this many tokens.", lower=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig(Section):
+    """How actions are drawn; the probability of what is really sampled is kept with the action."""
+
+    temperature: float = option(
+        1.0, "Logits are divided by this before sampling.", lower=0.0, exclusive_lower=True
+    )
+    top_k: int = option(0, "Sample among the most likely tokens only; 0 is all.", lower=0)
+    top_p: float = option(
+        1.0,
+        "Sample among the fewest tokens that hold this much probability.",
+        lower=0.0,
+        upper=1.0,
+        exclusive_lower=True,
+    )
+    support_threshold: float = option(
+        0.0,
+        "Policy and reference are restricted to tokens to which the reference gives at least this "
+        "probability, in sampling and in every loss; 0 is all tokens.",
+        lower=0.0,
+        upper=0.5,
+    )
+    max_new_tokens: int = option(64, "Tokens of an action at most.", lower=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LearningConfig(Section):
+    """Algorithm 1: how much is collected and how it is learnt from."""
+
+    num_envs: int = option(16, "Episodes that run side by side.", lower=1)
+    steps_per_update: int = option(1, "Environment steps of each episode between updates.", lower=1)
+    updates_per_batch: int = option(4, "Gradient steps after each collection.", lower=1)
+    minibatch_size: int = option(16, "Transitions of a gradient step.", lower=1)
+    replay_size: int = option(64, "Newest transitions that are kept for learning.", lower=1)
+    beta: float = option(
+        0.1, "Weight of the KL to the reference, reward per nat.", lower=0.0, exclusive_lower=True
+    )
+    gamma: float = option(0.99, "Discount between actions.", lower=0.0, upper=1.0)
+    gamma_within: float = option(
+        1.0, "Discount inside an action (Eq. 6: 1; DISC. ablation: 0.99).", lower=0.0, upper=1.0
+    )
+    lambda_within: float = option(
+        1.0, "Retrace weight along the action; 0 is the paper's target.", lower=0.0, upper=1.0
+    )
+    polyak_lambda: float = option(
+        0.9, "Weight of the old target critic in its update.", lower=0.0, upper=1.0
+    )
+    critic_loss: str = option(
+        "path",
+        "one_step is the paper's; retrace carries the reward along the action; path regresses the "
+        "whole action (docs/algorithm.md).",
+        choices=("one_step", "retrace", "path"),
+    )
+    path_starts: str = option(
+        "all",
+        "Paths of --critic_loss=path: from every token or the first.",
+        choices=("all", "root"),
+    )
+    q_parameterization: str = option(
+        "dueling",
+        "How the critic's logits are read as Q.",
+        choices=("residual", "logits", "beta_logits", "dueling"),
+    )
+    policy_target: str = option(
+        "reference_exp_q",
+        "What the policy follows: rho exp(Q/beta) (Eq. 8, 9) or exp(Q/beta) (Eq. 7).",
+        choices=("reference_exp_q", "exp_q"),
+    )
+    policy_loss: str = option(
+        "exact",
+        "Expectation under the policy, or the authors' plain mean over the vocabulary.",
+        choices=("exact", "uniform"),
+    )
+    tie_policy: bool = option(
+        False, "The policy is the softmax of the critic's own logits: no policy network."
+    )
+    huber_delta: float | None = option(
+        None,
+        "Huber delta of one_step and retrace losses; none is the squared error.",
+        lower=0.0,
+        exclusive_lower=True,
+    )
+    loss_temperature: float | None = option(
+        None,
+        "Temperature of policy and reference in the losses; none: that of sampling.",
+        lower=0.0,
+        exclusive_lower=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        implied = self.q_parameterization in ("residual", "dueling")
+        if self.critic_loss == "path" and self.gamma_within != 1.0:
+            raise ValueError(
+                f"--gamma_within={self.gamma_within:g}: --critic_loss=path needs 1, a path does "
+                "not discount inside an action"
+            )
+        if self.tie_policy and not implied:
+            raise ValueError(
+                f"--q_parameterization={self.q_parameterization}: --tie_policy needs residual or "
+                "dueling, whose Q implies the softmax of the critic's logits as its policy"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(Section):
+    """Gradient steps of policy and critic."""
+
+    optimizer: str = option("adamw", "Optimiser of both networks.", choices=("adamw", "lion"))
+    policy_learning_rate: float = option(3e-4, "Of the policy.", lower=0.0)
+    critic_learning_rate: float = option(1e-3, "Of the critic.", lower=0.0)
+    clip_norm: float = option(
+        1.0, "Global gradient norm of each network at most.", lower=0.0, exclusive_lower=True
+    )
+    adam_b1: float = option(0.9, "First moment's decay (adamw and lion).", lower=0.0, upper=1.0)
+    adam_b2: float = option(0.95, "Second moment's decay (lion: momentum's).", lower=0.0, upper=1.0)
+    adam_eps: float = option(
+        1e-5,
+        "AdamW's epsilon; 1e-8 inflates the nearly zero gradients of the head.",
+        lower=0.0,
+        exclusive_lower=True,
+    )
+    weight_decay: float = option(0.0, "Decoupled weight decay.", lower=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All settings of a run."""
+
+    run: RunConfig = RunConfig()
+    task: TaskConfig = TaskConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+    model: ModelConfig = ModelConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    learning: LearningConfig = LearningConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    def __post_init__(self) -> None:
+        if self.learning.policy_loss == "uniform" and self.sampling.support_threshold > 0:
+            raise ValueError(
+                f"--support_threshold={self.sampling.support_threshold:g}: must be 0 with "
+                "--policy_loss=uniform, whose mean over the vocabulary includes masked tokens"
+            )
+        if self.model.max_prompt_length % self.model.length_multiple:
+            raise ValueError(
+                f"--max_prompt_length={self.model.max_prompt_length}: must be a multiple of "
+                f"--length_multiple={self.model.length_multiple}"
+            )
+
+    @property
+    def loss_temperature(self) -> float:
+        """Temperature of policy and reference in the losses."""
+        return self.learning.loss_temperature or self.sampling.temperature
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flag name to value, in the order of the fields above."""
+        return {
+            field.name: getattr(getattr(self, name), field.name)
+            for name, section in _SECTIONS_BY_FIELD.items()
+            for field in dataclasses.fields(section)  # type: ignore[arg-type]
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Config":
+        """The configuration with these values; what is absent keeps its default.
+
+        Raises:
+          ValueError: naming the field, its value and the allowed range.
+        """
+        sections = {}
+        for name, section in _SECTIONS_BY_FIELD.items():
+            known = [field.name for field in dataclasses.fields(section)]  # type: ignore[arg-type]
+            sections[name] = section(**{key: values[key] for key in known if key in values})
+        return cls(**sections)  # type: ignore[arg-type]
+
+
+_SECTIONS_BY_FIELD: dict[str, type[Section]] = get_type_hints(Config)
+SECTIONS = tuple(_SECTIONS_BY_FIELD.values())
+MAY_DIFFER = frozenset(
+    field.name
+    for section in SECTIONS
+    for field in dataclasses.fields(section)  # type: ignore[arg-type]
+    if field.metadata["may_differ"]
+)
+
+
+def define_flags(
+    flag_values: flags.FlagValues = flags.FLAGS, sections: tuple[type[Section], ...] = SECTIONS
+) -> None:
+    """Registers one flag per field of `sections` as key flags of the calling program."""
+    for section in sections:
+        hints = get_type_hints(section)
+        for field in dataclasses.fields(section):  # type: ignore[arg-type]
+            _define(field, hints[field.name], flag_values)
+
+
+def _define(field: dataclasses.Field, hint: Any, flag_values: flags.FlagValues) -> None:
+    help_text = field.metadata["help"]
+    arguments = {"name": field.name, "default": field.default, "help": help_text}
+    arguments["flag_values"] = flag_values
+    if field.metadata["choices"]:
+        flags.DEFINE_enum(enum_values=list(field.metadata["choices"]), **arguments)
+    elif hint in (bool,):
+        flags.DEFINE_bool(**arguments)
+    elif hint in (int, int | None):
+        flags.DEFINE_integer(**arguments)
+    elif hint in (float, float | None):
+        flags.DEFINE_float(**arguments)
+    else:
+        flags.DEFINE_string(**arguments)
+
+
+def from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:
+    """The configuration that the parsed flags describe.
+
+    Raises:
+      UsageError: naming the flag, its value and the allowed range.
+    """
+    known = flag_values.flag_values_dict()
+    try:
+        return Config.from_dict({k: known[k] for k in Config().to_dict() if k in known})
+    except ValueError as error:
+        raise UsageError(str(error)) from error

@@ -1,0 +1,109 @@
+"""Critic and policy losses (Algorithm 1; Eq. 7, 8, 9), and the path-consistency regression."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from etpo_jax.divergence import masked_mean
+
+PathStarts = Literal["all", "root"]
+PolicyTarget = Literal["reference_exp_q", "exp_q"]
+
+
+def critic_loss(
+    q_taken_bj: Float[Array, "b j"],
+    q_target_bj: Float[Array, "b j"],
+    mask_bj: Bool[Array, "b j"],
+    *,
+    huber_delta: float | None,
+) -> Float[Array, ""]:
+    """Mean over real tokens of the Huber loss of Q(w) - target (Algorithm 1).
+
+    Args:
+      q_taken_bj: Q_theta of the sampled tokens.
+      q_target_bj: targets; their gradient is stopped.
+      mask_bj: True for real tokens.
+      huber_delta: where the loss turns from squared to linear, in reward units; None is the squared
+        error. A delta below the spread of the targets biases the mean towards the median.
+    """
+    error_bj = q_taken_bj - jax.lax.stop_gradient(q_target_bj)
+    if huber_delta is None:
+        return masked_mean(0.5 * jnp.square(error_bj), mask_bj)
+    magnitude_bj = jnp.abs(error_bj)
+    quadratic_bj = jnp.minimum(magnitude_bj, huber_delta)
+    loss_bj = 0.5 * jnp.square(quadratic_bj) + huber_delta * (magnitude_bj - quadratic_bj)
+    return masked_mean(loss_bj, mask_bj)
+
+
+def path_loss(
+    state_value_bj: Float[Array, "b j"],
+    log_ratio_bj: Float[Array, "b j"],
+    path_target_b: Float[Array, "b"],
+    mask_bj: Bool[Array, "b j"],
+    *,
+    beta: float | Float[Array, ""],
+    starts: PathStarts = "all",
+) -> Float[Array, ""]:
+    """Squared violation of soft path consistency along the sampled action (Nachum et al. 2017).
+
+    At the soft optimum v_j = target - beta * sum_{k >= j} log(pi*(w_k) / rho(w_k)) for every path,
+    whoever sampled it, because appending a token is deterministic. So no importance weight is
+    needed and the reward reaches every token at once.
+
+    Args:
+      state_value_bj: soft value just before token j, reward units (differentiable).
+      log_ratio_bj: log pi_Q(w_j) - log rho(w_j) in nats, pi_Q the policy that Q implies
+        (differentiable).
+      path_target_b: r + gamma * continues * v'; its gradient is stopped.
+      mask_bj: True for the tokens of the action.
+      beta: reward per nat.
+      starts: "all" asks it of the path from every token on, "root" of the whole action only.
+    """
+    log_ratio_bj = jnp.where(mask_bj, log_ratio_bj, 0.0)
+    suffix_bj = jnp.flip(jnp.cumsum(jnp.flip(log_ratio_bj, axis=1), axis=1), axis=1)
+    target_b = jax.lax.stop_gradient(path_target_b)
+    violation_bj = jnp.square(state_value_bj + beta * suffix_bj - target_b[:, None])
+    if starts == "root":
+        return masked_mean(violation_bj[:, 0], mask_bj[:, 0])
+    return masked_mean(violation_bj, mask_bj)
+
+
+def policy_loss(
+    policy_logits_bjv: Float[Array, "b j v"],
+    reference_logits_bjv: Float[Array, "b j v"],
+    q_bjv: Float[Array, "b j v"],
+    mask_bj: Bool[Array, "b j"],
+    *,
+    beta: float | Float[Array, ""],
+    target: PolicyTarget = "reference_exp_q",
+) -> Float[Array, ""]:
+    """beta * KL(pi || target) up to a constant, mean over real tokens, exact over the vocabulary.
+
+    "reference_exp_q" aims at rho * exp(Q / beta) (Eq. 8 and 9), "exp_q" at exp(Q / beta) (Eq. 7 as
+    printed, which equals Eq. 9 only for a uniform rho). Q and rho are constants here.
+    """
+    policy_log_probs = jax.nn.log_softmax(policy_logits_bjv.astype(jnp.float32))
+    score_bjv = beta * policy_log_probs - jax.lax.stop_gradient(q_bjv)
+    if target == "reference_exp_q":
+        reference_log_probs = jax.nn.log_softmax(reference_logits_bjv.astype(jnp.float32))
+        score_bjv -= beta * jax.lax.stop_gradient(reference_log_probs)
+    return masked_mean(jnp.sum(jnp.exp(policy_log_probs) * score_bjv, axis=-1), mask_bj)
+
+
+def uniform_policy_loss(
+    policy_logits_bjv: Float[Array, "b j v"],
+    q_bjv: Float[Array, "b j v"],
+    mask_bj: Bool[Array, "b j"],
+    *,
+    beta: float | Float[Array, ""],
+) -> Float[Array, ""]:
+    """The loss of the authors' released code: a plain mean over the vocabulary of beta log pi - Q.
+
+    Its gradient holds neither Q nor the reward: on the logits it is beta * (1 / V - pi), which
+    sharpens pi around its own mode without bound. Kept for reproducing that code, not for use.
+    """
+    policy_log_probs = jax.nn.log_softmax(policy_logits_bjv.astype(jnp.float32))
+    score_bjv = beta * policy_log_probs - jax.lax.stop_gradient(q_bjv)
+    return masked_mean(jnp.mean(score_bjv, axis=-1), mask_bj)
