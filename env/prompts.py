@@ -1,0 +1,188 @@
+"""The prompts of the code task (the paper's eta, Figures 6 and 7) and the program around an action.
+
+A prompt is a Python file with one `<FILL_ME>`; the action, the "body", is what replaces it: its first
+line follows the four spaces that are already there, and later lines bring their own.
+"""
+
+import dataclasses
+import re
+import unicodedata
+from typing import Literal, get_args
+
+FILL_ME = "<FILL_ME>"
+
+PromptStyle = Literal["paper", "official"]
+"""`paper`: as printed in Figures 6 and 7. `official`: as the authors' code builds it, which shows the
+shape of the whole table, does not comment the previous function out, and spaces its docstrings
+otherwise."""
+STYLES: tuple[PromptStyle, ...] = get_args(PromptStyle)
+
+MAX_ERROR_CHARS = 400
+
+_HEADER = '"""Classification with a {description} Prediction Dataset"""\nimport numpy as np\n\n'
+_SIGNATURE = "def build_model(x_train: np.ndarray, y_train: np.ndarray):\n"
+_RETURN = "    return model\n"
+_REQUEST = (
+    "Import modules, return a scikit model trained with x_train in shape {shape} and y_train."
+)
+_REPORT = "An error was reported while executing this function: {error}. Please fix it."
+_FIX = "Fix the error in the previous function."
+
+
+@dataclasses.dataclass(frozen=True)
+class _Limits:
+    """How much of the last failure a reflective prompt shows; None is all of it."""
+
+    error_chars: int
+    body_lines: int | None = None
+    line_chars: int | None = None
+
+
+# The middle of the error goes first, then the middle lines of the previous body: what remains
+# longest is what names the mistake and the lines next to the signature and the return.
+_SHORTER = (
+    _Limits(MAX_ERROR_CHARS),
+    _Limits(160),
+    _Limits(80),
+    _Limits(80, body_lines=16, line_chars=120),
+    _Limits(80, body_lines=8, line_chars=80),
+    _Limits(80, body_lines=4, line_chars=60),
+    _Limits(40, body_lines=0),
+)
+MAX_SHORTEN = len(_SHORTER) - 1
+
+
+def first_prompt(
+    description: str, num_rows: int, num_features: int, *, style: PromptStyle = "paper"
+) -> str:
+    """The prompt of an episode's first state (Figure 6).
+
+    Args:
+      description: what the data is about, such as "Balance Scale Weight & Distance".
+      num_rows: rows in the displayed shape, see `shown_rows`.
+      num_features: columns of `x_train`.
+      style: see `PromptStyle`.
+    """
+    return _header(description, style) + _function(
+        _request(num_rows, num_features), FILL_ME, style=style
+    )
+
+
+def reflective_prompt(
+    description: str,
+    num_rows: int,
+    num_features: int,
+    body: str,
+    error: str,
+    *,
+    style: PromptStyle = "paper",
+    shorten: int = 0,
+) -> str:
+    """The prompt of the state after a failed action (Figure 7).
+
+    Args:
+      description: what the data is about.
+      num_rows: rows in the displayed shape, see `shown_rows`.
+      num_features: columns of `x_train`.
+      body: the action that failed.
+      error: what it raised; cleaned and bounded here by `clean_error`.
+      style: see `PromptStyle`.
+      shorten: 0 shows everything, up to `MAX_SHORTEN` ever less; larger values count as that.
+    """
+    limits = _SHORTER[min(shorten, MAX_SHORTEN)]
+    reported = clean_error(error, max_chars=limits.error_chars).rstrip(" .")
+    previous = _function(_request(num_rows, num_features), _shown_body(body, limits), style=style)
+    if style == "paper":
+        previous = "".join(f"# {line}".rstrip() + "\n" for line in previous.splitlines()) + "\n"
+    else:
+        previous += "\n"
+    return "".join(
+        (
+            _header(description, style),
+            _docstring(_REPORT.format(error=reported), style=style) + "\n",
+            previous,
+            _function(_FIX, FILL_ME, style=style, space_after=True),
+        )
+    )
+
+
+def program(body: str) -> str:
+    """The body inside its function: a Python file that runs as it stands."""
+    return f"import numpy as np\n\n\n{_SIGNATURE}    {body.rstrip()}\n{_RETURN}"
+
+
+def shown_rows(num_rows: int, style: PromptStyle = "paper") -> int:
+    """The number of rows that a prompt displays for a table of `num_rows`.
+
+    The paper shows the training half of `train_test_split(test_size=0.5)`, whose validation half
+    takes the odd row.
+    """
+    return num_rows // 2 if style == "paper" else num_rows
+
+
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+_URL = re.compile(r"\b[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
+_ADDRESS = re.compile(r"(?:\s+at)?\s*\b0x[0-9a-fA-F]{6,}\b")
+# "(<string>, line 7)": of a file that the prompt does not show.
+_LOCATION = re.compile(r"\s*\((?:<[^<>()]*>|[^()\s]+\.py),\s*line\s+\d+\)")
+_FOLDERS = re.compile(r"(?<![\w.)\]])(?:~|\.{1,2}|[A-Za-z]:)?[/\\](?:[\w.+@%-]+[/\\])*(?=[\w.<])")
+
+
+def clean_error(text: str, *, max_chars: int = MAX_ERROR_CHARS) -> str:
+    """One bounded line that says what went wrong and cannot break out of a prompt.
+
+    Folders, URLs, memory addresses, source locations, escape sequences and control characters are
+    dropped, white space is folded, triple quotes and the infilling marker are defused. What exceeds
+    `max_chars` is cut out of the middle: the type stands at the start, and often the point at the end.
+    """
+    text = _ANSI.sub("", text)
+    text = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in text)
+    for noise in (_URL, _LOCATION, _ADDRESS, _FOLDERS):
+        text = noise.sub("", text)
+    text = text.replace('"""', "'").replace("'''", "'").replace(FILL_ME, "FILL_ME")
+    return _elide(" ".join(text.split()), max_chars)
+
+
+def _elide(text: str, max_chars: int) -> str:
+    if len(text) <= max_chars:
+        return text
+    gap = " ... "
+    tail = (max_chars - len(gap)) // 3
+    return text[: max_chars - len(gap) - tail].rstrip() + gap + text[-tail:].lstrip()
+
+
+def _shown_body(body: str, limits: _Limits) -> str:
+    # A marker in the body would be a second one in the prompt; control characters have no business
+    # in a source file. `splitlines` also cuts at separators that would end a comment.
+    body = body.replace(FILL_ME, "FILL_ME").rstrip()
+    lines = [
+        "".join(c for c in line if c == "\t" or unicodedata.category(c) not in ("Cc", "Cs"))
+        for line in body.splitlines()
+    ]
+    if limits.body_lines is not None and len(lines) > limits.body_lines:
+        tail = limits.body_lines // 2
+        head = limits.body_lines - tail
+        lines = [*lines[:head], "    ..." if head else "...", *lines[len(lines) - tail :]]
+    if limits.line_chars is not None:
+        lines = [_elide(line, limits.line_chars) for line in lines]
+    return "\n".join(lines)
+
+
+def _header(description: str, style: PromptStyle) -> str:
+    header = _HEADER.format(description=description)
+    return header if style == "paper" else "\n" + header
+
+
+def _request(num_rows: int, num_features: int) -> str:
+    return _REQUEST.format(shape=(num_rows, num_features))
+
+
+def _docstring(text: str, *, style: PromptStyle, space_after: bool = False) -> str:
+    if style == "paper":
+        return f'"""{text}"""'
+    return f'""" {text}{" " if space_after else ""}"""'
+
+
+def _function(docstring: str, body: str, *, style: PromptStyle, space_after: bool = False) -> str:
+    text = _docstring(docstring, style=style, space_after=space_after)
+    return f"{_SIGNATURE}    {text}\n    {body}\n{_RETURN}"
