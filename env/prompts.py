@@ -1,7 +1,7 @@
 """The prompts of the code task (the paper's eta, Figures 6 and 7) and the program around an action.
 
-A prompt is a Python file with one `<FILL_ME>`; the action, the "body", is what replaces it: its first
-line follows the four spaces that are already there, and later lines bring their own.
+A prompt is a Python file with one `<FILL_ME>`; the action, the "body", is what replaces it: its
+first line follows the four spaces that are already there, and later lines bring their own.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ from typing import Literal, get_args
 FILL_ME = "<FILL_ME>"
 
 PromptStyle = Literal["paper", "official"]
-"""`paper`: as printed in Figures 6 and 7. `official`: as the authors' code builds it, which shows the
-shape of the whole table, does not comment the previous function out, and spaces its docstrings
+"""`paper`: as printed in Figures 6 and 7. `official`: as the authors' code builds it, which shows
+the shape of the whole table, does not comment the previous function out, and spaces its docstrings
 otherwise."""
 STYLES: tuple[PromptStyle, ...] = get_args(PromptStyle)
 
@@ -133,7 +133,7 @@ def clean_error(text: str, *, max_chars: int = MAX_ERROR_CHARS) -> str:
 
     Folders, URLs, memory addresses, source locations, escape sequences and control characters are
     dropped, white space is folded, triple quotes and the infilling marker are defused. What exceeds
-    `max_chars` is cut out of the middle: the type stands at the start, and often the point at the end.
+    `max_chars` is cut out of the middle: the type stands at the start, often the point at the end.
     """
     text = _ANSI.sub("", text)
     text = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in text)

@@ -1,8 +1,8 @@
 """The paper's fourteen tables: where each comes from, what it predicts and what it must look like.
 
-Sizes are of the prepared table; `paper_*` are those printed in Table 1 of the paper, which differ for
-reasons given in docs/tasks.md. `raw_rows` is the size of the published file, all that the shared
-random stream of the OpenML tables depends on (see `env.preparation`).
+Shapes are of the prepared table; `paper_shape` is what Table 1 of the paper prints, which differs
+for reasons given in docs/tasks.md. `raw_rows` is the size of the published file, all that the
+shared random stream of the OpenML tables depends on (see `env.preparation`).
 """
 
 import dataclasses

@@ -1,0 +1,57 @@
+"""Train and validation halves: the paper's 5 repetitions (section 5.1), by position of the row."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from env.base import UsageError
+
+NUM_SPLITS = 5
+
+
+def split_rows(num_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row positions of both halves of split `seed`.
+
+    The same as scikit-learn's `train_test_split(test_size=0.5, random_state=seed, shuffle=True)`,
+    without importing it.
+
+    Returns: int64 positions of the training half (`num_rows // 2`) and of the validation half.
+    """
+    permutation = np.random.RandomState(seed).permutation(num_rows)
+    num_validation = num_rows - num_rows // 2
+    return permutation[num_validation:], permutation[:num_validation]
+
+
+def _halves(num_rows: int, num_splits: int) -> Iterator[tuple[int, str, np.ndarray]]:
+    for seed in range(num_splits):
+        training, validation = split_rows(num_rows, seed)
+        yield seed, "training", training
+        yield seed, "validation", validation
+
+
+def check_class_counts(
+    labels_n: np.ndarray, *, num_splits: int, min_rows: int, class_names: tuple[str, ...] = ()
+) -> None:
+    """Refuses labels of which a half holds fewer than `min_rows` of some class.
+
+    A class that is missing in one half makes every program fail on that split, whatever it does.
+
+    Args:
+      labels_n: class codes 0..K-1.
+      num_splits: splits that a reward averages.
+      min_rows: rows of every class that each half needs.
+      class_names: names of the codes, for the message.
+
+    Raises:
+      UsageError: naming split, half and class.
+    """
+    num_classes = int(labels_n.max()) + 1
+    for seed, half, rows in _halves(len(labels_n), num_splits):
+        counts = np.bincount(labels_n[rows], minlength=num_classes)
+        rare = int(counts.argmin())
+        if counts[rare] < min_rows:
+            name = class_names[rare] if class_names else str(rare)
+            raise UsageError(
+                f"class {name!r} of the target has {counts[rare]} rows in the {half} half of split "
+                f"{seed}, at least {min_rows} are needed: add rows or drop the class"
+            )
