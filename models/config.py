@@ -1,0 +1,247 @@
+"""The sizes and constants of a Llama-family decoder, read from a Hugging Face `config.json`.
+
+Nothing that shapes the computation has a default: a constant that the file forgets, or a feature
+that this decoder lacks, is an error that names it.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from models.errors import ModelError
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearRope:
+    """Position interpolation: angles divided by `factor` (DeepSeek-Coder)."""
+
+    factor: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Rope:
+    """Llama 3.1's scaling: low frequencies divided by `factor`, high ones kept, a ramp between.
+
+    Attributes:
+      factor: divisor of low frequencies.
+      low_freq_factor: wavelengths above the original window over this are low frequencies.
+      high_freq_factor: wavelengths below the original window over this are kept.
+      original_max_position_embeddings: window before the scaling, tokens.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+RopeScaling = LinearRope | Llama3Rope | None
+_ROPE_TYPES: dict[str, type[LinearRope] | type[Llama3Rope]] = {
+    "linear": LinearRope,
+    "llama3": Llama3Rope,
+}
+_ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+_FAMILY = "the Llama family (model_type llama or qwen2) can be used"
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """One decoder-only transformer of the Llama family.
+
+    Attributes:
+      vocab_size: rows of the embedding, v.
+      hidden_size: width of the residual stream, d.
+      intermediate_size: width of the gated MLP, f.
+      num_layers: blocks, l.
+      num_heads: query heads, n.
+      num_kv_heads: key and value heads, k; divides `num_heads`.
+      head_dim: size of one head, h; even.
+      rope_theta: base of the rotary embedding.
+      rope_scaling: how its frequencies are scaled, if at all.
+      rms_norm_eps: epsilon of the root mean square norms.
+      tie_word_embeddings: whether the output layer is the embedding.
+      attention_bias: whether query, key and value projections have a bias (Qwen2).
+      max_position_embeddings: tokens the model was made for.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float
+    rope_scaling: RopeScaling
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    attention_bias: bool
+    max_position_embeddings: int
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads={self.num_kv_heads}: must divide num_heads={self.num_heads}"
+            )
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim}: must be even")
+
+    @classmethod
+    def from_folder(cls, path: str | pathlib.Path) -> "DecoderConfig":
+        """Reads `config.json` of a model folder.
+
+        Raises:
+          ModelError: no such folder or file, not JSON, a constant missing, or an unsupported
+            architecture or feature, by name.
+        """
+        folder = pathlib.Path(path)
+        if not folder.is_dir():
+            raise ModelError(f"{folder}: no such model folder")
+        return cls.from_dict(read_json(folder / "config.json"), source=str(folder / "config.json"))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, source: str) -> "DecoderConfig":
+        """The decoder that the values of a `config.json` describe; `source` is named in errors."""
+        model_type = _check_supported(values, source)
+        heads = _number(values, "num_attention_heads", int, source)
+        hidden = _number(values, "hidden_size", int, source)
+        head_dim = values.get("head_dim")
+        if head_dim is None and heads:
+            head_dim = hidden // heads
+            if head_dim * heads != hidden:
+                raise ModelError(f"{source}: hidden_size {hidden} over {heads} heads is no integer")
+        theta, scaling = _rope(values, source)
+        try:
+            return cls(
+                vocab_size=_number(values, "vocab_size", int, source),
+                hidden_size=hidden,
+                intermediate_size=_number(values, "intermediate_size", int, source),
+                num_layers=_number(values, "num_hidden_layers", int, source),
+                num_heads=heads,
+                num_kv_heads=_number(values, "num_key_value_heads", int, source),
+                head_dim=_number({"head_dim": head_dim}, "head_dim", int, source),
+                rope_theta=theta,
+                rope_scaling=scaling,
+                rms_norm_eps=_number(values, "rms_norm_eps", float, source),
+                tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),
+                attention_bias=model_type == "qwen2",
+                max_position_embeddings=_number(values, "max_position_embeddings", int, source),
+            )
+        except ModelError:
+            raise
+        except ValueError as error:
+            raise ModelError(f"{source}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values of a `config.json` that describes this decoder."""
+        model_type = "qwen2" if self.attention_bias else "llama"
+        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
+        for name, kind in _ROPE_TYPES.items():
+            if isinstance(self.rope_scaling, kind):
+                rope |= {"rope_type": name, **dataclasses.asdict(self.rope_scaling)}
+        return {
+            "architectures": [_ARCHITECTURES[model_type]],
+            "model_type": model_type,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "max_position_embeddings": self.max_position_embeddings,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_parameters": rope,
+            "tie_word_embeddings": self.tie_word_embeddings,
+        }
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a JSON file of a model folder.
+
+    Raises:
+      ModelError: the file is missing or holds no JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path.parent}: a model folder needs {path.name}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"{path}: must hold a JSON object")
+    return values
+
+
+def _check_supported(values: Mapping[str, Any], source: str) -> str:
+    """The model type; raises for everything that would change the computation silently."""
+    model_type = values.get("model_type")
+    if model_type not in _ARCHITECTURES:
+        raise ModelError(f"{source}: model_type {model_type!r} is not supported: only {_FAMILY}")
+    for name in values.get("architectures") or ():
+        if name != _ARCHITECTURES[model_type]:
+            raise ModelError(f"{source}: architecture {name} is not supported: only {_FAMILY}")
+    unsupported = {
+        "attention_bias": model_type == "llama" and values.get("attention_bias"),
+        "mlp_bias": values.get("mlp_bias"),
+        "use_sliding_window": values.get("use_sliding_window"),
+        "quantization_config": values.get("quantization_config"),
+        "hidden_act": values.get("hidden_act") != "silu",
+    }
+    for name, is_unsupported in unsupported.items():
+        if is_unsupported:
+            raise ModelError(f"{source}: {name} {values.get(name)!r} is not supported")
+    return model_type
+
+
+# Constants that the published format did not write at first, because the code knew one value:
+# (key, first transformers version whose files have it).
+_ADDED_IN = {"num_key_value_heads": (4, 31), "rope_theta": (4, 33)}
+
+
+def _is_older_than(values: Mapping[str, Any], key: str) -> bool:
+    """Whether a file was written by a version that did not know `key` yet."""
+    parts = str(values.get("transformers_version", "")).split(".")
+    if len(parts) < 2 or not (parts[0].isdigit() and parts[1].isdigit()):
+        return False
+    return (int(parts[0]), int(parts[1])) < _ADDED_IN[key]
+
+
+def _number(values: Mapping[str, Any], key: str, kind: type, source: str) -> Any:
+    """A required number; what old files could not state has the value of that time."""
+    value = values.get(key)
+    if value is None and key in _ADDED_IN and _is_older_than(values, key):
+        return 10000.0 if key == "rope_theta" else values["num_attention_heads"]
+    if value is None:
+        raise ModelError(f"{source}: {key} is missing")
+    allowed = (int,) if kind is int else (int, float)
+    if isinstance(value, bool) or not isinstance(value, allowed):
+        raise ModelError(f"{source}: {key} {value!r} is not a number")
+    return kind(value)
+
+
+def _rope(values: Mapping[str, Any], source: str) -> tuple[float, RopeScaling]:
+    """Base and scaling, in the old layout (rope_theta, rope_scaling) or the new one."""
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise ModelError(f"{source}: rope_scaling {rope!r} is not an object")
+    base = _number(rope if "rope_theta" in rope else values, "rope_theta", float, source)
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ModelError(f"{source}: partial_rotary_factor is not supported")
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type == "default":
+        return base, None
+    if rope_type not in _ROPE_TYPES:
+        raise ModelError(f"{source}: RoPE scaling {rope_type!r} is not supported")
+    kind = _ROPE_TYPES[rope_type]
+    fields = {
+        field.name: _number(rope, field.name, field.type, source)  # type: ignore[arg-type]
+        for field in dataclasses.fields(kind)
+    }
+    return base, kind(**fields)
