@@ -1,0 +1,69 @@
+"""Checkpoints of a whole run with orbax: train state, replay, and the host's counters."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from env.base import UsageError
+
+
+class Checkpoints:
+    """Numbered checkpoints in one folder, written in the background.
+
+    Each holds the checkpointables `state` (a pytree of arrays), `replay` (NumPy arrays) and `host`
+    (a JSON value). The step of a checkpoint is the number of updates done.
+    """
+
+    def __init__(self, path: Path, keep: int):
+        training = ocp.training
+        # The default policies skip saves silently; which updates are saved is the caller's choice.
+        self._checkpointer = training.Checkpointer(
+            str(path.absolute()),
+            save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=training.preservation_policies.LatestN(keep),
+        )
+
+    @property
+    def latest(self) -> int | None:
+        """The newest committed checkpoint, None without any."""
+        latest = self._checkpointer.latest
+        return None if latest is None else int(latest.step)
+
+    def save(
+        self, update: int, state: Any, replay: dict[str, np.ndarray], host: dict[str, Any]
+    ) -> None:
+        """Starts to write a checkpoint; the arrays may be donated once this returns."""
+        self._checkpointer.save_checkpointables_async(
+            update, {"state": state, "replay": replay, "host": host}
+        )
+
+    def restore(
+        self, update: int, state: Any, replay: dict[str, np.ndarray]
+    ) -> tuple[Any, dict[str, np.ndarray], dict[str, Any]]:
+        """Reads a checkpoint onto the shapes, dtypes and shardings of `state` and `replay`.
+
+        Raises:
+          UsageError: if the checkpoint holds other shapes.
+        """
+        abstract = jax.tree.map(
+            lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding),
+            state,
+        )
+        try:
+            loaded = self._checkpointer.load_checkpointables(
+                update, {"state": abstract, "replay": replay, "host": None}
+            )
+        except ValueError as error:
+            raise UsageError(f"checkpoint {update} does not fit this run: {error}") from error
+        return loaded["state"], loaded["replay"], loaded["host"]
+
+    def wait(self) -> None:
+        """Returns when every started checkpoint is committed."""
+        self._checkpointer.wait()
+
+    def close(self) -> None:
+        """Waits and releases."""
+        self._checkpointer.close()

@@ -1,0 +1,286 @@
+"""The host loop of Algorithm 1: collect, learn, log, checkpoint; resumable between updates."""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from env.base import Step, Task
+from etpo_jax.batch import Batch, Transition, collate
+from etpo_jax.build import Language
+from etpo_jax.checkpoint import Checkpoints
+from etpo_jax.config import Config
+from etpo_jax.learner import Learner
+from etpo_jax.replay import Replay
+from etpo_jax.rollout import Actions, Actor, Episodes, Prompts
+from etpo_jax.run_directory import Best, RunDirectory
+from etpo_jax.timer import Timer
+from etpo_jax.update import Metrics, check_finite
+
+RECENT_PROGRAMS = 64
+"""Programs among which `distinct_programs` counts."""
+
+
+@dataclasses.dataclass
+class Counters:
+    """What the host remembers beside episodes and replay."""
+
+    update: int = 0
+    gradient_steps: int = 0
+    best: Best | None = None
+    recent: collections.deque[str] = dataclasses.field(
+        default_factory=lambda: collections.deque(maxlen=RECENT_PROGRAMS)
+    )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "update": self.update,
+            "gradient_steps": self.gradient_steps,
+            "best": self.best.to_json() if self.best else None,
+            "recent": list(self.recent),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes over what `to_json` gave."""
+        self.update = state["update"]
+        self.gradient_steps = state["gradient_steps"]
+        self.best = Best.from_json(state["best"]) if state["best"] else None
+        self.recent.clear()
+        self.recent.extend(state["recent"])
+
+
+class Loop:
+    """One run of an algorithm on a task, from wherever its last checkpoint left it."""
+
+    def __init__(
+        self,
+        config: Config,
+        run: RunDirectory,
+        checkpoints: Checkpoints,
+        language: Language,
+        actor: Actor,
+        learner: Learner,
+        task: Task,
+    ):
+        learning = config.learning
+        self._config = config
+        self._run = run
+        self._checkpoints = checkpoints
+        self._language = language
+        self._actor = actor
+        self._learner = learner
+        self._task = task
+        self._counters = Counters()
+        self._replay = Replay(
+            max(learning.replay_size, learning.num_envs * learning.steps_per_update),
+            config.model.max_prompt_length,
+            config.sampling.max_new_tokens,
+        )
+        prompts = Prompts(task, language.tokenizer, config.model.max_prompt_length)
+        self._episodes = Episodes(task, prompts, learning.num_envs, config.run.seed)
+        self._key = jax.random.key(config.run.seed)
+        self._reference_weights = (
+            actor.weights(language.base, {}) if config.sampling.support_threshold > 0 else None
+        )
+
+    @property
+    def counters(self) -> Counters:
+        return self._counters
+
+    @property
+    def env_step(self) -> int:
+        """Environment steps done."""
+        return self._episodes.env_step
+
+    def resume(self) -> None:
+        """Restores the last committed checkpoint, if any, and cuts the logs back to it."""
+        update = self._checkpoints.latest
+        if update is None:
+            self._run.cut_back(update=-1, env_step=-1, best=None)
+            return
+        state, replay, host = self._checkpoints.restore(
+            update, self._learner.state, self._replay.state()
+        )
+        self._learner.state = state
+        self._replay.restore(replay)
+        self._episodes.restore(host["episodes"])
+        self._counters.restore(host["counters"])
+        self._run.cut_back(update=update, env_step=self.env_step, best=self._counters.best)
+
+    def run(
+        self,
+        is_stopped: Callable[[], bool],
+        on_update: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """Updates until all environment steps are done or `is_stopped` says so.
+
+        Args:
+          is_stopped: asked between updates.
+          on_update: called with each row of `metrics.jsonl`.
+        """
+        saved = self._counters.update
+        while self.env_step < self._config.run.num_env_steps and not is_stopped():
+            row, episode_rows = self._update()
+            self._run.append_episodes(episode_rows)
+            self._run.append_metrics(row)
+            on_update(row)
+            if self._counters.update - saved >= self._config.run.checkpoint_every:
+                self._save()
+                saved = self._counters.update
+        if saved < self._counters.update:
+            self._save()
+        self._checkpoints.wait()
+
+    def close(self) -> None:
+        """Ends the background execution."""
+        self._episodes.close()
+
+    def _save(self) -> None:
+        self._checkpoints.save(
+            self._counters.update,
+            self._learner.state,
+            self._replay.state(),
+            {"episodes": self._episodes.state(), "counters": self._counters.to_json()},
+        )
+
+    def _update(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """One collection and the gradient steps after it."""
+        update = self._counters.update + 1
+        learned: list[Metrics] = []
+        timer = Timer("generate_s", "execute_s", "update_s")
+        new: list[Transition] = []
+        rows: list[dict[str, Any]] = []
+        num_tokens = 0
+        weights = self._actor.weights(self._language.base, self._learner.policy_trunk())
+        for t in range(self._config.learning.steps_per_update):
+            remaining = self._config.run.num_env_steps - self.env_step
+            if not remaining:
+                break
+            with timer.measure("generate_s"):
+                actions = self._act(weights, jax.random.fold_in(self._key, update), t)
+            num_tokens += actions.num_tokens
+            started = time.monotonic()
+            executing = self._episodes.start(actions.texts[:remaining])
+            if t == 0:
+                # While programs execute, the device learns from what is already there.
+                with timer.measure("update_s"):
+                    learned += self._learn_from_replay(update)
+            steps = executing.result()
+            timer.add("execute_s", time.monotonic() - started)
+            step_transitions, step_rows = self._episodes.finish(actions, steps)
+            self._note_best(actions, steps)
+            new += step_transitions
+            rows += step_rows
+        if update == 1:
+            self._learner.start(float(np.mean([transition.reward for transition in new])))
+        self._replay.add(new)
+        with timer.measure("update_s"):
+            fresh = self._collate(self._fresh(new, update))
+            if self._learner.num_updates:
+                learned.append(self._learner.learn(fresh))
+            else:
+                learned.append(self._learner.measure(fresh))
+            metrics = self._fetch(learned)
+        self._counters.update = update
+        self._counters.recent.extend(row["action"] for row in rows)
+        generated = {"tokens_per_s": num_tokens / timer.seconds["generate_s"]}
+        return self._row(rows, metrics) | generated | timer.seconds, rows
+
+    def _act(self, weights: Any, key: jax.Array, t: int) -> Actions:
+        return self._actor.act(
+            weights,
+            self._episodes.encode(),
+            jax.random.fold_in(key, t),
+            reference_weights=self._reference_weights,
+        )
+
+    def _learn_from_replay(self, update: int) -> list[Metrics]:
+        """All gradient steps but the last, which takes the new transitions."""
+        if not len(self._replay):
+            return []
+        size = self._config.learning.minibatch_size
+        return [
+            self._learner.learn(self._collate(self._replay.sample(size, self._rng(update, index))))
+            for index in range(self._learner.num_updates - 1)
+        ]
+
+    def _fresh(self, new: list[Transition], update: int) -> list[Transition]:
+        """A minibatch of new transitions, filled up from the replay if they are too few."""
+        size = self._config.learning.minibatch_size
+        rng = self._rng(update, self._learner.num_updates)
+        if len(new) > size:
+            chosen = rng.choice(len(new), size=size, replace=False)
+            return [new[index] for index in chosen]
+        return new + (self._replay.sample(size - len(new), rng) if len(new) < size else [])
+
+    def _rng(self, update: int, index: int) -> np.random.Generator:
+        return np.random.default_rng([self._config.run.seed, update, index])
+
+    def _collate(self, transitions: list[Transition]) -> Batch:
+        return collate(
+            transitions,
+            pad_id=self._language.tokenizer.pad_id,
+            length_multiple=self._config.model.length_multiple,
+            max_prompt_length=self._config.model.max_prompt_length,
+            max_new_tokens=self._config.sampling.max_new_tokens,
+        )
+
+    def _fetch(self, learned: list[Metrics]) -> dict[str, float]:
+        """Mean over the gradient steps; KL and entropy are those of the new transitions."""
+        fetched = jax.device_get(learned)
+        for metrics in fetched:
+            if "is_finite" in metrics:
+                self._counters.gradient_steps += 1
+                check_finite(metrics, self._counters.gradient_steps)
+        means = {
+            name: float(np.mean([metrics[name] for metrics in fetched])) for name in fetched[-1]
+        }
+        means.pop("is_finite", None)
+        return means | {name: float(fetched[-1][name]) for name in ("kl_to_reference", "entropy")}
+
+    def _note_best(self, actions: Actions, steps: list[Step]) -> None:
+        first = self.env_step - len(steps) + 1
+        for index, step in enumerate(steps):
+            best = self._counters.best
+            if step.error or (best is not None and step.reward <= best.reward):
+                continue
+            self._counters.best = Best(
+                reward=step.reward,
+                split_scores=tuple(step.info.get("split_scores", ())),
+                env_step=first + index,
+                dataset=self._task.name,
+                seed=self._config.run.seed,
+                action=actions.texts[index],
+                program=self._task.program(actions.texts[index]),
+            )
+            self._run.write_best(self._counters.best)
+
+    def _row(self, rows: list[dict[str, Any]], metrics: dict[str, float]) -> dict[str, Any]:
+        rewards = [row["reward"] for row in rows]
+        best = self._counters.best
+        learned = {
+            name: metrics.get(name)
+            for name in (
+                "kl_to_reference",
+                "entropy",
+                "critic_loss",
+                "policy_loss",
+                "target_mean",
+                "critic_grad_norm",
+                "policy_grad_norm",
+            )
+        }
+        return {
+            "env_step": self.env_step,
+            "update": self._counters.update,
+            "gradient_steps": self._counters.gradient_steps,
+            "reward_mean": float(np.mean(rewards)),
+            "reward_best": best.reward if best else None,
+            "runnable_rate": float(np.mean([not row["error"] for row in rows])),
+            "distinct_programs": len(set(self._counters.recent)),
+            **learned,
+        }

@@ -1,0 +1,149 @@
+"""The four networks over one architecture: policy, reference, critic, target critic.
+
+A role is a choice of variables for one `apply`. The reference is the frozen base alone; with
+adapters the other three are their adapter over that base, with full fine-tuning each has parameters
+of its own.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from etpo_jax.soft_q import optimal_soft_value
+from etpo_jax.train_state import Critic, Role
+from models.transformer import Decoder, positions
+
+MASKED = -1e9  # finite: 0 * -inf would be NaN
+
+
+class Distribution(NamedTuple):
+    """How logits become the distributions pi and rho that the losses speak of."""
+
+    temperature: Float[Array, ""]
+    support_threshold: Float[Array, ""]
+
+    def support(self, reference_logits_bjv: Float[Array, "*b v"]) -> Bool[Array, "*b v"]:
+        """Tokens to which rho gives at least the threshold, and rho's most likely token."""
+        reference_bjv = jax.nn.softmax(reference_logits_bjv / self.temperature)
+        most_bj1 = jnp.max(reference_bjv, axis=-1, keepdims=True)
+        return reference_bjv >= jnp.minimum(self.support_threshold, most_bj1)
+
+    def logits(
+        self, logits_bjv: Float[Array, "*b v"], support_bjv: Bool[Array, "*b v"]
+    ) -> Float[Array, "*b v"]:
+        """Logits at this temperature within the support."""
+        return jnp.where(support_bjv, logits_bjv / self.temperature, MASKED)
+
+
+class SoftQ(NamedTuple):
+    """A critic's reading of every token.
+
+    Attributes:
+      q_bjv: Q in reward units.
+      value_bj: beta log E_rho[exp(Q / beta)].
+      log_ratio_bjv: (Q - value) / beta = log(pi_Q / rho), pi_Q the policy that Q implies.
+    """
+
+    q_bjv: Float[Array, "*b v"]
+    value_bj: Float[Array, "*b"]
+    log_ratio_bjv: Float[Array, "*b v"]
+
+
+def read_soft_q(
+    parameterization: str,
+    critic_logits_bjv: Float[Array, "*b v"],
+    reference_logits_bjv: Float[Array, "*b v"],
+    head_bj: Float[Array, "*b"],
+    *,
+    beta: float | Float[Array, ""],
+) -> SoftQ:
+    """Reads critic logits l as Q; both logits are processed alike (temperature, support).
+
+    residual: Q = beta (l - l_rho) + b0, constant at the start, so that the first optimal policy is
+    rho itself. dueling: Q = v(h) + beta (log softmax l - log rho), whose soft value is exactly the
+    scalar head v. logits: Q = l, as in the authors' code. beta_logits: Q = beta l.
+
+    Args:
+      head_bj: the scalar head v(h) of a dueling critic, b0 otherwise; reward units.
+      beta: reward per nat.
+    """
+    if parameterization == "dueling":
+        log_ratio_bjv = jax.nn.log_softmax(critic_logits_bjv) - jax.nn.log_softmax(
+            reference_logits_bjv
+        )
+        return SoftQ(head_bj[..., None] + beta * log_ratio_bjv, head_bj, log_ratio_bjv)
+    if parameterization == "residual":
+        difference_bjv = critic_logits_bjv - reference_logits_bjv
+        normalizer_bj = jax.nn.logsumexp(critic_logits_bjv, axis=-1) - jax.nn.logsumexp(
+            reference_logits_bjv, axis=-1
+        )
+        return SoftQ(
+            head_bj[..., None] + beta * difference_bjv,
+            head_bj + beta * normalizer_bj,
+            difference_bjv - normalizer_bj[..., None],
+        )
+    q_bjv = critic_logits_bjv if parameterization == "logits" else beta * critic_logits_bjv
+    value_bj = optimal_soft_value(reference_logits_bjv, q_bjv, beta=beta)
+    return SoftQ(q_bjv, value_bj, (q_bjv - value_bj[..., None]) / beta)
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """The trunk and how its roles are read; holds no arrays.
+
+    Attributes:
+      model: the decoder.
+      q_parameterization: see `read_soft_q`.
+      tie_policy: whether the policy is the softmax of the critic's logits.
+    """
+
+    model: Decoder
+    q_parameterization: str
+    tie_policy: bool
+
+    def initial_policy(self, base: Any) -> Role:
+        """pi <- rho; a copy, since the state is donated while the base is kept."""
+        return {} if self.tie_policy else self._copy(base)
+
+    def initial_critic(self, base: Any) -> Critic:
+        """Q <- rho, with b0 = 0 (see `set_offset`) and a value head of zeros."""
+        is_dueling = self.q_parameterization == "dueling"
+        size = self.model.config.hidden_size if is_dueling else 0
+        return Critic(
+            trunk=self._copy(base),
+            offset=jnp.zeros((), jnp.float32),
+            value=jnp.zeros((size,), jnp.float32),
+        )
+
+    def _copy(self, base: Any) -> Role:
+        return {"params": jax.tree.map(jnp.copy, base)}
+
+    def policy_trunk(self, policy: Role, critic: Critic) -> Role:
+        """The variables that actions are sampled with."""
+        return critic.trunk if self.tie_policy else policy
+
+    def hidden(
+        self,
+        base: Any,
+        role: Role,
+        tokens_bs: Int[Array, "b s"],
+        mask_bs: Bool[Array, "b s"],
+    ) -> Float[Array, "b s d"]:
+        """Last hidden states; an empty role is the reference."""
+        variables = {"params": base, **role}
+        return self.model.apply(variables, tokens_bs, positions(mask_bs), mask_bs, method="hidden")
+
+    def logits(
+        self, base: Any, role: Role, hidden_bjd: Float[Array, "*b d"]
+    ) -> Float[Array, "*b v"]:
+        """Float32 logits of hidden states, unprocessed."""
+        return self.model.apply({"params": base, **role}, hidden_bjd, method="logits")
+
+    def head(self, critic: Critic, hidden_bjd: Float[Array, "*b d"]) -> Float[Array, "*b"]:
+        """v(h) of a dueling critic, b0 everywhere otherwise."""
+        if self.q_parameterization != "dueling":
+            return jnp.broadcast_to(critic.offset, hidden_bjd.shape[:-1])
+        return critic.offset + hidden_bjd.astype(jnp.float32) @ critic.value
