@@ -48,12 +48,15 @@ def rms_norm(
 
 def linear(p: Mapping[str, Array], x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
     """x W, plus the adapter and the bias where there are any, in the dtype of x."""
-    y = x @ p["kernel"].astype(x.dtype)
+    # With one leading axis the gradient of W is a plain matrix product. With two the CPU backend
+    # first copies the transposed activations, which doubles the cost of the backward pass.
+    rows = x.reshape(-1, x.shape[-1])
+    y = rows @ p["kernel"].astype(x.dtype)
     if "a" in p:
-        y += (x @ p["a"].astype(x.dtype)) @ p["b"].astype(x.dtype)
+        y += (rows @ p["a"].astype(x.dtype)) @ p["b"].astype(x.dtype)
     if "bias" in p:
         y += p["bias"].astype(x.dtype)
-    return y
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def queries_keys_values(
