@@ -1,69 +1,249 @@
-"""The tables that programs are scored on: the paper's fourteen, by name."""
+"""Tables by name: the paper's fourteen, wherever they can be had, and any table of the user's.
+
+A table of the paper is taken from `data_dir` if its raw file lies there, else made by rule, else
+read from the cache, else downloaded, prepared and cached. Whatever the source, the prepared arrays
+must have the checksum of those that the paper scored on.
+
+`python -m env.datasets` lists the tables; `python -m env.datasets fetch NAME...` fills the cache.
+"""
 
 import dataclasses
-import functools
-import hashlib
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from env import preparation, registry, rule_tables, splits
+from env import dataset_cache, preparation, registry, rule_tables, splits
 from env.base import UsageError
+from env.dataset import Dataset
+from env.raw_table import RawTable, SourceError
+from env.registry import Entry
 
+__all__ = ["Dataset", "fetch", "load_dataset"]
+
+MAX_ROWS = 2000
+"""Rows of a table of the user's at most, unless told otherwise: the paper's limit."""
+MAX_DESCRIPTION_CHARS = 200
+
+_FILE_PREFIXES = ("csv:", "parquet:", "arff:")
 _RULES = {
     "balance_scale": rule_tables.balance_scale,
     "tic_tac_toe": rule_tables.tic_tac_toe,
 }
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Dataset:
-    """A table ready for scoring; the order of its rows decides the splits.
-
-    Attributes:
-      name: as given to `--dataset`.
-      description: fills `"Classification with a {description} Prediction Dataset"`.
-      features: float64 [n, f], finite.
-      labels: int64 [n], class codes 0..K-1.
-      feature_names: f names.
-    """
-
-    name: str
-    description: str
-    features: np.ndarray
-    labels: np.ndarray
-    feature_names: tuple[str, ...]
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-        return int(self.labels.max()) + 1
-
-    @functools.cached_property
-    def checksum(self) -> str:
-        """SHA-256 of shape, features and labels, whatever the machine's byte order."""
-        digest = hashlib.sha256(np.array(self.features.shape, "<i8").tobytes())
-        digest.update(np.ascontiguousarray(self.features, "<f8").tobytes())
-        digest.update(np.ascontiguousarray(self.labels, "<i8").tobytes())
-        return digest.hexdigest()
-
-
 def load_dataset(
     name: str,
     *,
-    data_dir: str | None = None,
+    data_dir: str | Path | None = None,
     target: str | None = None,
     description: str | None = None,
+    max_rows: int = MAX_ROWS,
+    num_splits: int = splits.NUM_SPLITS,
+    cache_dir: str | Path | None = None,
+    accept_changed: bool = False,
 ) -> Dataset:
     """The table of that name.
+
+    Args:
+      name: a name of the registry, or `csv:PATH` (also `parquet:`, `arff:`; the ending of the file
+        decides how it is read) for a table of the user's.
+      data_dir: folder with published raw files, see docs/tasks.md.
+      target: the column to predict; for a table of the user's only.
+      description: words for the prompt; default: the registry's, or the name of the file.
+      max_rows: rows that are kept of a table of the user's.
+      num_splits: splits for which class counts are checked.
+      cache_dir: folder of prepared tables; default: `dataset_cache.default_folder()`.
+      accept_changed: take a table of the paper although its rows are not the paper's.
 
     Raises:
       UsageError: naming the table and what is wrong with it.
     """
+    if description is not None:
+        _check_description(description)
+    if name.startswith(_FILE_PREFIXES):
+        if data_dir is not None:
+            raise UsageError(f"{name}: --data_dir is for the paper's tables; PATH says it all here")
+        return _load_file(name, target, description, max_rows, num_splits)
     entry = registry.find(name)
-    if entry.name not in _RULES:
-        raise UsageError(f"{name}: only {' '.join(_RULES)} are embedded")
-    features, labels, names = preparation.prepare(entry, _RULES[name]())
-    splits.check_class_counts(
-        labels, num_splits=splits.NUM_SPLITS, min_rows=1, class_names=entry.classes
+    if target is not None:
+        raise UsageError(f"{name}: its target is {entry.target!r}; --target is for csv:PATH only")
+    dataset = _load_published(entry, data_dir, cache_folder(cache_dir), accept_changed)
+    try:
+        splits.check_class_counts(
+            dataset.labels, num_splits=num_splits, min_rows=1, class_names=dataset.class_names
+        )
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from None
+    return dataclasses.replace(dataset, description=description) if description else dataset
+
+
+def fetch(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    accept_changed: bool = False,
+) -> Literal["embedded", "cached", "fetched"]:
+    """Makes sure that a table of the paper can be loaded without its source.
+
+    Args: as for `load_dataset`.
+
+    Raises:
+      UsageError: when it cannot be had or is not the published table; the cache stays as it was.
+    """
+    entry, folder = registry.find(name), cache_folder(cache_dir)
+    if name in _RULES:
+        return "embedded"
+    cached = dataset_cache.load(folder, name)
+    if cached is not None and _mismatch(entry, cached) is None:
+        return "cached"
+    table = _read_raw(entry, data_dir)
+    if table is None:
+        _fetch_and_store(entry, folder, accept_changed)
+    else:
+        _store(entry, table, folder, accept_changed)
+    return "fetched"
+
+
+def cache_folder(cache_dir: str | Path | None) -> Path:
+    """The folder of prepared tables."""
+    return Path(cache_dir).expanduser() if cache_dir else dataset_cache.default_folder()
+
+
+def _load_published(
+    entry: Entry, data_dir: str | Path | None, folder: Path, accept_changed: bool
+) -> Dataset:
+    if (table := _read_raw(entry, data_dir)) is not None:
+        return _prepare(entry, table, accept_changed)
+    if entry.name in _RULES:
+        return _prepare(entry, _RULES[entry.name](), accept_changed)
+    if (cached := dataset_cache.load(folder, entry.name)) is not None:
+        return _verified(entry, cached, accept_changed)
+    return _fetch_and_store(entry, folder, accept_changed)
+
+
+def _read_raw(entry: Entry, data_dir: str | Path | None) -> RawTable | None:
+    """The raw file in `data_dir`; None when there is none."""
+    if data_dir is None:
+        return None
+    folder = Path(data_dir).expanduser()
+    if not folder.is_dir():
+        raise UsageError(f"--data_dir={data_dir}: there is no such folder")
+    from env.table_files import read_table
+
+    for name in entry.raw_files:
+        if (folder / name).is_file():
+            return read_table(folder / name)
+    return None
+
+
+def _fetch_and_store(entry: Entry, folder: Path, accept_changed: bool) -> Dataset:
+    try:
+        if entry.source == "kaggle":
+            from env import kaggle_source
+
+            table = kaggle_source.fetch(entry)
+        else:
+            from env import openml_source
+
+            table = openml_source.fetch(entry)
+    except SourceError as error:
+        condition = "with Kaggle credentials" if entry.source == "kaggle" else "with a network"
+        raise UsageError(
+            f"{entry.name} is neither cached nor to be had from {entry.origin}: {error}; run "
+            f"`python -m env.datasets fetch {entry.name}` {condition}, or put "
+            f"{entry.raw_files[0]} into a folder and give it as --data_dir"
+        ) from None
+    return _store(entry, table, folder, accept_changed)
+
+
+def _store(entry: Entry, table: RawTable, folder: Path, accept_changed: bool) -> Dataset:
+    if entry.checksum is None and table.num_rows != entry.raw_rows and not accept_changed:
+        raise UsageError(
+            f"{entry.name}: {table.num_rows} rows instead of the published {entry.raw_rows}, which "
+            "no checksum can tell apart later; --accept_changed_data caches them all the same"
+        )
+    dataset = _prepare(entry, table, accept_changed)
+    dataset_cache.store(folder, dataset)
+    return dataset
+
+
+def _prepare(entry: Entry, table: RawTable, accept_changed: bool) -> Dataset:
+    try:
+        features, labels, feature_names = preparation.prepare(entry, table)
+    except UsageError as error:
+        raise UsageError(f"{entry.name}: {error}") from None
+    if not len(labels) or not np.isfinite(features).all():
+        raise UsageError(f"{entry.name}: no complete rows, or infinite values in them")
+    dataset = Dataset(entry.name, entry.description, features, labels, feature_names, entry.classes)
+    return _verified(entry, dataset, accept_changed)
+
+
+def _verified(entry: Entry, dataset: Dataset, accept_changed: bool) -> Dataset:
+    problem = _mismatch(entry, dataset)
+    if problem and not accept_changed:
+        raise UsageError(f"{problem}; --accept_changed_data takes them all the same")
+    if problem or entry.checksum is None:
+        from absl import logging
+
+        logging.warning(
+            "%s", problem or f"{entry.name}: no trusted checksum exists, the rows are unverified"
+        )
+    return dataset
+
+
+def _mismatch(entry: Entry, dataset: Dataset) -> str | None:
+    if entry.checksum in (None, dataset.checksum):
+        return None
+    return (
+        f"{entry.name}: the rows are not those of the paper: checksum {dataset.checksum}, "
+        f"expected {entry.checksum}"
     )
-    return Dataset(name, description or entry.description, features, labels, names)
+
+
+def _load_file(
+    name: str, target: str | None, description: str | None, max_rows: int, num_splits: int
+) -> Dataset:
+    from env import table_files, user_table
+
+    path = Path(name.split(":", 1)[1]).expanduser()
+    table = table_files.read_table(path)
+    if target is None:
+        names = ", ".join(column.name for column in table.columns)
+        raise UsageError(f"{name}: --target is missing; the columns are: {names}")
+    if description is None:
+        words = path.stem.replace("_", " ").replace("-", " ").split()
+        description = " ".join(word[0].upper() + word[1:] for word in words)
+        _check_description(description)
+    try:
+        features, labels, feature_names, class_names = user_table.prepare_user_table(
+            table, target, max_rows=max_rows, num_splits=num_splits
+        )
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from None
+    return Dataset(path.stem, description, features, labels, feature_names, class_names)
+
+
+def _check_description(description: str) -> None:
+    # It stands in a docstring of every prompt.
+    if (
+        not description.strip()
+        or not description.isprintable()
+        or len(description) > MAX_DESCRIPTION_CHARS
+        or any(text in description for text in ('"""', "\\", "<FILL_ME>"))
+    ):
+        raise UsageError(
+            f"--task_description={description[:80]!r} must be one line of 1 to "
+            f"{MAX_DESCRIPTION_CHARS} printable characters without backslash, triple quotes or "
+            "<FILL_ME>"
+        )
+
+
+if __name__ == "__main__":
+    from absl import flags
+
+    from env import dataset_program
+
+    flags.adopt_module_key_flags(dataset_program)
+    dataset_program.run()

@@ -8,6 +8,10 @@ import numpy as np
 from env.base import UsageError
 
 
+class SourceError(Exception):
+    """A published table cannot be had from its source; the text is the reason."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Column:
     """One column of a table.

@@ -42,6 +42,11 @@ class Entry:
     paper_shape: tuple[int, int]
     checksum: str | None
 
+    @property
+    def origin(self) -> str:
+        """Where it comes from, in words."""
+        return f"{'Kaggle' if self.source == 'kaggle' else 'OpenML'} {self.source_id}"
+
 
 _ENTRIES = (
     Entry(
