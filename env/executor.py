@@ -1,0 +1,119 @@
+"""Runs the bodies that the agent writes and scores them: the trusted side of Eq. 10.
+
+Bodies are never compiled, imported or unpickled here: each split of each execution goes to a fresh
+process behind the walls of `env.isolation`, and what comes back is an array of numbers or a text.
+"""
+
+import threading
+from collections.abc import Sequence
+from typing import Self
+
+from env import prompts
+from env.execution import FAILURE_REWARD, Execution, ExecutionResult
+from env.limits import Limits
+from env.scheduler import ExecutorError, Scheduler
+from env.scoring import LabelledTable, Scorer
+from env.zygote import launch
+
+__all__ = ["FAILURE_REWARD", "CodeExecutor", "ExecutionResult", "ExecutorError"]
+
+_MAX_SOURCE_BYTES = 1 << 20
+_QUEUE_PER_WORKER = 128
+
+
+class CodeExecutor:
+    """A pool of isolated processes that runs and scores bodies of `build_model`.
+
+    Use it as a context manager. `run` may be called from many threads.
+
+    Args:
+      dataset: the table that programs are scored on.
+      num_workers: programs that run at the same time.
+      timeout_s: wall-clock seconds of one execution; see `env.limits.Limits`.
+      memory_bytes: memory of one process beyond what the libraries take.
+      num_splits: splits of the reward (Eq. 10 uses 5).
+      isolation: `auto`, or a tier by name; see `env.isolation`.
+      cpu_s: processor seconds of one split; by default half of an even share of `timeout_s`.
+      max_threads: threads of one process beside its first.
+
+    Raises:
+      ValueError: naming a value out of range.
+      UsageError: when the table has no AUC on some split.
+    """
+
+    def __init__(
+        self,
+        dataset: LabelledTable,
+        *,
+        num_workers: int,
+        timeout_s: float,
+        memory_bytes: int,
+        num_splits: int = 5,
+        isolation: str = "auto",
+        cpu_s: int | None = None,
+        max_threads: int = 32,
+    ):
+        for name, value in (("num_workers", num_workers), ("num_splits", num_splits)):
+            if value < 1:
+                raise ValueError(f"{name} is {value} and must be at least 1")
+        self._limits = Limits.of(
+            timeout_s=timeout_s,
+            memory_bytes=memory_bytes,
+            num_splits=num_splits,
+            cpu_s=cpu_s,
+            max_threads=max_threads,
+        )
+        self._num_splits = num_splits
+        self._capacity = threading.Semaphore(_QUEUE_PER_WORKER * num_workers)
+        self._isolation = "unsafe"  # TODO tiers
+        self._scheduler = Scheduler(
+            lambda: launch(self._limits), Scorer(dataset, num_splits), self._limits, num_workers
+        )
+
+    @property
+    def isolation(self) -> str:
+        """The tier that is in force."""
+        return self._isolation
+
+    def run(self, bodies: Sequence[str]) -> list[ExecutionResult]:
+        """Runs and scores every body; results in the order of `bodies`.
+
+        A body that fails in whatever way has an `error` and the reward -1. Any number of bodies may
+        be given: they wait in a bounded queue, and this call waits for room in it.
+
+        Raises:
+          ExecutorError: when the executor is closed, or can start no process; never for a body.
+        """
+        executions: list[Execution] = []
+        try:
+            for body in bodies:
+                self._capacity.acquire()
+                execution = Execution(self._num_splits, self._limits.timeout_s)
+                execution.future.add_done_callback(lambda _: self._capacity.release())
+                executions.append(execution)
+                self._submit(execution, body)
+            return [execution.future.result() for execution in executions]
+        except BaseException:
+            self._scheduler.cancel(executions)
+            raise
+
+    def _submit(self, execution: Execution, body: str) -> None:
+        try:
+            execution.source = prompts.program(body).encode()
+            if len(execution.source) > _MAX_SOURCE_BYTES:
+                raise ValueError(f"the program is longer than {_MAX_SOURCE_BYTES} bytes")
+        except ValueError as error:  # also a UnicodeEncodeError, for half a surrogate pair
+            text = prompts.clean_error(f"{type(error).__name__}: {error}")
+            execution.future.set_result(ExecutionResult(FAILURE_REWARD, (), text, 0.0))
+        else:
+            self._scheduler.submit(execution)
+
+    def close(self) -> None:
+        """Ends all processes; a `run` that is still waiting raises."""
+        self._scheduler.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,112 @@
+"""The bytes between the trusted side and the untrusted one: frames, never pickles.
+
+A frame is one byte of kind, eight bytes of length and the payload. The trusted side never reads a
+frame larger than it allows for, and decides by the length whether the payload can be what it says.
+"""
+
+import socket
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+
+# Trusted side to cell.
+JOB = b"J"  # JSON: split, shapes; followed by three frames: PROGRAM, TRAIN_X, TRAIN_Y
+PROGRAM = b"S"  # UTF-8 source
+TRAIN_X = b"X"  # float64, row-major
+TRAIN_Y = b"Y"  # int64
+VALIDATION_X = b"V"  # float64, row-major; sent only after FITTED
+# Cell to trusted side.
+FITTED = b"M"  # empty: build_model returned
+PREDICTIONS = b"P"  # float64, rows x classes, row-major
+ERROR = b"E"  # UTF-8: the type of the exception, a line feed, its message
+
+MAX_ERROR_BYTES = 4096
+_HEADER = struct.Struct("<cQ")
+
+
+class WireError(Exception):
+    """The other end sent something that the protocol does not allow, or closed the connection."""
+
+
+def frame(kind: bytes, *parts: bytes | memoryview) -> list[memoryview]:
+    """The buffers that make up one frame, ready for `socket.sendmsg`."""
+    views = [memoryview(part).cast("B") for part in parts if len(part)]
+    return [memoryview(_HEADER.pack(kind, sum(view.nbytes for view in views))), *views]
+
+
+def array_bytes(array: np.ndarray) -> memoryview:
+    """The bytes of a C-contiguous array, without a copy."""
+    return memoryview(array.reshape(-1)).cast("B") if array.size else memoryview(b"")
+
+
+def send(sock: socket.socket, kind: bytes, *parts: bytes | memoryview) -> None:
+    """Sends one frame over a blocking socket."""
+    for view in frame(kind, *parts):
+        sock.sendall(view)
+
+
+def receive(sock: socket.socket, kind: bytes) -> bytearray:
+    """Waits for one frame of `kind` on a blocking socket; raises `WireError` for anything else."""
+    received, length = _HEADER.unpack(_receive_exactly(sock, _HEADER.size))
+    if received != kind:
+        raise WireError(f"expected a frame {kind!r}, got {received!r}")
+    return _receive_exactly(sock, length)
+
+
+def receive_array(
+    sock: socket.socket, kind: bytes, shape: tuple[int, ...], dtype: type
+) -> np.ndarray:
+    """Waits for a frame of `kind` that holds an array; the array owns its (aligned) memory."""
+    received, length = _HEADER.unpack(_receive_exactly(sock, _HEADER.size))
+    array = np.empty(shape, dtype)
+    if received != kind or length != array.nbytes:
+        raise WireError(f"expected {array.nbytes} bytes of {kind!r}, got {length} of {received!r}")
+    if array.nbytes:
+        _receive_into(sock, array_bytes(array))
+    return array
+
+
+def _receive_exactly(sock: socket.socket, length: int) -> bytearray:
+    data = bytearray(length)
+    _receive_into(sock, memoryview(data))
+    return data
+
+
+def _receive_into(sock: socket.socket, view: memoryview) -> None:
+    done = 0
+    while done < len(view):
+        count = sock.recv_into(view[done:])
+        if count == 0:
+            raise WireError("the other end closed the connection")
+        done += count
+
+
+class FrameReader:
+    """Cuts a stream of received bytes into frames, refusing what is not allowed.
+
+    Args:
+      max_lengths: the largest payload allowed per kind of frame; other kinds are refused.
+    """
+
+    def __init__(self, max_lengths: dict[bytes, int]):
+        self._max_lengths = max_lengths
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yields `(kind, payload)` for every frame that `data` completes.
+
+        Raises:
+          WireError: as soon as a header announces a frame that is not allowed.
+        """
+        self._buffer += data
+        while len(self._buffer) >= _HEADER.size:
+            kind, length = _HEADER.unpack_from(self._buffer)
+            if length > self._max_lengths.get(kind, -1):
+                raise WireError(f"frame {kind!r} of {length} bytes is not allowed")
+            end = _HEADER.size + length
+            if len(self._buffer) < end:
+                return
+            payload = bytes(self._buffer[_HEADER.size : end])
+            del self._buffer[:end]
+            yield kind, payload
