@@ -52,6 +52,6 @@ def check_class_counts(
         if counts[rare] < min_rows:
             name = class_names[rare] if class_names else str(rare)
             raise UsageError(
-                f"class {name!r} of the target has {counts[rare]} rows in the {half} half of split "
-                f"{seed}, at least {min_rows} are needed: add rows or drop the class"
+                f"class {name!r} of the target has too few rows: {counts[rare]} in the {half} half "
+                f"of split {seed}, at least {min_rows} are needed"
             )
