@@ -23,7 +23,11 @@ def default_folder() -> Path:
 def load(folder: Path, name: str) -> Dataset | None:
     """The cached table of that name; None when it is absent or damaged."""
     try:
-        with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
+        # Opened here: `np.load` leaves a damaged file open.
+        with (
+            open(folder / f"{name}.npz", "rb") as raw,
+            np.load(raw, allow_pickle=False) as file,
+        ):
             dataset = Dataset(
                 name=name,
                 description=str(file["description"]),

@@ -93,7 +93,7 @@ def fetch(
       UsageError: when it cannot be had or is not the published table; the cache stays as it was.
     """
     entry, folder = registry.find(name), cache_folder(cache_dir)
-    if name in _RULES:
+    if entry.source == "rule":
         return "embedded"
     cached = dataset_cache.load(folder, name)
     if cached is not None and _mismatch(entry, cached) is None:
@@ -116,7 +116,7 @@ def _load_published(
 ) -> Dataset:
     if (table := _read_raw(entry, data_dir)) is not None:
         return _prepare(entry, table, accept_changed)
-    if entry.name in _RULES:
+    if entry.source == "rule":
         return _prepare(entry, _RULES[entry.name](), accept_changed)
     if (cached := dataset_cache.load(folder, entry.name)) is not None:
         return _verified(entry, cached, accept_changed)
