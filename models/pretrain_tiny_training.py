@@ -1,0 +1,183 @@
+"""Next-token training of a small decoder on tokenised documents, in plain JAX."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from models.config import DecoderConfig
+from models.transformer import Decoder, positions
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """Token ids of one document.
+
+    Attributes:
+      tokens: everything, the stop token included.
+      num_prompt_tokens: the leading tokens that are given, not to be produced.
+    """
+
+    tokens: Sequence[int]
+    num_prompt_tokens: int
+
+    @property
+    def num_action_tokens(self) -> int:
+        return len(self.tokens) - self.num_prompt_tokens
+
+
+class Batch(NamedTuple):
+    """Right-padded sequences of one length.
+
+    Attributes:
+      tokens_bs: ids; 0 for padding.
+      mask_bs: True for real tokens.
+      slots_bj: index in s of each token to be produced; past the end where there are fewer.
+      is_action_bj: where there is such a token.
+    """
+
+    tokens_bs: Int[np.ndarray, "b s"]
+    mask_bs: Bool[np.ndarray, "b s"]
+    slots_bj: Int[np.ndarray, "b j"]
+    is_action_bj: Bool[np.ndarray, "b j"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train.
+
+    Attributes:
+      steps: optimizer steps.
+      batch_tokens: tokens of one batch, padding included.
+      learning_rate: peak rate of AdamW; warms up over a twentieth, then a cosine to a twentieth.
+      weight_decay: of all parameters.
+    """
+
+    steps: int
+    batch_tokens: int
+    learning_rate: float
+    weight_decay: float = 0.05
+
+
+# Lengths that sequences are padded to: one compilation each.
+_LENGTHS = (48, 80, 112, 160, 256, 512)
+
+
+def train(
+    config: DecoderConfig,
+    schedule: Schedule,
+    examples: Sequence[Example],
+    *,
+    seed: int,
+    report: Callable[[int, float], None],
+) -> dict[str, Any]:
+    """Parameters of a `Decoder` trained from scratch; the same for the same arguments and machine.
+
+    Args:
+      config: the network.
+      schedule: see `Schedule`.
+      examples: used once each in a random order, then again in another.
+      seed: of the first parameters and the order.
+      report: called about fifty times with the step and the loss per action token, in nats.
+
+    Raises:
+      ValueError: an example is longer than the longest bucket.
+    """
+    model = Decoder(config)
+    rate = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=schedule.learning_rate,
+        warmup_steps=max(1, schedule.steps // 20),
+        decay_steps=schedule.steps,
+        end_value=schedule.learning_rate / 20,
+    )
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(rate, b1=0.9, b2=0.98, weight_decay=schedule.weight_decay),
+    )
+
+    def loss_of(params: Any, batch: Batch) -> Float[Array, ""]:
+        hidden_bsd = model.apply(
+            {"params": params},
+            batch.tokens_bs,
+            positions(batch.mask_bs),
+            batch.mask_bs,
+            method="hidden",
+        )
+        # The token before each action token predicts it; only those need logits.
+        slots_bj = jnp.minimum(batch.slots_bj, batch.tokens_bs.shape[1] - 1)
+        before_bjd = jnp.take_along_axis(hidden_bsd, slots_bj[..., None] - 1, axis=1)
+        logits_bjv = model.apply({"params": params}, before_bjd, method="logits")
+        targets_bj = jnp.take_along_axis(batch.tokens_bs, slots_bj, axis=1)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits_bjv, targets_bj)
+        return jnp.sum(jnp.where(batch.is_action_bj, losses, 0.0)) / jnp.sum(batch.is_action_bj)
+
+    @jax.jit
+    def init(key: Array) -> tuple[Any, Any]:
+        blank = jnp.zeros((1, 2), jnp.int32)
+        params = model.init(key, blank, blank, jnp.ones((1, 2), bool))["params"]
+        return params, optimizer.init(params)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def update(params: Any, state: Any, batch: Batch) -> tuple[Any, Any, Float[Array, ""]]:
+        loss, grads = jax.value_and_grad(loss_of)(params, batch)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    params, state = init(jax.random.key(seed))
+    losses = []
+    every = max(1, schedule.steps // 50)
+    stream = batches(examples, schedule, seed=seed)
+    for step in range(1, schedule.steps + 1):
+        params, state, loss = update(params, state, next(stream))
+        losses.append(loss)
+        if step % every == 0 or step == schedule.steps:
+            report(step, float(np.mean(jax.device_get(losses))))
+            losses = []
+    return jax.device_get(params)
+
+
+def batches(examples: Sequence[Example], schedule: Schedule, *, seed: int) -> Iterator[Batch]:
+    """Endless batches; each pass over the examples has an order of its own.
+
+    Sequences of about the same length share a batch: few shapes, little padding.
+    """
+    rng = np.random.default_rng(seed)
+    buckets: dict[int, list[int]] = {}
+    for i, example in enumerate(examples):
+        fitting = [length for length in _LENGTHS if len(example.tokens) <= length]
+        if not fitting:
+            raise ValueError(f"a document of {len(example.tokens)} tokens exceeds {_LENGTHS[-1]}")
+        buckets.setdefault(fitting[0], []).append(i)
+    while True:
+        chunks = []
+        for length, members in sorted(buckets.items()):
+            size = max(1, schedule.batch_tokens // length)
+            num_actions = max(examples[i].num_action_tokens for i in members)
+            # A last chunk that is not full borrows from the front, which keeps its shape.
+            order = np.resize(rng.permutation(members), -(-len(members) // size) * size)
+            chunks += [(length, num_actions, chunk) for chunk in order.reshape(-1, size)]
+        for i in rng.permutation(len(chunks)):
+            length, num_actions, chunk = chunks[i]
+            yield _pad([examples[j] for j in chunk], length, num_actions)
+
+
+def _pad(examples: Sequence[Example], length: int, num_actions: int) -> Batch:
+    tokens_bs = np.zeros((len(examples), length), np.int32)
+    prompt_b = np.array([example.num_prompt_tokens for example in examples], np.int32)
+    count_b = np.array([len(example.tokens) for example in examples], np.int32)
+    for row, example in enumerate(examples):
+        tokens_bs[row, : count_b[row]] = example.tokens
+    slots_bj = prompt_b[:, None] + np.arange(num_actions, dtype=np.int32)
+    return Batch(
+        tokens_bs=tokens_bs,
+        mask_bs=np.arange(length) < count_b[:, None],
+        slots_bj=slots_bj,
+        is_action_bj=slots_bj < count_b[:, None],
+    )
