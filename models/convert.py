@@ -1,0 +1,357 @@
+"""Published weights to our tree and back: one table, read slice by slice into sharded arrays."""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jax.sharding import Mesh, NamedSharding
+
+from models.config import DecoderConfig, read_json
+from models.errors import ModelError
+from models.repository import local_folder
+from models.sharding import path_name, shardings
+from models.transformer import Decoder
+
+# Our path, the letters of its axes, and the published name with the layer left open. A published
+# matrix is [out, in]: every `kernel` is its transpose. "n" and "k" are heads times head size.
+_TENSORS = (
+    ("embedder/embedding", "vd", "model.embed_tokens.weight"),
+    ("layers/attention_norm/scale", "ld", "model.layers.{}.input_layernorm.weight"),
+    ("layers/attention/q/kernel", "ldn", "model.layers.{}.self_attn.q_proj.weight"),
+    ("layers/attention/k/kernel", "ldk", "model.layers.{}.self_attn.k_proj.weight"),
+    ("layers/attention/v/kernel", "ldk", "model.layers.{}.self_attn.v_proj.weight"),
+    ("layers/attention/q/bias", "ln", "model.layers.{}.self_attn.q_proj.bias"),
+    ("layers/attention/k/bias", "lk", "model.layers.{}.self_attn.k_proj.bias"),
+    ("layers/attention/v/bias", "lk", "model.layers.{}.self_attn.v_proj.bias"),
+    ("layers/attention/o/kernel", "lnd", "model.layers.{}.self_attn.o_proj.weight"),
+    ("layers/mlp_norm/scale", "ld", "model.layers.{}.post_attention_layernorm.weight"),
+    ("layers/mlp/gate/kernel", "ldf", "model.layers.{}.mlp.gate_proj.weight"),
+    ("layers/mlp/up/kernel", "ldf", "model.layers.{}.mlp.up_proj.weight"),
+    ("layers/mlp/down/kernel", "lfd", "model.layers.{}.mlp.down_proj.weight"),
+    ("final_norm/scale", "d", "model.norm.weight"),
+    ("lm_head/kernel", "dv", "lm_head.weight"),
+)
+_HEAD, _PUBLISHED_HEAD = "lm_head/kernel", "lm_head.weight"
+# Old checkpoints hold the rotary frequencies, which follow from the configuration.
+_DERIVED = ".rotary_emb.inv_freq"
+
+# Stored types: unsigned integers of their size, and the bits all set in infinity and NaN only.
+_BITS: dict[str, tuple[Any, int]] = {
+    "F32": (np.uint32, 0x7F800000),
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+}
+_ROWS = 64  # stored rows read, checked and transposed at a time, so that they stay in the cache
+_NUM_THREADS = min(8, os.cpu_count() or 1)
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_MAX_FILE_BYTES = 4 * 1024**3
+
+
+def load(
+    path: str | pathlib.Path, *, mesh: Mesh | None = None, dtype: Any = jnp.float32
+) -> tuple[Decoder, dict]:
+    """A model of the Llama family from a Hugging Face folder, or a repository such as "org/name".
+
+    Weights are read slice by slice into the shards of their arrays; on the host there is never more
+    than one shard of one array above those that have arrived.
+
+    Args:
+      path: holds config.json and model.safetensors, or its shards and their index.
+      mesh: its axes `fsdp` and `tensor` split the arrays (`models.sharding`); None is one device.
+      dtype: of parameters and computation, whatever is stored.
+
+    Returns:
+      The network, and its parameters as nested dictionaries.
+
+    Raises:
+      ModelError: in one line, what is missing, superfluous, of another shape or type, corrupt, or
+        not supported.
+    """
+    folder = local_folder(path)
+    config = DecoderConfig.from_folder(folder)
+    abstract = abstract_parameters(config, dtype)
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(_NUM_THREADS))
+        reader = _Reader(folder, config, stack, pool)
+        if mesh is None:
+            params = jax.tree_util.tree_map_with_path(reader.whole, abstract)
+        else:
+            params = jax.tree_util.tree_map_with_path(
+                reader.sharded, abstract, shardings(abstract, mesh)
+            )
+    return Decoder(config, dtype=dtype, param_dtype=dtype), params
+
+
+def save(
+    folder: str | pathlib.Path,
+    config: DecoderConfig,
+    params: Mapping,
+    *,
+    dtype: Any = None,
+    extra: Mapping[str, Any] | None = None,
+    max_file_bytes: int = _MAX_FILE_BYTES,
+) -> None:
+    """Writes config.json and safetensors that `load` and Hugging Face's tools read.
+
+    Args:
+      folder: made if absent; weights that lie there are replaced.
+      config: of the parameters.
+      params: nested dictionaries of arrays, on the host or on devices that this process can read.
+      dtype: of the stored weights; None keeps each array's own.
+      extra: further values of config.json, such as token ids.
+      max_file_bytes: a file is closed before it grows beyond this.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Without config.json a folder is no model: a save that is cut short is not taken for one.
+    for stale in [folder / "config.json", folder / _INDEX, *folder.glob("model*.safetensors")]:
+        stale.unlink(missing_ok=True)
+    stored = np.dtype(dtype or params["embedder"]["embedding"].dtype)
+    sources = _sources(config)
+    files = _split(sources, stored.itemsize, max_file_bytes)
+    for file_name, names in files.items():
+        tensors = {name: _published_tensor(params, sources[name], stored) for name in names}
+        safetensors.numpy.save_file(tensors, folder / file_name, metadata={"format": "pt"})
+    if len(files) > 1:
+        total = sum(math.prod(source.shape) for source in sources.values()) * stored.itemsize
+        weight_map = {name: file_name for file_name, names in files.items() for name in names}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    values = {**config.to_dict(), "dtype": stored.name, **(extra or {})}
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+
+
+def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Path such as "layers/attention/q/kernel" to shape, for every parameter of a decoder."""
+    sizes = {
+        "v": config.vocab_size,
+        "d": config.hidden_size,
+        "f": config.intermediate_size,
+        "l": config.num_layers,
+        "n": config.num_heads * config.head_dim,
+        "k": config.num_kv_heads * config.head_dim,
+    }
+    return {
+        path: tuple(sizes[axis] for axis in axes)
+        for path, axes, _ in _TENSORS
+        if (config.attention_bias or not path.endswith("/bias"))
+        and not (config.tie_word_embeddings and path == _HEAD)
+    }
+
+
+def abstract_parameters(config: DecoderConfig, dtype: Any) -> dict:
+    """The tree of parameters as `jax.ShapeDtypeStruct`, without making any array."""
+    tree: dict[str, Any] = {}
+    for path, shape in parameter_shapes(config).items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = jax.ShapeDtypeStruct(shape, dtype)
+    return tree
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """Where a published tensor belongs.
+
+    Attributes:
+      path: of our parameter.
+      layer: its place on the leading axis; None for parameters outside the layers.
+      shape: as published.
+      is_transposed: whether ours is the transpose.
+    """
+
+    path: str
+    layer: int | None
+    shape: tuple[int, ...]
+    is_transposed: bool
+
+
+def _sources(config: DecoderConfig) -> dict[str, _Source]:
+    """Every tensor that a checkpoint of this configuration must hold, by published name."""
+    shapes = parameter_shapes(config)
+    sources = {}
+    for path, axes, template in _TENSORS:
+        if path not in shapes:
+            continue
+        is_transposed = path.endswith("/kernel")
+        shape = shapes[path][axes.startswith("l") :]
+        shape = shape[::-1] if is_transposed else shape
+        for layer in range(config.num_layers) if axes.startswith("l") else (None,):
+            sources[template.format(layer)] = _Source(path, layer, shape, is_transposed)
+    return sources
+
+
+class _Reader:
+    """Reads parameters out of the safetensors files of a folder, whose headers it checks first."""
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        config: DecoderConfig,
+        stack: contextlib.ExitStack,
+        pool: concurrent.futures.Executor,
+    ) -> None:
+        self._folder = folder
+        self._pool = pool
+        self._tensors = _open_tensors(folder, stack)
+        sources = _sources(config)
+        self._check_names(set(sources), config)
+        self._names: dict[str, list[str]] = {}
+        for name, source in sources.items():
+            self._check_tensor(name, source.shape)
+            self._names.setdefault(source.path, []).append(name)
+
+    def whole(self, path: Sequence[Any], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        """The parameter on the default device."""
+        bounds = tuple((0, size) for size in leaf.shape)
+        return jax.block_until_ready(
+            jax.device_put(self._read(path_name(path), bounds, leaf.dtype))
+        )
+
+    def sharded(
+        self, path: Sequence[Any], leaf: jax.ShapeDtypeStruct, sharding: NamedSharding
+    ) -> jax.Array:
+        """The parameter over the devices of this process, one shard at a time."""
+        devices = collections.defaultdict(list)
+        for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
+            assert index is not None  # as for every device of the sharding itself
+            pairs = zip(index, leaf.shape, strict=True)
+            devices[tuple(part.indices(size)[:2] for part, size in pairs)].append(device)
+        arrays: list[jax.Array] = []
+        for bounds, owners in devices.items():
+            shard = self._read(path_name(path), bounds, leaf.dtype)
+            arrays += jax.block_until_ready([jax.device_put(shard, owner) for owner in owners])
+        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays)
+
+    def _read(self, path: str, bounds: tuple[tuple[int, int], ...], dtype: Any) -> np.ndarray:
+        """The block of a parameter within [start, stop) of each axis, on the host."""
+        block = np.empty([stop - start for start, stop in bounds], dtype)
+        if path.startswith("layers/"):
+            names = self._names[path][slice(*bounds[0])]
+            parts, bounds = list(block), bounds[1:]
+        else:
+            names, parts = self._names[path], [block]
+        if path.endswith("/kernel"):
+            parts, bounds = [part.T for part in parts], bounds[::-1]
+        for _ in self._pool.map(lambda name, part: self._fill(name, bounds, part), names, parts):
+            pass
+        return block
+
+    def _fill(self, name: str, bounds: tuple[tuple[int, int], ...], part: np.ndarray) -> None:
+        """Copies a block of a published tensor into an array of the same orientation."""
+        tensor = self._tensors[name]
+        (first, last), columns = bounds[0], tuple(slice(*pair) for pair in bounds[1:])
+        for start in range(first, last, _ROWS):
+            stop = min(start + _ROWS, last)
+            rows = tensor[(slice(start, stop), *columns)]
+            bits, infinity = _BITS[tensor.get_dtype()]
+            if np.any((rows.view(bits) & infinity) == infinity):
+                raise ModelError(f"{self._folder}: tensor {name} holds NaN or infinity")
+            part[start - first : stop - first] = _cast(rows, part.dtype)
+
+    def _check_names(self, expected: set[str], config: DecoderConfig) -> None:
+        ignored = {name for name in self._tensors if name.endswith(_DERIVED)}
+        if config.tie_word_embeddings:
+            ignored.add(_PUBLISHED_HEAD)
+        for kind, names in (
+            ("missing", expected - set(self._tensors)),
+            ("not those of this architecture", set(self._tensors) - expected - ignored),
+        ):
+            if names:
+                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                listed = ", ".join(sorted(names)[:3])
+                raise ModelError(f"{self._folder}: tensors are {kind}: {listed}{more}")
+
+    def _check_tensor(self, name: str, shape: tuple[int, ...]) -> None:
+        tensor = self._tensors[name]
+        if tuple(tensor.get_shape()) != shape:
+            raise ModelError(
+                f"{self._folder}: tensor {name} has shape {tuple(tensor.get_shape())}, "
+                f"config.json says {shape}"
+            )
+        if tensor.get_dtype() not in _BITS:
+            raise ModelError(
+                f"{self._folder}: tensor {name} is stored as {tensor.get_dtype()}; "
+                f"{', '.join(_BITS)} can be read"
+            )
+
+
+def _open_tensors(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """Every tensor of the folder's files, by name; only headers are read."""
+    tensors: dict[str, Any] = {}
+    for path in _weight_files(folder):
+        try:
+            file = stack.enter_context(safetensors.safe_open(path, framework="numpy"))
+        except FileNotFoundError:
+            raise ModelError(f"{folder}: {path.name}, which {_INDEX} names, is missing") from None
+        except safetensors.SafetensorError as error:
+            raise ModelError(f"{path}: corrupt or truncated safetensors file ({error})") from error
+        for name in file.keys():  # noqa: SIM118 (no mapping: it cannot be iterated over)
+            if name in tensors:
+                raise ModelError(f"{folder}: tensor {name} is in two files")
+            tensors[name] = file.get_slice(name)
+    return tensors
+
+
+def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
+    if (folder / _INDEX).is_file():
+        weight_map = read_json(folder / _INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ModelError(f"{folder / _INDEX}: has no weight_map")
+        return [folder / name for name in sorted(set(map(str, weight_map.values())))]
+    if any(folder.glob("*.bin")):
+        raise ModelError(f"{folder}: holds PyTorch .bin weights only; {_SINGLE} is needed")
+    raise ModelError(f"{folder}: a model folder needs {_SINGLE}, or {_INDEX} and its files")
+
+
+def _cast(rows: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if rows.dtype == ml_dtypes.bfloat16 and dtype == np.float32:
+        # The upper half of a float32; several times faster than the general conversion.
+        return (rows.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return rows.astype(dtype, copy=False)
+
+
+def _published_tensor(params: Mapping, source: _Source, dtype: np.dtype) -> np.ndarray:
+    leaf: Any = params
+    for name in source.path.split("/"):
+        leaf = leaf[name]
+    tensor = np.asarray(leaf if source.layer is None else leaf[source.layer]).astype(dtype)
+    if tensor.shape != (source.shape[::-1] if source.is_transposed else source.shape):
+        raise ValueError(f"{source.path} has shape {leaf.shape}, not that of the configuration")
+    return np.ascontiguousarray(tensor.T if source.is_transposed else tensor)
+
+
+def _split(
+    sources: Mapping[str, _Source], item_bytes: int, max_file_bytes: int
+) -> dict[str, list[str]]:
+    """File name to the tensors it holds, in order, no file above the limit but by one tensor."""
+    files: list[list[str]] = [[]]
+    size = 0
+    for name, source in sources.items():
+        num_bytes = math.prod(source.shape) * item_bytes
+        if files[-1] and size + num_bytes > max_file_bytes:
+            files.append([])
+            size = 0
+        files[-1].append(name)
+        size += num_bytes
+    if len(files) == 1:
+        return {_SINGLE: files[0]}
+    count = len(files)
+    return {f"model-{i + 1:05d}-of-{count:05d}.safetensors": names for i, names in enumerate(files)}
