@@ -1,0 +1,168 @@
+"""Text to ids and back: infilling prompts assembled token by token, and exact decoding."""
+
+import pathlib
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from models.config import read_json
+from models.errors import ModelError
+from models.repository import local_folder
+
+FILL_ME = "<FILL_ME>"
+# A character that merges with no neighbour. SentencePiece puts a space before every text; a text
+# that continues another is encoded and decoded behind this character, which is then cut off, as
+# the published CodeLlama code does.
+_SENTINEL = "☺"
+
+
+class _Infilling(NamedTuple):
+    """Tokens around the parts of a prompt, in the order prefix, suffix, middle."""
+
+    prefix: str
+    suffix: str
+    middle: str
+    end: str | None  # ends a middle, beside the end of text, where a model has such a token
+
+
+_INFILLING = (
+    _Infilling("▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>"),  # CodeLlama 7B and 13B, the stand-in
+    _Infilling("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>", None),  # DeepSeek-Coder
+    _Infilling("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", None),  # Qwen2.5-Coder
+)
+
+
+class Tokenizer:
+    """The tokenizer of a model folder.
+
+    Attributes:
+      eos_ids: ids that end an action: the end of text (of the tokenizer, config.json and
+        generation_config.json) and the end of infilling.
+      pad_id: fills up batches; never one of `eos_ids`. The folder's pad token if that is usable,
+        else its unknown token, else the first other special token.
+      vocab_size: every id is below it, and it is at most the model's.
+      has_infilling: whether the model sees the text behind the gap too.
+    """
+
+    def __init__(self, folder: str | pathlib.Path) -> None:
+        """Reads `tokenizer.json` and what belongs to it.
+
+        Raises:
+          ModelError: the folder or its tokenizer is missing, unusable, or not this model's.
+        """
+        folder = local_folder(folder)
+        if not (folder / "tokenizer.json").is_file():
+            raise ModelError(f"{folder}: no tokenizer in this model folder (tokenizer.json)")
+        config = read_json(folder / "config.json")
+        wrapper = _read(folder)
+        self._backend = wrapper.backend_tokenizer
+        # Text is text, also where it spells the name of a special token.
+        self._backend.encode_special_tokens = True
+        size = config["vocab_size"]
+        # A tokenizer may name tokens beyond the model's vocabulary (that of CodeLlama 34B does).
+        special = sorted(i for i in wrapper.all_special_ids if i < size)
+        self._infilling = self._infilling_ids(size)
+        self.has_infilling = self._infilling is not None
+        self._bos_ids = [i for i in (wrapper.bos_token_id,) if i is not None]
+        self.eos_ids = frozenset(
+            [
+                *_as_list(wrapper.eos_token_id),
+                *_as_list(config.get("eos_token_id")),
+                *_as_list(_generation_config(folder).get("eos_token_id")),
+                *(self._infilling or ())[3:],
+            ]
+        )
+        if not self.eos_ids:
+            raise ModelError(f"{folder}: neither tokenizer nor config.json names an end of text")
+        candidates = [wrapper.pad_token_id, wrapper.unk_token_id, *special]
+        usable = [i for i in candidates if i in special and i not in self.eos_ids]
+        if not usable:
+            raise ModelError(f"{folder}: the tokenizer has no special token that can be padding")
+        self.pad_id = usable[0]
+        self._dropped = frozenset([*special, *self.eos_ids, *(self._infilling or ())])
+        in_text = [
+            *self._backend.get_vocab(with_added_tokens=False).values(),
+            *(i for i, token in wrapper.added_tokens_decoder.items() if not token.special),
+        ]
+        self.vocab_size = 1 + max([*in_text, *self._bos_ids, *self._dropped])
+        if self.vocab_size > size:
+            raise ModelError(
+                f"{folder}: the tokenizer has {self.vocab_size} tokens, config.json says {size}"
+            )
+        self._sentinel_ids = self._sentinel()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text from its beginning, the begin-of-text token first if there is one."""
+        return self._bos_ids + self._encode(text)
+
+    def encode_infill(self, text: str) -> list[int]:
+        """Ids of a prompt with one gap, up to where the model writes what belongs into it.
+
+        Args:
+          text: holds `<FILL_ME>` exactly once. A model without infilling tokens gets the text
+            before it, to be completed.
+
+        Raises:
+          ValueError: the marker is missing or repeated.
+        """
+        if text.count(FILL_ME) != 1:
+            raise ValueError(f"a prompt needs exactly one {FILL_ME}, not {text.count(FILL_ME)}")
+        prefix, suffix = text.split(FILL_ME)
+        if self._infilling is None:
+            return self.encode(prefix)
+        pre, suf, mid = self._infilling[:3]
+        before = [*self._bos_ids, pre, *self._encode(prefix)]
+        return [*before, suf, *self._encode_continuation(suffix), mid]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of an action, white space at either end included; special tokens give nothing.
+
+        Bytes that are no valid UTF-8 become U+FFFD.
+        """
+        kept = [int(i) for i in ids if int(i) not in self._dropped]
+        text = self._backend.decode([*self._sentinel_ids, *kept], skip_special_tokens=False)
+        return text.removeprefix(_SENTINEL) if self._sentinel_ids else text
+
+    def _encode(self, text: str) -> list[int]:
+        """Ids of a text from its beginning, without any special token."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def _encode_continuation(self, text: str) -> list[int]:
+        """Ids of a text that continues another: without the space that starts a text."""
+        if not self._sentinel_ids:
+            return self._encode(text)
+        return self._encode(_SENTINEL + text)[len(self._sentinel_ids) :]
+
+    def _sentinel(self) -> list[int]:
+        """Ids of the sentinel as a text; none for a tokenizer that puts no space before a text."""
+        once, twice = self._encode(_SENTINEL), self._encode(2 * _SENTINEL)
+        return once if len(twice) < 2 * len(once) else []
+
+    def _infilling_ids(self, size: int) -> tuple[int, ...] | None:
+        """Ids of prefix, suffix, middle and perhaps end, if the model has infilling tokens."""
+        for names in _INFILLING:
+            ids = [self._backend.token_to_id(name) for name in names if name is not None]
+            if all(i is not None and i < size for i in ids):
+                return tuple(ids)
+        return None
+
+
+def _read(folder: pathlib.Path) -> Any:
+    # Importing transformers takes a good part of a second: only when it is needed.
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        # Not AutoTokenizer: its classes replace what tokenizer.json says, and start slowly.
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # a broken file makes the library raise a bare Exception
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{folder}: the tokenizer cannot be read ({reason})") from error
+
+
+def _generation_config(folder: pathlib.Path) -> dict[str, Any]:
+    path = folder / "generation_config.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def _as_list(ids: int | list[int] | None) -> list[int]:
+    """config.json has one id, several or none."""
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
