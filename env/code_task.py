@@ -129,11 +129,16 @@ class CodeTask:
         return ""
 
     def _refused(self, state: State, body: str, refusal: str) -> Step:
-        info = {"split_scores": [], "wall_s": 0.0}
+        info = {"split_scores": [], "wall_s": 0.0, "cached": False}
         return Step(FAILURE_REWARD, self._after_failure(state, body, refusal), refusal, info)
 
     def _executed(self, state: State, body: str, outcome: Outcome) -> Step:
-        info = {"split_scores": list(outcome.split_scores), "wall_s": outcome.wall_s}
+        info = {
+            "split_scores": list(outcome.split_scores),
+            "wall_s": outcome.wall_s,
+            # Said by `env.reward_cache` only.
+            "cached": getattr(outcome, "cached", False),
+        }
         if not outcome.error:
             return Step(outcome.reward, None, "", info)
         following = self._after_failure(state, body, outcome.error)

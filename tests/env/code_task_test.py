@@ -53,7 +53,7 @@ def test_a_program_that_runs_ends_the_episode_with_its_score(dataset):
     task = CodeTask(dataset, FakeExecutor())
     (outcome,) = step(task, [task.reset(np.random.default_rng(0))], ["good"])
     assert (outcome.reward, outcome.next_state, outcome.error) == (0.4, None, "")
-    assert outcome.info == {"split_scores": [0.4] * 5, "wall_s": 0.25}
+    assert outcome.info == {"split_scores": [0.4] * 5, "wall_s": 0.25, "cached": False}
 
 
 def test_a_failure_costs_one_and_leads_to_the_reflective_prompt(dataset):
