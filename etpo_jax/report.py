@@ -1,0 +1,380 @@
+"""Pictures and pages of a run, drawn from its files: `curve.png` and `report.html`."""
+
+import html
+import io
+import json
+import shlex
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from env.base import UsageError
+from etpo_jax import durable, json_files, run_directory
+from etpo_jax.run_log import Episodes, RunLog, running_mean, smoothing_window
+from etpo_jax.svg_chart import Line, line_chart, stacked_bars
+
+_X_LABEL = "environment steps"
+# Okabe and Ito's colours, told apart with every common kind of colour vision.
+_BLUE, _VERMILION, _GREEN, _PURPLE, _ORANGE = "#0072B2", "#D55E00", "#009E73", "#A0508A", "#E69F00"
+# Kinds of errors with a colour of their own; the others are counted together.
+_MAX_KINDS = 5
+_MAX_BARS = 24
+# Best programs that the page shows in full, the newest.
+_MAX_IMPROVEMENTS = 8
+
+
+def write_curve(run_path: Path) -> Path:
+    """Draws the learning curve of a run as `curve.png`: reward, runnable share, KL and entropy.
+
+    Returns: the path of the picture.
+    Raises:
+      UsageError: the folder is no run directory, or holds no update yet.
+    """
+    log = _read(run_path)
+    x = log.column("env_step")
+    figure = Figure(figsize=(11, 7), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"{log.title} - {log.env_steps} environment steps", fontsize=14)
+    panels = figure.subplots(2, 2, sharex=True)
+    _panel(panels[0, 0], "Reward", "mean ROC AUC, failure -1")
+    _raw_and_smooth(panels[0, 0], x, log.column("reward_mean"), _BLUE)
+    best = log.column("reward_best")
+    # A single point has no line.
+    marker = "." if len(x) == 1 else ""
+    panels[0, 0].plot(
+        x, best, color=_ORANGE, lw=2, marker=marker, drawstyle="steps-post", label="best so far"
+    )
+    _panel(panels[0, 1], "Programs that run", "% of a batch")
+    _raw_and_smooth(panels[0, 1], x, 100 * log.column("runnable_rate"), _GREEN)
+    panels[0, 1].set_ylim(-4, 104)
+    _panel(panels[1, 0], "KL to the reference", "nats per action")
+    _raw_and_smooth(panels[1, 0], x, log.column("kl_to_reference"), _VERMILION)
+    _panel(panels[1, 1], "Entropy of the policy", "nats per action")
+    _raw_and_smooth(panels[1, 1], x, log.column("entropy"), _PURPLE)
+    for axes in panels.flat:
+        axes.set_xlim(0, x[-1] * 1.02)
+        axes.legend(loc="best", frameon=False, fontsize=10)
+    for axes in panels[1]:
+        axes.set_xlabel(_X_LABEL, fontsize=11)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    path = run_path / run_directory.CURVE
+    durable.replace(path, picture.getvalue())
+    return path
+
+
+def write_report(run_path: Path) -> Path:
+    """Writes `report.html`: one file that needs no network, for wide and narrow screens.
+
+    Returns: the path of the page.
+    Raises:
+      UsageError: the folder is no run directory, or holds no update yet.
+    """
+    path = run_path / run_directory.REPORT
+    durable.replace(path, _page(_read(run_path)))
+    return path
+
+
+def _read(run_path: Path) -> RunLog:
+    log = RunLog.read(run_path)
+    if not log.metrics:
+        raise UsageError(f"{run_path} holds no update yet: there is nothing to draw")
+    return log
+
+
+# curve.png ----------------------------------------------------------------------------------------
+
+
+def _panel(axes: Axes, title: str, unit: str) -> None:
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
+    axes.set_ylabel(unit, fontsize=11)
+    axes.grid(color="0.9", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _raw_and_smooth(
+    axes: Axes, x: Float[np.ndarray, "u"], y: Float[np.ndarray, "u"], color: str
+) -> None:
+    window = smoothing_window(len(x))
+    if window == 1:
+        axes.plot(x, y, color=color, lw=2, marker=".", label="batch")
+        return
+    axes.plot(x, y, color=color, lw=1, alpha=0.35, label="batch")
+    label = f"mean over {window} batches"
+    axes.plot(x, running_mean(y, window), color=color, lw=2.2, label=label)
+
+
+# report.html --------------------------------------------------------------------------------------
+
+
+def _page(log: RunLog) -> str:
+    x = log.column("env_step")
+    sections = [
+        _tiles(log),
+        '<div class="charts">',
+        _reward_chart(log, x),
+        _line_figure(log, x, "runnable_rate", "Programs that run", "share of a batch", 1, ".0%"),
+        _line_figure(log, x, "kl_to_reference", "KL to the reference", "nats per action", 2),
+        _line_figure(log, x, "entropy", "Entropy of the policy", "nats per action", 3),
+        _line_figure(log, x, "distinct_programs", "Different programs", "of the last 64", 5),
+        _error_chart(log.episodes),
+        "</div>",
+        _best_programs(log),
+        _reproduction(log),
+        _details("Configuration", _table(log.config)),
+        _details("Versions", _table(log.setup)),
+    ]
+    state = "finished" if log.finished is not None else "under way or stopped"
+    return _PAGE.substitute(
+        title=html.escape(log.title),
+        subtitle=html.escape(f"{log.env_steps} environment steps, {state}"),
+        body="\n".join(sections),
+    )
+
+
+def _tiles(log: RunLog) -> str:
+    tiles = []
+    if log.best is not None:
+        place = f"at environment step {log.best.env_step}"
+        tiles.append(("Best reward", f"{log.best.reward:.4f}", place))
+    fifths = log.episodes.fifths()
+    if fifths is not None:
+        note = f"in the last fifth of the steps; {fifths[0]:.3f} in the first"
+        tiles.append(("Mean reward", f"{fifths[1]:.3f}", note))
+    for title, name, spec in (
+        ("Programs that run", "runnable_rate", ".0%"),
+        ("KL to the reference", "kl_to_reference", ".3g"),
+        ("Entropy", "entropy", ".3g"),
+    ):
+        values = log.column(name)
+        values = values[np.isfinite(values)][-max(1, len(values) // 5) :]
+        if len(values):
+            unit = "" if spec.endswith("%") else "nats per action, "
+            tiles.append((title, format(values.mean(), spec), f"{unit}last fifth of the updates"))
+    cells = "".join(
+        f'<div class="tile"><div>{title}</div><b>{value}</b><small>{note}</small></div>'
+        for title, value, note in tiles
+    )
+    return f'<div class="tiles">{cells}</div>'
+
+
+def _reward_chart(log: RunLog, x: Float[np.ndarray, "u"]) -> str:
+    lines = [
+        *_raw_and_smooth_lines(log.column("reward_mean"), 0),
+        Line("best so far", "s4", log.column("reward_best")),
+    ]
+    chart = line_chart(x, lines, x_label=_X_LABEL)
+    return _chart("Reward", "mean ROC AUC, failure -1", chart, lines)
+
+
+def _line_figure(
+    log: RunLog,
+    x: Float[np.ndarray, "u"],
+    name: str,
+    title: str,
+    unit: str,
+    series: int,
+    y_format: str = ".3g",
+) -> str:
+    y = log.column(name)
+    if not np.isfinite(y).any():
+        return ""
+    lines = _raw_and_smooth_lines(y, series)
+    y_range = (0.0, 1.0) if y_format.endswith("%") else (0.0,)
+    chart = line_chart(x, lines, x_label=_X_LABEL, y_format=y_format, y_range=y_range)
+    return _chart(title, unit, chart, lines)
+
+
+def _raw_and_smooth_lines(y: Float[np.ndarray, "u"], series: int) -> list[Line]:
+    window = smoothing_window(len(y))
+    if window == 1:
+        return [Line("batch", f"s{series}", y)]
+    return [
+        Line("batch", f"s{series} raw", y),
+        Line(f"mean over {window} batches", f"s{series}", running_mean(y, window)),
+    ]
+
+
+def _error_chart(episodes: Episodes) -> str:
+    counts = Counter(kind for kind in episodes.kind_t if kind)
+    if not counts:
+        return ""
+    named = [kind for kind, _ in counts.most_common(_MAX_KINDS)]
+    kinds = np.array([kind if kind in named else "other" for kind in episodes.kind_t], object)
+    is_error = np.array([bool(kind) for kind in episodes.kind_t])
+    num_bars = max(1, min(_MAX_BARS, len(kinds) // 8))
+    edges = np.linspace(0, episodes.env_step_t[-1], num_bars + 1)
+    totals = np.maximum(np.histogram(episodes.env_step_t, edges)[0], 1)
+    layers = []
+    for series, kind in enumerate([*named, "other"]):
+        chosen = episodes.env_step_t[is_error & (kinds == kind)]
+        if len(chosen):
+            shares = np.histogram(chosen, edges)[0] / totals
+            layers.append(Line(kind, f"s{series}", shares))
+    chart = stacked_bars(edges, layers, x_label=_X_LABEL)
+    return _chart("Errors by kind", "share of the programs", chart, layers)
+
+
+def _chart(title: str, unit: str, chart: str, lines: Iterable[Line]) -> str:
+    legend = "".join(
+        f'<span><i class="{line.css_class}"></i>{html.escape(line.name)}</span>' for line in lines
+    )
+    return (
+        f"<figure><figcaption><b>{title}</b> <small>{unit}</small></figcaption>{chart}"
+        f'<div class="legend">{legend}</div><output>&nbsp;</output></figure>'
+    )
+
+
+def _best_programs(log: RunLog) -> str:
+    if log.best is None:
+        return "<h2>Best program</h2><p>No program has run yet.</p>"
+    scores = ", ".join(f"{score:.4f}" for score in log.best.split_scores)
+    parts = [
+        "<h2>Best program</h2>",
+        f"<p>Reward {log.best.reward:.4f} at environment step {log.best.env_step}"
+        + (f"; by split {scores}" if scores else "")
+        + f".</p><pre>{html.escape(log.best.program.rstrip())}</pre>",
+    ]
+    improvements = _improvements(log)
+    if len(improvements) > 1:
+        parts.append("<h2>How it came about</h2>")
+    for row in improvements[:-1][::-1]:
+        title = f"{float(row['reward']):.4f} at environment step {row['env_step']}"
+        parts.append(_details(title, f"<pre>{html.escape(row['action'].strip(chr(10)))}</pre>"))
+    return "\n".join(parts)
+
+
+def _improvements(log: RunLog) -> list[json_files.Row]:
+    """Rows of programs that ran and were better than all before, the newest last."""
+    found: list[json_files.Row] = []
+    for row in json_files.read_rows(log.path / run_directory.EPISODES):
+        reward = float(row["reward"])
+        if not row["error"] and (not found or reward > float(found[-1]["reward"])):
+            found = [*found, row][-_MAX_IMPROVEMENTS:]
+    return found
+
+
+def _reproduction(log: RunLog) -> str:
+    command = str(log.setup["command"])
+    flags_file = shlex.quote(str(log.path / run_directory.FLAGS))
+    anew = f"python -m etpo_jax.train --flagfile={flags_file} --run_dir=NEW_FOLDER"
+    commit = log.setup.get("git_commit") or "unknown"
+    return (
+        "<h2>Do it again</h2><p>This run was started by</p>"
+        f"<pre>{html.escape(command)}</pre><p>All its settings, the defaults too:</p>"
+        f"<pre>{html.escape(anew)}</pre>"
+        f"<p>Commit of the code: <code>{html.escape(commit)}</code></p>"
+    )
+
+
+def _table(values: dict[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>"
+        f"{html.escape(value if isinstance(value, str) else json.dumps(value))}</td></tr>"
+        for name, value in values.items()
+    )
+    return f'<div class="scroll"><table>{rows}</table></div>'
+
+
+def _details(title: str, content: str) -> str:
+    return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
+
+
+_PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+:root {
+  color-scheme: light dark;
+  --page: #f6f7f9; --card: #fff; --text: #1b1f24; --soft: #5b6570; --rule: #dfe3e8;
+  --c0: #0072b2; --c1: #009e73; --c2: #d55e00; --c3: #a0508a; --c4: #e69f00; --c5: #8a939c;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #14171b; --card: #1d2126; --text: #e8eaed; --soft: #9aa4af; --rule: #343b43;
+    --c0: #56b4e9; --c1: #2fc79a; --c2: #ff8a50; --c3: #d68fc4; --c4: #f2b632; --c5: #8a939c;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0 auto; padding: 1.2rem 1rem 3rem; max-width: 70rem;
+  background: var(--page); color: var(--text); font: 16px/1.5 system-ui, sans-serif;
+}
+h1 { font-size: 1.6rem; line-height: 1.2; margin: 0; }
+h2 { font-size: 1.15rem; margin: 2rem 0 .4rem; }
+p { margin: .4rem 0; }
+small, header p, figcaption small { color: var(--soft); }
+.tiles, .charts { display: grid; gap: .8rem; margin: 1.2rem 0; }
+.tiles { grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); }
+.charts { grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
+.tile, figure, pre, details {
+  background: var(--card); border: 1px solid var(--rule); border-radius: .5rem;
+  padding: .7rem .9rem;
+}
+.tile b { display: block; font-size: 1.6rem; line-height: 1.3; }
+.tile small { display: block; line-height: 1.3; }
+figure { margin: 0; }
+svg { display: block; width: 100%; touch-action: pan-y; }
+svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
+.grid { stroke: var(--rule); }
+.line { fill: none; stroke-width: 2; stroke-linecap: round; stroke-linejoin: round; }
+.raw { opacity: .4; }
+.line.raw { stroke-width: 1.2; }
+.cursor { stroke: var(--soft); visibility: hidden; }
+.s0 { --c: var(--c0); } .s1 { --c: var(--c1); } .s2 { --c: var(--c2); }
+.s3 { --c: var(--c3); } .s4 { --c: var(--c4); } .s5 { --c: var(--c5); }
+.line { stroke: var(--c); }
+rect, .dot { fill: var(--c); }
+.legend { display: flex; flex-wrap: wrap; gap: .1rem 1rem; font-size: .85rem; }
+.legend i {
+  display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem; margin-right: .35rem;
+  background: var(--c); vertical-align: -.08rem;
+}
+output { display: block; min-height: 1.4em; font-size: .85rem; color: var(--soft); }
+pre { overflow-x: auto; font: 13px/1.45 ui-monospace, monospace; }
+code { font: .9em ui-monospace, monospace; overflow-wrap: anywhere; }
+details { margin: .5rem 0; }
+details pre { margin-bottom: 0; border: 0; padding: 0; }
+summary { cursor: pointer; }
+.scroll { overflow-x: auto; }
+td {
+  padding: .1rem 1.2rem .1rem 0; font-size: .9rem; vertical-align: top; overflow-wrap: anywhere;
+}
+td:first-child { white-space: nowrap; color: var(--soft); }
+</style>
+</head>
+<body>
+<header><h1>$title</h1><p>$subtitle</p></header>
+$body
+<script>
+for (const svg of document.querySelectorAll("svg[data-readouts]")) {
+  const points = JSON.parse(svg.dataset.readouts);
+  const cursor = svg.querySelector(".cursor");
+  const output = svg.closest("figure").querySelector("output");
+  const show = (event) => {
+    const box = svg.getBoundingClientRect();
+    const x = (event.clientX - box.left) / box.width * svg.viewBox.baseVal.width;
+    const near = points.reduce((a, b) => Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a);
+    cursor.setAttribute("transform", "translate(" + near[0] + ")");
+    cursor.style.visibility = "visible";
+    output.textContent = near[1];
+  };
+  svg.addEventListener("pointermove", show);
+  svg.addEventListener("pointerdown", show);
+}
+</script>
+</body>
+</html>
+""")
