@@ -1,0 +1,303 @@
+"""Says what a run or a checkpoint holds, without loading its arrays.
+
+  python -m etpo_jax.inspect_run --run_dir=runs/tiny
+
+The folder may be a run directory, a folder of numbered orbax checkpoints or one orbax checkpoint. A
+run may be under way meanwhile.
+"""
+
+import dataclasses
+import datetime
+import json
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from orbax.checkpoint import v1 as ocp
+
+from env import command_line
+from env.base import UsageError
+from etpo_jax import json_files, run_directory
+from etpo_jax.run_log import RunLog
+
+_CHECKPOINT_METADATA = "_CHECKPOINT_METADATA"
+# What orbax keeps beside the checkpointables and shows no metadata of.
+_METRICS = "metrics"
+# Where the listing of a checkpointable stops; `--json` has everything.
+_MAX_VALUES = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One entry of a stored tree.
+
+    Attributes:
+      path: keys from the root, joined by "/".
+      shape: None for a value that is no array.
+      dtype: of the array, or the type of the value.
+      num_bytes: of the array as it is in memory, unsharded; 0 for other values.
+      sharding: as stored; "" where none is.
+    """
+
+    path: str
+    shape: tuple[int, ...] | None
+    dtype: str
+    num_bytes: int
+    sharding: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """One orbax checkpoint: its checkpointables (trees) by name."""
+
+    path: Path
+    committed: str
+    num_bytes_on_disk: int
+    trees: dict[str, tuple[Leaf, ...]]
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Reads shapes, dtypes and shardings of one checkpoint; no array is loaded.
+
+    Raises:
+      UsageError: there is no checkpoint, or it is damaged.
+    """
+    if not (path / _CHECKPOINT_METADATA).is_file():
+        raise UsageError(f"{path} is no orbax checkpoint")
+    try:
+        metadata = ocp.checkpointables_metadata(path.absolute())
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    except (ValueError, OSError) as error:
+        raise UsageError(f"checkpoint {path} cannot be read: {error}") from error
+    trees = metadata.metadata
+    for name in _stored_names(path) | trees.keys():
+        if trees.get(name) is None and name != _METRICS:
+            raise UsageError(f"checkpoint {path} is damaged: {name!r} cannot be read")
+    return Checkpoint(
+        path=path,
+        committed=_time(metadata.commit_timestamp_nsecs),
+        num_bytes_on_disk=size,
+        trees={name: tuple(_leaves(tree)) for name, tree in sorted(trees.items())},
+    )
+
+
+def checkpoint_steps(path: Path) -> list[int]:
+    """The numbered checkpoints in a folder that are committed, the newest last."""
+    if not path.is_dir():
+        return []
+    return sorted(
+        int(child.name)
+        for child in path.iterdir()
+        if child.name.isdecimal() and (child / _CHECKPOINT_METADATA).is_file()
+    )
+
+
+def main() -> None:
+    """Prints the summary of `--run_dir`."""
+    # A look at files must not take an accelerator from the run that is under way.
+    jax.config.update("jax_platforms", "cpu")
+    # What orbax says about a damaged checkpoint becomes one line of ours.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    folder = _flags["run_dir"].value
+    if folder is None:
+        raise UsageError("--run_dir is required: a run directory or an orbax checkpoint")
+    print(
+        summary(Path(folder).expanduser(), _flags["checkpoint"].value, bool(_flags["json"].value))
+    )
+
+
+def summary(path: Path, step: int | None = None, as_json: bool = False) -> str:
+    """What is in a folder, as text for people or as a JSON object.
+
+    Args:
+      path: a run directory, a folder of numbered checkpoints or one checkpoint.
+      step: the number of the checkpoint; None is the newest.
+      as_json: everything, as one JSON object.
+    Raises:
+      UsageError: there is no such thing, or it is damaged.
+    """
+    if not path.is_dir():
+        raise UsageError(f"--run_dir={path}: there is no such folder")
+    log = RunLog.read(path) if run_directory.is_run_directory(path) else None
+    steps, checkpoint = _find_checkpoint(path, step, is_run=log is not None)
+    if as_json:
+        return json.dumps(_to_json(log, steps, checkpoint), indent=2, allow_nan=False)
+    return "\n".join(_lines(log, steps, checkpoint))
+
+
+def _find_checkpoint(
+    path: Path, step: int | None, *, is_run: bool
+) -> tuple[list[int], Checkpoint | None]:
+    """The steps in a folder and the wanted checkpoint; None in a run that has none yet."""
+    parent = path / run_directory.CHECKPOINTS if is_run else path
+    steps = checkpoint_steps(parent)
+    if not steps and not is_run and step is None and (path / _CHECKPOINT_METADATA).is_file():
+        return [], read_checkpoint(path)
+    if step is not None and step not in steps:
+        known = ", ".join(map(str, steps)) or "none"
+        raise UsageError(f"--checkpoint={step}: {parent} holds {known}")
+    if steps:
+        return steps, read_checkpoint(parent / str(steps[-1] if step is None else step))
+    if not is_run:
+        raise UsageError(f"{path} holds neither a run nor an orbax checkpoint")
+    return steps, None
+
+
+def _stored_names(path: Path) -> set[str]:
+    """What the checkpoint was saved with; orbax itself passes over what is lost since."""
+    try:
+        handlers = json_files.read(path / _CHECKPOINT_METADATA).get("item_handlers")
+    except UsageError:
+        return set()
+    return set(handlers) if isinstance(handlers, dict) else set()
+
+
+def _leaves(tree: Any) -> Iterator[Leaf]:
+    for keys, leaf in jax.tree.leaves_with_path(tree):
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        shape = getattr(leaf, "shape", None)
+        if shape is None:
+            # Values are stored with the arrays; their metadata is a placeholder of their type.
+            yield Leaf(path, None, "str" if isinstance(leaf, str) else type(leaf).__name__, 0, "")
+            continue
+        sharding = _sharding(getattr(leaf, "sharding_metadata", None))
+        num_bytes = math.prod(shape) * leaf.dtype.itemsize
+        yield Leaf(path, tuple(shape), leaf.dtype.name, num_bytes, sharding)
+
+
+def _sharding(metadata: Any) -> str:
+    """Such as "(None, fsdp) on fsdp:2 tensor:4"."""
+    if metadata is None:
+        return ""
+    spec = getattr(metadata, "partition_spec", None)
+    if spec is None:
+        return "one device"
+    axes = " ".join(f"{n}:{s}" for n, s in zip(metadata.axis_names, metadata.shape, strict=True))
+    parts = ", ".join(
+        "+".join(part) if isinstance(part, (tuple, list)) else str(part) for part in spec
+    )
+    return f"({parts}) on {axes}"
+
+
+def _time(nanoseconds: int | None) -> str:
+    if nanoseconds is None:
+        return "at an unknown time"
+    moment = datetime.datetime.fromtimestamp(nanoseconds / 1e9, datetime.UTC)
+    return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+# Output -------------------------------------------------------------------------------------------
+
+
+def _to_json(log: RunLog | None, steps: Sequence[int], checkpoint: Checkpoint | None) -> Any:
+    run = None
+    if log is not None:
+        fifths = log.episodes.fifths()
+        run = {
+            "path": str(log.path),
+            "title": log.title,
+            "finished": log.finished,
+            "env_step": log.env_steps,
+            "update": len(log.metrics),
+            "reward_first_fifth": fifths[0] if fifths else None,
+            "reward_last_fifth": fifths[1] if fifths else None,
+            "best": log.best.to_json() if log.best else None,
+            "config": log.config,
+            "versions": log.setup,
+        }
+    found = None
+    if checkpoint is not None:
+        found = dataclasses.asdict(checkpoint) | {"path": str(checkpoint.path)}
+    return json_files.to_json({"run": run, "checkpoint_steps": steps, "checkpoint": found})
+
+
+def _lines(
+    log: RunLog | None, steps: Sequence[int], checkpoint: Checkpoint | None
+) -> Iterator[str]:
+    if log is not None:
+        yield from _run_lines(log)
+        yield ""
+    if steps:
+        yield f"numbered checkpoints: {', '.join(map(str, steps))}"
+    if checkpoint is None:
+        yield "no checkpoint is committed yet"
+        return
+    size = bytes_text(checkpoint.num_bytes_on_disk)
+    yield f"checkpoint {checkpoint.path}, committed {checkpoint.committed}, {size} on disk"
+    for name, leaves in checkpoint.trees.items():
+        yield ""
+        yield from _tree_lines(name, leaves)
+
+
+def _run_lines(log: RunLog) -> Iterator[str]:
+    versions = log.setup
+    yield f"run           {log.path}: {log.title}"
+    yield f"state         {'finished' if log.finished is not None else 'not finished'}"
+    total = log.config.get("num_env_steps")
+    yield f"steps         {log.env_steps} of {total} environment steps, {len(log.metrics)} updates"
+    fifths = log.episodes.fifths()
+    if fifths is not None:
+        yield f"mean reward   {fifths[0]:.3f} in the first fifth, {fifths[1]:.3f} in the last"
+    if log.best is None:
+        yield "best program  none has run yet"
+    else:
+        code = log.path / run_directory.BEST_CODE
+        yield f"best program  {log.best.reward:.4f} at environment step {log.best.env_step}, {code}"
+    yield f"isolation     {versions.get('isolation', 'not recorded')}"
+    names = ("python", "jax", "flax", "orbax-checkpoint", "scikit-learn")
+    yield f"versions      {', '.join(f'{name} {versions.get(name)}' for name in names)}"
+    yield f"commit        {versions.get('git_commit') or 'unknown'}"
+
+
+def _tree_lines(name: str, leaves: Sequence[Leaf]) -> Iterator[str]:
+    arrays = [leaf for leaf in leaves if leaf.shape is not None]
+    values = [leaf for leaf in leaves if leaf.shape is None]
+    elements = sum(math.prod(leaf.shape) for leaf in arrays if leaf.shape is not None)
+    total = bytes_text(sum(leaf.num_bytes for leaf in arrays))
+    yield f"{name}: {len(arrays)} arrays of {elements:,} elements, {total}; {len(values)} values"
+    cells = [
+        (leaf.path, _shape(leaf), leaf.dtype, bytes_text(leaf.num_bytes), leaf.sharding)
+        for leaf in arrays
+    ]
+    widths = [max((len(row[i]) for row in cells), default=0) for i in range(4)]
+    for path, shape, dtype, size, sharding in cells:
+        columns = (
+            path.ljust(widths[0]),
+            shape.ljust(widths[1]),
+            dtype.ljust(widths[2]),
+            size.rjust(widths[3]),
+            sharding,
+        )
+        yield "  " + "  ".join(columns).rstrip()
+    for leaf in values[:_MAX_VALUES]:
+        yield f"  {leaf.path}  {leaf.dtype}"
+    if len(values) > _MAX_VALUES:
+        yield f"  and {len(values) - _MAX_VALUES} values more (--json lists all)"
+
+
+def _shape(leaf: Leaf) -> str:
+    return f"[{', '.join(map(str, leaf.shape or ()))}]"
+
+
+def bytes_text(num_bytes: int) -> str:
+    """Such as "512 B" or "1.5 MiB"."""
+    value, units = float(num_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{num_bytes} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+_flags = flags.FlagValues()
+flags.DEFINE_string("run_dir", None, "Run directory or orbax checkpoint(s).", flag_values=_flags)
+flags.DEFINE_integer(
+    "checkpoint", None, "Number of the checkpoint; the newest by default.", flag_values=_flags
+)
+flags.DEFINE_bool("json", False, "Print one JSON object instead of a text.", flag_values=_flags)
+
+if __name__ == "__main__":
+    command_line.run(main, flag_values=_flags)
