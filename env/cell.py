@@ -12,7 +12,7 @@ _READ_BYTES = 1 << 16
 _BUFFERS_PER_CALL = 64
 
 
-class CellClosed(Exception):
+class CellClosedError(Exception):
     """The cell closed its end of the connection: it ended, or its program did that to it."""
 
 
@@ -49,7 +49,7 @@ class Cell:
         """Sends what the connection takes now and keeps the rest for `flush`.
 
         Raises:
-          CellClosed: when the cell does not listen any more.
+          CellClosedError: when the cell does not listen any more.
         """
         self._outgoing.extend(buffers)
         self.flush()
@@ -63,7 +63,7 @@ class Cell:
             except BlockingIOError:
                 return
             except OSError as error:
-                raise CellClosed(str(error)) from None
+                raise CellClosedError(str(error)) from None
             while sent:
                 first = self._outgoing[0]
                 if sent < len(first):
@@ -80,7 +80,7 @@ class Cell:
         """The frames that are complete, `(kind, payload)`.
 
         Raises:
-          CellClosed: at the end of the stream.
+          CellClosedError: at the end of the stream.
           wire.WireError: for bytes that no cell of ours would send.
         """
         try:
@@ -88,7 +88,7 @@ class Cell:
         except BlockingIOError:
             return []
         except OSError as error:
-            raise CellClosed(str(error)) from None
+            raise CellClosedError(str(error)) from None
         if not data:
-            raise CellClosed("end of stream")
+            raise CellClosedError("end of stream")
         return list(self._reader.feed(data))

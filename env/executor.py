@@ -10,10 +10,10 @@ from typing import Self
 
 from env import prompts
 from env.execution import FAILURE_REWARD, Execution, ExecutionResult
+from env.isolation import choose, launch
 from env.limits import Limits
 from env.scheduler import ExecutorError, Scheduler
 from env.scoring import LabelledTable, Scorer
-from env.zygote import launch
 
 __all__ = ["FAILURE_REWARD", "CodeExecutor", "ExecutionResult", "ExecutorError"]
 
@@ -35,9 +35,12 @@ class CodeExecutor:
       isolation: `auto`, or a tier by name; see `env.isolation`.
       cpu_s: processor seconds of one split; by default half of an even share of `timeout_s`.
       max_threads: threads of one process beside its first.
+      libraries: modules that programs may import beyond the standard library, numpy, scipy,
+        scikit-learn and pandas.
 
     Raises:
       ValueError: naming a value out of range.
+      IsolationError: when no wall of the kind asked for stands on this host.
       UsageError: when the table has no AUC on some split.
     """
 
@@ -52,11 +55,12 @@ class CodeExecutor:
         isolation: str = "auto",
         cpu_s: int | None = None,
         max_threads: int = 32,
+        libraries: Sequence[str] = (),
     ):
         for name, value in (("num_workers", num_workers), ("num_splits", num_splits)):
             if value < 1:
                 raise ValueError(f"{name} is {value} and must be at least 1")
-        self._limits = Limits.of(
+        self._limits = limits = Limits.of(
             timeout_s=timeout_s,
             memory_bytes=memory_bytes,
             num_splits=num_splits,
@@ -65,9 +69,10 @@ class CodeExecutor:
         )
         self._num_splits = num_splits
         self._capacity = threading.Semaphore(_QUEUE_PER_WORKER * num_workers)
-        self._isolation = "unsafe"  # TODO tiers
+        scorer = Scorer(dataset, num_splits)
+        self._isolation = isolation = choose(isolation)
         self._scheduler = Scheduler(
-            lambda: launch(self._limits), Scorer(dataset, num_splits), self._limits, num_workers
+            lambda: launch(isolation, limits, libraries), scorer, limits, num_workers
         )
 
     @property

@@ -15,8 +15,6 @@ class Limits:
         that it is the processor's time, which does not depend on load, that decides.
       memory_bytes: memory of one split, on top of what the libraries take.
       max_threads: threads of one split beside its first.
-      max_processes: processes that a program may start; always 0.
-      max_file_bytes: bytes that a program may write to a file; always 0.
     """
 
     timeout_s: float

@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Iterable
 
 from env import prompts, wire
-from env.cell import Cell, CellClosed
+from env.cell import Cell, CellClosedError
 from env.execution import Execution
+from env.isolation import CELLS_PER_ZYGOTE
 from env.limits import Limits
 from env.scoring import PredictionError, Scorer
-from env.zygote import CellBorn, CellEnded, ForkFailed, Ready, Zygote, ZygoteLost
+from env.zygote import CellBorn, CellEnded, ForkFailed, Ready, Zygote, ZygoteError
 
-_CELLS_PER_ZYGOTE = 8
 _MAX_FAILED_STARTS = 3
 _START_S = 60.0
 # Between attempts when the operating system has no process or descriptor left.
@@ -81,7 +81,7 @@ class Scheduler:
         self._scorer = scorer
         self._limits = limits
         self._num_workers = num_workers
-        self._num_zygotes = -(-num_workers // _CELLS_PER_ZYGOTE)
+        self._num_zygotes = -(-num_workers // CELLS_PER_ZYGOTE)
         self._spare_cells = -(-num_workers // self._num_zygotes)
         self._lock = threading.Lock()
         self._inbox: collections.deque[Execution] = collections.deque()
@@ -98,7 +98,7 @@ class Scheduler:
         for sock in (self._woken, self._waker):
             sock.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ, self._on_wake)
-        # A daemon: a program that forgets to close it can end nevertheless, and the zygotes with it.
+        # A daemon: who forgets to close it can end nevertheless, and the zygotes with him.
         self._thread = threading.Thread(target=self._main, name="executor", daemon=True)
         self._thread.start()
 
@@ -235,10 +235,10 @@ class Scheduler:
                 elif isinstance(event, ForkFailed):
                     nursery.requested -= 1
                     nursery.retry_at = time.monotonic() + _RETRY_S
-        except ZygoteLost:
-            self._lose_nursery(nursery)
+        except ZygoteError as error:
+            self._lose_nursery(nursery, str(error))
 
-    def _lose_nursery(self, nursery: _Nursery) -> None:
+    def _lose_nursery(self, nursery: _Nursery, reason: str = "no answer in time") -> None:
         if nursery not in self._nurseries:
             return
         self._nurseries.remove(nursery)
@@ -251,9 +251,10 @@ class Scheduler:
         was_ready = nursery.zygote.is_ready
         last_words = nursery.zygote.close().strip()
         if not was_ready:
-            last_line = last_words.splitlines()[-1] if last_words else "no message"
+            if last_words:
+                reason += f": {last_words.splitlines()[-1]}"
             self._count_failed_start(
-                time.monotonic(), f"the worker process does not start: {last_line}"
+                time.monotonic(), f"the worker process does not start: {reason}"
             )
 
     # Cells.
@@ -266,7 +267,7 @@ class Scheduler:
                 while len(nursery.waiting) + nursery.requested < self._spare_cells:
                     nursery.zygote.request_cell()
                     nursery.requested += 1
-            except ZygoteLost:
+            except ZygoteError:
                 self._lose_nursery(nursery)
 
     def _on_born(self, nursery: _Nursery, event: CellBorn) -> None:
@@ -338,7 +339,7 @@ class Scheduler:
     ) -> None:
         try:
             cell.send(buffers)
-        except CellClosed:
+        except CellClosedError:
             return  # whatever it said before that can still be read, then the end of its stream
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if cell.has_unsent else 0)
         key = self._selector.get_key(cell.sock)
@@ -351,7 +352,7 @@ class Scheduler:
                 self._on_frame(nursery, cell, job, kind, payload)
                 if cell.cell_id not in nursery.working:
                     return
-        except CellClosed:
+        except CellClosedError:
             self._selector.unregister(cell.sock)
             cell.ending_at = time.monotonic() + _CLOSED_S
         except wire.WireError:
@@ -390,7 +391,7 @@ class Scheduler:
         nursery.ending[cell.cell_id] = time.monotonic()
         try:
             nursery.zygote.end_cell(cell.cell_id)
-        except ZygoteLost:
+        except ZygoteError:
             self._lose_nursery(nursery)
 
     def _forget(self, nursery: _Nursery, cell: Cell, job: _Job, *, is_charged: bool = True) -> None:
@@ -423,7 +424,7 @@ class Scheduler:
         execution = job.execution
         execution.score(job.split, score)
         if job.split == 0:
-            # The first split is the test whether a program works at all; the others may run at once.
+            # Most programs that fail do so on the first split; the others may run at once.
             rest = [_Job(execution, split) for split in range(1, execution.num_splits)]
             self._queue.extendleft(reversed(rest))
         self._settle(execution)

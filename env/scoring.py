@@ -75,13 +75,13 @@ class Scorer:
         return [
             *wire.frame(wire.JOB, self._headers[split]),
             *wire.frame(wire.PROGRAM, source),
-            *wire.frame(wire.TRAIN_X, wire.array_bytes(data.x_train)),
-            *wire.frame(wire.TRAIN_Y, wire.array_bytes(data.y_train)),
+            *wire.frame(wire.TRAIN_X, _bytes(data.x_train)),
+            *wire.frame(wire.TRAIN_Y, _bytes(data.y_train)),
         ]
 
     def validation_features(self, split: int) -> list[memoryview]:
         """What a cell is given once it has fitted."""
-        return wire.frame(wire.VALIDATION_X, wire.array_bytes(self.splits[split].x_validation))
+        return wire.frame(wire.VALIDATION_X, _bytes(self.splits[split].x_validation))
 
     def _header(self, index: int) -> bytes:
         split = self.splits[index]
@@ -126,3 +126,7 @@ class Scorer:
                 return float(roc_auc_score(y_true, y_score, multi_class="ovo"))
         except ValueError as error:
             raise PredictionError(str(error)) from None
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).data.cast("B")

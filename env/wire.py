@@ -8,8 +8,6 @@ import socket
 import struct
 from collections.abc import Iterator
 
-import numpy as np
-
 # Trusted side to cell.
 JOB = b"J"  # JSON: split, shapes; followed by three frames: PROGRAM, TRAIN_X, TRAIN_Y
 PROGRAM = b"S"  # UTF-8 source
@@ -20,6 +18,8 @@ VALIDATION_X = b"V"  # float64, row-major; sent only after FITTED
 FITTED = b"M"  # empty: build_model returned
 PREDICTIONS = b"P"  # float64, rows x classes, row-major
 ERROR = b"E"  # UTF-8: the type of the exception, a line feed, its message
+
+REPORT = b"R"  # JSON: the canary's findings, for the zygote
 
 MAX_ERROR_BYTES = 4096
 _HEADER = struct.Struct("<cQ")
@@ -33,11 +33,6 @@ def frame(kind: bytes, *parts: bytes | memoryview) -> list[memoryview]:
     """The buffers that make up one frame, ready for `socket.sendmsg`."""
     views = [memoryview(part).cast("B") for part in parts if len(part)]
     return [memoryview(_HEADER.pack(kind, sum(view.nbytes for view in views))), *views]
-
-
-def array_bytes(array: np.ndarray) -> memoryview:
-    """The bytes of a C-contiguous array, without a copy."""
-    return memoryview(array.reshape(-1)).cast("B") if array.size else memoryview(b"")
 
 
 def send(sock: socket.socket, kind: bytes, *parts: bytes | memoryview) -> None:
@@ -54,17 +49,12 @@ def receive(sock: socket.socket, kind: bytes) -> bytearray:
     return _receive_exactly(sock, length)
 
 
-def receive_array(
-    sock: socket.socket, kind: bytes, shape: tuple[int, ...], dtype: type
-) -> np.ndarray:
-    """Waits for a frame of `kind` that holds an array; the array owns its (aligned) memory."""
+def receive_into(sock: socket.socket, kind: bytes, buffer: memoryview) -> None:
+    """Waits for one frame of `kind` that fills `buffer` exactly; raises as `receive`."""
     received, length = _HEADER.unpack(_receive_exactly(sock, _HEADER.size))
-    array = np.empty(shape, dtype)
-    if received != kind or length != array.nbytes:
-        raise WireError(f"expected {array.nbytes} bytes of {kind!r}, got {length} of {received!r}")
-    if array.nbytes:
-        _receive_into(sock, array_bytes(array))
-    return array
+    if received != kind or length != buffer.nbytes:
+        raise WireError(f"expected {buffer.nbytes} bytes of {kind!r}, got {length} of {received!r}")
+    _receive_into(sock, buffer)
 
 
 def _receive_exactly(sock: socket.socket, length: int) -> bytearray:

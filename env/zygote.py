@@ -7,24 +7,18 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 from env import worker
-from env.limits import Limits
 
 
-class ZygoteLost(Exception):
-    """The zygote ended, or closed its control socket; all of its cells are dead or dying."""
+class ZygoteError(Exception):
+    """The zygote is of no use (any more); all of its cells are dead or dying."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Ready:
-    """The zygote has loaded its libraries and proved its walls."""
-
-    report: Mapping[str, Any]
+    """The zygote has loaded its libraries, and its walls stand."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +64,15 @@ class Zygote:
     Args:
       command: the command line; the number of the control descriptor is appended.
       environment: its whole environment.
+      must_hold: whether a wall with a hole is an error.
+
+    Raises:
+      OSError: when no process can be started.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]):
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], *, must_hold: bool = True
+    ):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
@@ -91,6 +91,7 @@ class Zygote:
         ours.setblocking(False)
         self.control = ours
         self.is_ready = False
+        self._must_hold = must_hold
 
     def request_cell(self) -> None:
         """Asks for one more cell; a `CellBorn` or `ForkFailed` answers."""
@@ -104,13 +105,13 @@ class Zygote:
         try:
             self.control.send(message)
         except OSError as error:  # also when a stopped zygote has let the socket fill up
-            raise ZygoteLost(str(error)) from None
+            raise ZygoteError(str(error)) from None
 
     def receive(self) -> list[Event]:
         """What has happened since the last call; never blocks.
 
         Raises:
-          ZygoteLost: when the zygote is gone.
+          ZygoteError: when the zygote is gone.
         """
         events: list[Event] = []
         while True:
@@ -119,15 +120,18 @@ class Zygote:
             except BlockingIOError:
                 return events
             except OSError as error:
-                raise ZygoteLost(str(error)) from None
+                raise ZygoteError(str(error)) from None
             if not message:
-                raise ZygoteLost("closed its control socket")
+                raise ZygoteError("the process ended")
             events.append(self._event(message[:1], message[1:], fds))
 
     def _event(self, kind: bytes, payload: bytes, fds: list[int]) -> Event:
         if kind == b"R":
+            self._check(**json.loads(payload))
             self.is_ready = True
-            return Ready(json.loads(payload))
+            return Ready()
+        if kind == b"W":
+            raise ZygoteError(payload.decode())
         if kind == b"C":
             sock = None
             if fds:
@@ -137,6 +141,13 @@ class Zygote:
         if kind == b"X":
             return CellEnded(**json.loads(payload))
         return ForkFailed(int(payload))
+
+    def _check(self, possible: list[str], impossible: list[str]) -> None:
+        """Judges what the canary in there has found."""
+        if impossible:
+            raise ZygoteError(f"a program could not {', '.join(impossible)}")
+        if possible and self._must_hold:
+            raise ZygoteError(f"a program could {', '.join(possible)}")
 
     @property
     def pid(self) -> int:
@@ -157,23 +168,3 @@ class Zygote:
                 return os.read(stderr.fileno(), 4096).decode(errors="replace")
             except BlockingIOError:
                 return ""
-
-
-_SERVE = "import sys; sys.path.append(sys.argv[1]); from env import worker; worker.main()"
-_ENVIRONMENT = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    "JOBLIB_MULTIPROCESSING": "0",
-    "LC_ALL": "C.UTF-8",
-    "MKL_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "PYTHONHASHSEED": "0",
-}
-
-
-def launch(limits: Limits) -> Zygote:
-    """Starts a zygote."""
-    root = str(Path(__file__).resolve().parents[1])
-    config = json.dumps(dataclasses.asdict(limits))
-    return Zygote([sys.executable, "-sP", "-c", _SERVE, root, config], _ENVIRONMENT)

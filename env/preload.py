@@ -1,0 +1,133 @@
+"""What a program may import: everything is loaded before the walls close, nothing after.
+
+A cell cannot open files, so that a module either is loaded here, once, or does not exist for it.
+That makes imports free and the same on every host, whatever else is installed.
+"""
+
+import contextlib
+import gc
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+import types
+import warnings
+from collections.abc import Iterable, Sequence
+from importlib.machinery import SourceFileLoader
+
+_STANDARD_LIBRARY = """
+abc argparse array ast asyncio base64 binascii bisect calendar cmath codecs collections.abc
+concurrent.futures.thread contextlib copy copyreg csv ctypes dataclasses datetime decimal difflib
+dis encodings.ascii encodings.cp1252 encodings.idna encodings.latin_1 encodings.punycode
+encodings.raw_unicode_escape encodings.unicode_escape encodings.utf_16 encodings.utf_16_le
+encodings.utf_32 encodings.utf_8_sig enum fnmatch fractions functools getpass glob graphlib gzip
+hashlib heapq html importlib.metadata importlib.resources inspect io itertools json keyword
+linecache locale logging math multiprocessing multiprocessing.dummy multiprocessing.pool
+numbers operator os pathlib pickle pkgutil platform pprint queue random re reprlib sched secrets
+select shutil signal socket stat statistics string struct subprocess sys tempfile textwrap
+threading time timeit token tokenize traceback types typing unicodedata unittest unittest.mock urllib.parse uuid warnings
+weakref xml.etree.ElementTree zipfile zlib zoneinfo
+"""
+
+_SCIPY = """
+cluster.hierarchy cluster.vq constants fft fftpack integrate interpolate io linalg ndimage optimize
+signal sparse sparse.csgraph sparse.linalg spatial spatial.distance special stats stats.contingency
+stats.distributions stats.mstats stats.qmc stats.sampling
+"""
+
+# Modules whose import changes how others behave: kept as code until a program asks for them.
+_ON_REQUEST = (
+    "sklearn.experimental.enable_halving_search_cv",
+    "sklearn.experimental.enable_iterative_imputer",
+)
+
+# What these libraries would pick up beside themselves if it is installed would cost seconds (torch,
+# matplotlib, pyarrow) and make programs behave differently from host to host.
+_DISTRIBUTIONS = frozenset(
+    {
+        "_cyutility",
+        "cython_runtime",
+        "dateutil",
+        "env",
+        "joblib",
+        "narwhals",
+        "numpy",
+        "pandas",
+        "pytz",
+        "scipy",
+        "six",
+        "sklearn",
+        "threadpoolctl",
+        "tzdata",
+    }
+)
+
+
+class _Blinkers(importlib.abc.MetaPathFinder):
+    """Hides all packages but the standard library and `_DISTRIBUTIONS`."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> None:
+        top = name.partition(".")[0]
+        is_standard = top in sys.stdlib_module_names or top.startswith("_sysconfigdata_")
+        if top not in _DISTRIBUTIONS and not is_standard:
+            raise ModuleNotFoundError(f"No module named {top!r}", name=top)
+
+
+class _OnRequest(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Serves modules from code objects in memory."""
+
+    def __init__(self, names: Iterable[str]):
+        self._code: dict[str, types.CodeType] = {}
+        for name in names:
+            spec = importlib.util.find_spec(name)
+            loader = spec.loader if spec else None
+            code = loader.get_code(name) if isinstance(loader, SourceFileLoader) else None
+            if code is None:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            self._code[name] = code
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        return importlib.util.spec_from_loader(name, self) if name in self._code else None
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        exec(self._code[module.__name__], module.__dict__)
+
+
+def preload(libraries: Sequence[str]) -> None:
+    """Imports all that programs may use and leaves the collected heap frozen.
+
+    Args:
+      libraries: modules beyond the standard library, numpy, scipy, scikit-learn and pandas.
+
+    Raises:
+      ImportError: when numpy, scipy, scikit-learn or one of `libraries` cannot be imported.
+    """
+    gc.disable()
+    blinkers = _Blinkers()
+    sys.meta_path.insert(0, blinkers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in _STANDARD_LIBRARY.split():
+            importlib.import_module(name)
+        import sklearn
+
+        for name in sklearn.__all__:
+            # Some of these names are functions, others need what is not installed.
+            with contextlib.suppress(ModuleNotFoundError):
+                importlib.import_module(f"sklearn.{name}")
+        for name in _SCIPY.split():
+            importlib.import_module(f"scipy.{name}")
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module("pandas")
+        sys.meta_path.remove(blinkers)
+        for name in libraries:
+            importlib.import_module(name)
+    sys.meta_path.insert(0, _OnRequest(_ON_REQUEST))
+    gc.collect()
+    gc.freeze()
+    gc.enable()
