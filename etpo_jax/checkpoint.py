@@ -1,7 +1,7 @@
 """Checkpoints of a whole run with orbax: train state, replay, and the host's counters."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from env.base import UsageError
 
 
 class Checkpoints:
-    """Numbered checkpoints in one folder, written in the background.
+    """Numbered checkpoints in one folder, written in the background; a context manager.
 
     Each holds the checkpointables `state` (a pytree of arrays), `replay` (NumPy arrays) and `host`
     (a JSON value). The step of a checkpoint is the number of updates done.
@@ -48,13 +48,9 @@ class Checkpoints:
         Raises:
           UsageError: if the checkpoint holds other shapes.
         """
-        abstract = jax.tree.map(
-            lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding),
-            state,
-        )
         try:
             loaded = self._checkpointer.load_checkpointables(
-                update, {"state": abstract, "replay": replay, "host": None}
+                update, {"state": _abstract(state), "replay": replay, "host": None}
             )
         except ValueError as error:
             raise UsageError(f"checkpoint {update} does not fit this run: {error}") from error
@@ -64,6 +60,31 @@ class Checkpoints:
         """Returns when every started checkpoint is committed."""
         self._checkpointer.wait()
 
-    def close(self) -> None:
-        """Waits and releases."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Waits for what is being written."""
         self._checkpointer.close()
+
+
+def read_state(path: Path, state: Any) -> Any:
+    """The `state` of one checkpoint, without disturbing whoever writes beside it.
+
+    Args:
+      path: the folder of the checkpoint itself.
+      state: arrays of the same shapes; values are not read.
+
+    Raises:
+      UsageError: if the checkpoint holds other shapes.
+    """
+    try:
+        return ocp.load_checkpointables(path.absolute(), {"state": _abstract(state)})["state"]
+    except ValueError as error:
+        raise UsageError(f"checkpoint {path} does not fit its run: {error}") from error
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding), tree
+    )

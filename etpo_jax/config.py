@@ -333,6 +333,8 @@ class Config:
 
 _SECTIONS_BY_FIELD: dict[str, type[Section]] = get_type_hints(Config)
 SECTIONS = tuple(_SECTIONS_BY_FIELD.values())
+EVALUATION_SECTIONS = (TaskConfig, ExecutionConfig, ModelConfig, SamplingConfig)
+"""What matters where nothing is learnt."""
 MAY_DIFFER = frozenset(
     field.name
     for section in SECTIONS
@@ -367,14 +369,24 @@ def _define(field: dataclasses.Field, hint: Any, flag_values: flags.FlagValues) 
         flags.DEFINE_string(**arguments)
 
 
-def from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:
+def from_flags(
+    flag_values: flags.FlagValues = flags.FLAGS, *, defaults: Mapping[str, Any] | None = None
+) -> Config:
     """The configuration that the parsed flags describe.
+
+    Args:
+      defaults: values of flags that the command line does not give, such as a run's `config.json`.
 
     Raises:
       UsageError: naming the flag, its value and the allowed range.
     """
-    known = flag_values.flag_values_dict()
+    names = [name for name in Config().to_dict() if name in flag_values]
+    given = {
+        name: flag_values[name].value
+        for name in names
+        if defaults is None or flag_values[name].present
+    }
     try:
-        return Config.from_dict({k: known[k] for k in Config().to_dict() if k in known})
+        return Config.from_dict({**(defaults or {}), **given})
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -1,0 +1,113 @@
+"""Trains a language agent by ETPO (Algorithm 1) or runs a baseline.
+
+  python -m etpo_jax.train --flagfile=launch/tiny.flags --run_dir=runs/tiny
+
+The same command again resumes the run from its last checkpoint.
+"""
+
+import sys
+from typing import Any
+
+import jax
+from absl import flags
+
+from env import command_line
+from env.base import UsageError
+from etpo_jax import build, metrics, plan, report
+from etpo_jax import config as config_lib
+from etpo_jax.checkpoint import Checkpoints
+from etpo_jax.config import Config
+from etpo_jax.event_files import EventWriter
+from etpo_jax.learner import make_learner
+from etpo_jax.loop import Loop
+from etpo_jax.mesh import build_mesh
+from etpo_jax.networks import Networks
+from etpo_jax.run_directory import RunDirectory
+from etpo_jax.stopping import StopSignals
+from etpo_jax.update import NonFiniteError
+from models.errors import ModelError
+
+config_lib.define_flags()
+flags.adopt_module_key_flags(config_lib)
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Give up the run in --run_dir; start anew.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would run and stop.")
+
+
+def main() -> int:
+    config = config_lib.from_flags()
+    if _DRY_RUN.value:
+        print(plan.describe(config))
+        return 0
+    if not config.run.run_dir:
+        raise UsageError("--run_dir is missing: name the folder that keeps the run")
+    with StopSignals() as stop:
+        build.use_compilation_cache(config.run.compilation_cache_dir)
+        mesh = build_mesh(config.model.mesh)
+        with (
+            jax.set_mesh(mesh),
+            RunDirectory.open(
+                config.run.run_dir,
+                config.to_dict(),
+                may_differ=config_lib.MAY_DIFFER,
+                overwrite=_OVERWRITE.value,
+            ) as run,
+        ):
+            return _run(config, run, mesh, stop)
+
+
+def _run(config: Config, run: RunDirectory, mesh: jax.sharding.Mesh, stop: StopSignals) -> int:
+    finished = run.finished
+    if finished is not None and finished["env_step"] >= config.run.num_env_steps:
+        print(f"This run is finished; --overwrite starts it anew.\n\n{metrics.summary(run.path)}")
+        return 0
+    # The executor starts its processes first: they get ready while the model is loaded.
+    with (
+        build.open_task(config) as (task, isolation),
+        Checkpoints(run.checkpoints_path, config.run.checkpoints_to_keep) as checkpoints,
+    ):
+        run.record(isolation=isolation, devices=[str(device) for device in mesh.devices.flat])
+        language = build.load_language(config, mesh)
+        networks = Networks(
+            language.model, config.learning.q_parameterization, config.learning.tie_policy
+        )
+        loop = Loop(
+            config,
+            run,
+            checkpoints,
+            language,
+            build.make_actor(config, language, mesh),
+            make_learner(networks, language.base, config, mesh),
+            task,
+        )
+        loop.resume()
+        try:
+            _train(config, run, loop, stop)
+        except NonFiniteError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        finally:
+            loop.close()
+    if loop.env_step >= config.run.num_env_steps:
+        run.mark_finished({"env_step": loop.env_step, "update": loop.counters.update})
+    report.write_curve(run.path)
+    report.write_report(run.path)
+    print(f"\n{metrics.summary(run.path)}")
+    return 128 + stop.received if stop.received else 0
+
+
+def _train(config: Config, run: RunDirectory, loop: Loop, stop: StopSignals) -> None:
+    start, total = loop.env_step, config.run.num_env_steps
+    if start:
+        print(f"Resuming {run.path} at environment step {start} of {total}.")
+    events = EventWriter(run.tensorboard_path)
+    with metrics.Progress(total, env_step=start) as progress:
+
+        def on_update(row: dict[str, Any]) -> None:
+            events.write(row)
+            progress.update(row)
+
+        loop.run(stop.is_stopped, on_update)
+
+
+if __name__ == "__main__":
+    command_line.run(main, errors=(ModelError,))

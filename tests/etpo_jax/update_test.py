@@ -1,0 +1,359 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from etpo_jax import soft_q, update
+from etpo_jax.batch import Batch
+from etpo_jax.config import Config
+from etpo_jax.losses import path_loss
+from etpo_jax.mesh import build_mesh
+from etpo_jax.networks import Networks, read_soft_q
+from models.config import DecoderConfig
+from models.transformer import Decoder
+
+VOCAB, WIDTH = 23, 16
+DECODER = DecoderConfig(
+    vocab_size=VOCAB,
+    hidden_size=WIDTH,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    rope_theta=1e4,
+    rope_scaling=None,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=False,
+    attention_bias=False,
+    max_position_embeddings=64,
+)
+ALL_MODES = [
+    {"critic_loss": "path", "support_threshold": 0.02},
+    {"critic_loss": "path", "path_starts": "root", "tie_policy": True},
+    {"critic_loss": "path", "q_parameterization": "beta_logits", "optimizer": "lion"},
+    {"critic_loss": "one_step", "q_parameterization": "residual"},
+    {"critic_loss": "one_step", "q_parameterization": "logits", "policy_loss": "uniform"},
+    {"critic_loss": "retrace", "policy_target": "exp_q", "huber_delta": 1.0},
+]
+# Settings that do not change the program.
+TRACED = ("gamma", "polyak_lambda", "critic_learning_rate", "support_threshold")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Decoder(DECODER)
+
+
+@pytest.fixture(scope="module")
+def base(model):
+    token = jnp.zeros((1, 1), jnp.int32)
+    params = model.init(jax.random.key(0), token, token, token == 0)["params"]
+    # Larger than at initialisation, so that distributions are far from uniform.
+    return jax.tree.map(lambda leaf: leaf * 8.0 if leaf.ndim > 1 else leaf, params)
+
+
+def make_batch(seed=0, b=4, p=6, j=5):
+    rng = np.random.default_rng(seed)
+    prompt_lengths, action_lengths = rng.integers(2, p + 1, b), rng.integers(1, j + 1, b)
+    next_lengths = rng.integers(1, p + 1, b)
+    action_mask = np.arange(j) < action_lengths[:, None]
+    return Batch(
+        prompt_tokens_bp=rng.integers(0, VOCAB, (b, p)).astype(np.int32),
+        prompt_mask_bp=np.arange(p) >= (p - prompt_lengths)[:, None],
+        action_tokens_bj=rng.integers(0, VOCAB, (b, j)).astype(np.int32),
+        action_mask_bj=action_mask,
+        log_probs_bj=np.where(action_mask, rng.uniform(-4, -1, (b, j)), 0).astype(np.float32),
+        reward_b=rng.normal(size=b).astype(np.float32),
+        continues_b=np.arange(b).astype(np.float32) % 2,
+        next_prompt_tokens_bp=rng.integers(0, VOCAB, (b, p)).astype(np.int32),
+        next_prompt_mask_bp=np.arange(p) >= (p - next_lengths)[:, None],
+    )
+
+
+@functools.cache
+def compiled_step(model, *modes):
+    """One jitted step per set of modes: compiling is what takes the time here."""
+    config = Config.from_dict(dict(modes))
+    networks = Networks(model, config.learning.q_parameterization, config.learning.tie_policy)
+    return update.make_update_step(networks, config, build_mesh()), networks
+
+
+def make(model, base, **values):
+    config = Config.from_dict({"beta": 0.3, **values})
+    modes = {name: value for name, value in values.items() if name not in TRACED}
+    step, networks = compiled_step(model, *sorted(modes.items()))
+    state = update.initial_state(networks, base, config)
+    return step, state, update.Hyperparameters.of(config), networks
+
+
+def run(model, base, batches, **values):
+    """The state after the batches, and the metrics of each step."""
+    step, state, hyper, _ = make(model, base, **values)
+    history = []
+    for batch in batches:
+        state, metrics = step(state, base, batch, hyper)
+        history.append({name: float(value) for name, value in metrics.items()})
+    return state, history
+
+
+def perturbed(tree, seed, scale=0.3):
+    """A tree of the same kind with other values, so that the four networks differ."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return structure.unflatten(
+        [
+            leaf + scale * jax.random.normal(key, leaf.shape)
+            for leaf, key in zip(leaves, keys, strict=True)
+        ]
+    )
+
+
+@pytest.mark.parametrize("values", ALL_MODES, ids=lambda mode: "-".join(map(str, mode.values())))
+def test_every_mode_steps_and_learns(model, base, values):
+    state, history = run(model, base, [make_batch()] * 8, critic_learning_rate=1e-2, **values)
+    first, metrics = history[0], history[-1]
+    assert metrics["is_finite"] == 1.0
+    assert int(state.step) == 8
+    assert metrics["critic_loss"] < first["critic_loss"]
+    # Equal up to rounding at the start, where policy and reference are the same network.
+    assert abs(first["kl_to_reference"]) < 1e-4
+    assert metrics["kl_to_reference"] > 1e-4
+
+
+def networks_apart(model, base, **values):
+    step, state, hyper, networks = make(model, base, **values)
+    state = dataclasses.replace(
+        state,
+        policy=perturbed(state.policy, 1, 0.1),
+        critic=perturbed(state.critic, 2, 0.1),
+        target_critic=perturbed(state.target_critic, 3, 0.1),
+    )
+    return step, state, hyper, networks
+
+
+def logits_at(model, params, prompt, action):
+    """Logits that score each action token of one unpadded sequence, without any of our code."""
+    tokens = jnp.asarray(np.concatenate([prompt, action]))[None]
+    positions = jnp.arange(tokens.shape[1])[None]
+    logits = model.apply({"params": params}, tokens, positions, jnp.ones_like(tokens, bool))
+    return np.asarray(logits[0, len(prompt) - 1 : -1], np.float64)
+
+
+def log_softmax(logits):
+    logits = logits - logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def rows(batch):
+    for row in range(len(batch.reward_b)):
+        yield (
+            row,
+            batch.prompt_tokens_bp[row][batch.prompt_mask_bp[row]],
+            batch.action_tokens_bj[row][batch.action_mask_bj[row]],
+            batch.next_prompt_tokens_bp[row][batch.next_prompt_mask_bp[row]],
+        )
+
+
+def test_one_step_losses_equal_algorithm_1_token_by_token(model, base):
+    """Residual Q, one-step targets, exact policy loss, row by row and token by token in float64."""
+    batch = make_batch(5)
+    step, state, hyper, _ = networks_apart(
+        model, base, critic_loss="one_step", q_parameterization="residual", gamma=0.9
+    )
+    beta, gamma = 0.3, 0.9
+    trees = {
+        "policy": state.policy["params"],
+        "critic": state.critic.trunk["params"],
+        "target": state.target_critic.trunk["params"],
+        "reference": base,
+    }
+    offsets = {"critic": float(state.critic.offset), "target": float(state.target_critic.offset)}
+    squares, policy_terms, kls, entropies = [], [], [], []
+
+    def soft_values(scores):
+        log_pi, log_rho = log_softmax(scores["policy"]), log_softmax(scores["reference"])
+        q_bar = beta * (scores["target"] - scores["reference"]) + offsets["target"]
+        kl = (np.exp(log_pi) * (log_pi - log_rho)).sum(-1)
+        return (np.exp(log_pi) * q_bar).sum(-1) - beta * kl, kl, log_pi, log_rho
+
+    for row, prompt, action, next_prompt in rows(batch):
+        scores = {name: logits_at(model, tree, prompt, action) for name, tree in trees.items()}
+        values, kl, log_pi, log_rho = soft_values(scores)
+        target = float(batch.reward_b[row])
+        if batch.continues_b[row]:
+            # Whatever token follows, the first position of the next state is scored without it.
+            following = {
+                name: logits_at(model, tree, next_prompt, np.array([0], np.int32))
+                for name, tree in trees.items()
+            }
+            target += gamma * soft_values(following)[0][0]
+        q = beta * (scores["critic"] - scores["reference"]) + offsets["critic"]
+        for index, token in enumerate(action):
+            goal = values[index + 1] if index + 1 < len(action) else target
+            squares.append(0.5 * (q[index, token] - goal) ** 2)
+            score = beta * (log_pi[index] - log_rho[index]) - q[index]
+            policy_terms.append((np.exp(log_pi[index]) * score).sum())
+        kls.append(kl.sum())
+        entropies.append(-(np.exp(log_pi) * log_pi).sum())
+    _, metrics = step(state, base, batch, hyper)
+    np.testing.assert_allclose(metrics["critic_loss"], np.mean(squares), rtol=1e-4)
+    np.testing.assert_allclose(metrics["policy_loss"], np.mean(policy_terms), rtol=1e-4)
+    np.testing.assert_allclose(metrics["kl_to_reference"], np.mean(kls), rtol=1e-4)
+    np.testing.assert_allclose(metrics["entropy"], np.mean(entropies), rtol=1e-4)
+
+
+def test_path_loss_of_the_dueling_critic_row_by_row(model, base):
+    batch = make_batch(6)
+    step, state, hyper, networks = networks_apart(model, base, critic_loss="path", gamma=0.9)
+    violations = []
+    for row, prompt, action, next_prompt in rows(batch):
+
+        def values(critic, prompt, action):
+            tokens = jnp.asarray(np.concatenate([prompt, action]))[None]
+            hidden = networks.hidden(base, critic.trunk, tokens, jnp.ones_like(tokens, bool))
+            value = hidden[0, len(prompt) - 1 : -1] @ critic.value + critic.offset
+            return np.asarray(value, np.float64)
+
+        target = float(batch.reward_b[row])
+        if batch.continues_b[row]:
+            target += 0.9 * values(state.target_critic, next_prompt, np.zeros(1, np.int32))[0]
+        log_q = log_softmax(logits_at(model, state.critic.trunk["params"], prompt, action))
+        log_rho = log_softmax(logits_at(model, base, prompt, action))
+        ratio = (log_q - log_rho)[np.arange(len(action)), action]
+        for start in range(len(action)):
+            value = values(state.critic, prompt, action)[start]
+            violations.append((value + 0.3 * ratio[start:].sum() - target) ** 2)
+    _, metrics = step(state, base, batch, hyper)
+    np.testing.assert_allclose(metrics["critic_loss"], np.mean(violations), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"critic_loss": "path"}, {"critic_loss": "one_step", "q_parameterization": "residual"}],
+    ids=["path", "one_step"],
+)
+def test_padding_moves_no_loss_and_no_gradient(model, base, values):
+    batch = make_batch(7)
+
+    def pad(array, width, left):
+        columns = [(0, 0), (width, 0) if left else (0, width)]
+        return np.pad(array, columns, constant_values=0)
+
+    wide = dataclasses.replace(
+        batch,
+        **{
+            name: pad(getattr(batch, name), 3, "prompt" in name)
+            for name in (
+                "prompt_tokens_bp",
+                "prompt_mask_bp",
+                "action_tokens_bj",
+                "action_mask_bj",
+                "log_probs_bj",
+                "next_prompt_tokens_bp",
+                "next_prompt_mask_bp",
+            )
+        },
+    )
+    narrow_state, (narrow,) = run(model, base, [batch], **values)
+    wide_state, (padded,) = run(model, base, [wide], **values)
+    for name in narrow:
+        np.testing.assert_allclose(padded[name], narrow[name], rtol=2e-4, atol=1e-5)
+    for one, other in zip(
+        jax.tree.leaves(narrow_state.critic_optimizer),
+        jax.tree.leaves(wide_state.critic_optimizer),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_absent_next_states_are_never_read(model, base):
+    batch = make_batch(8)
+    batch = dataclasses.replace(batch, continues_b=np.zeros_like(batch.continues_b))
+    other = dataclasses.replace(
+        batch, next_prompt_tokens_bp=(batch.next_prompt_tokens_bp + 5) % VOCAB
+    )
+    for parameterization, critic_loss in (("dueling", "path"), ("residual", "one_step")):
+        values = {"critic_loss": critic_loss, "q_parameterization": parameterization}
+        assert run(model, base, [batch], **values)[1] == run(model, base, [other], **values)[1]
+
+
+def test_start_of_training_is_the_reference(model, base):
+    """b0 and zero residual: Q is constant, V is b0, and Eq. 9 gives rho back."""
+    step, state, hyper, _ = make(model, base, critic_loss="one_step", q_parameterization="residual")
+    offset = jnp.float32(0.25)
+    state = dataclasses.replace(
+        state,
+        critic=dataclasses.replace(state.critic, offset=offset),
+        target_critic=dataclasses.replace(state.target_critic, offset=offset + 0.0),
+    )
+    batch = dataclasses.replace(
+        make_batch(), reward_b=np.full(4, 0.25, np.float32), continues_b=np.zeros(4, np.float32)
+    )
+    _, metrics = step(state, base, batch, hyper)
+    assert metrics["critic_loss"] < 1e-9
+    assert metrics["policy_grad_norm"] < 1e-5
+
+
+def test_state_shares_no_buffer_and_is_donated(model, base):
+    step, state, hyper, _ = make(model, base)
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((state, base))]
+    assert len(set(pointers)) == len(pointers)
+    new, _ = step(state, base, make_batch(), hyper)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.policy))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((new, base)))
+
+
+def test_polyak_weighs_the_old_target(model, base):
+    step, state, hyper, _ = networks_apart(model, base, polyak_lambda=0.8)
+    old = jax.tree.map(np.asarray, state.target_critic)
+    new, _ = step(state, base, make_batch(), hyper)
+    expected = jax.tree.map(lambda a, b: 0.8 * a + 0.2 * b, old, new.critic)
+    for one, other in zip(
+        jax.tree.leaves(new.target_critic), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_a_non_finite_step_is_not_taken_and_is_named(model, base):
+    step, state, hyper, _ = make(model, base)
+    before = jax.tree.map(np.asarray, state)
+    batch = dataclasses.replace(make_batch(), reward_b=np.full(4, np.nan, np.float32))
+    after, metrics = step(state, base, batch, hyper)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, after))
+    with pytest.raises(update.NonFiniteError, match=r"step 7 gave a non-finite .*critic_loss"):
+        update.check_finite(jax.device_get(metrics), 7)
+
+
+def test_other_hyperparameters_do_not_compile_again(model, base):
+    step, state, hyper, _ = make(model, base)
+    state, _ = step(state, base, make_batch(), hyper)
+    before = step._cache_size()
+    step(state, base, make_batch(1), hyper._replace(beta=jnp.float32(0.1)))
+    assert step._cache_size() == before
+
+
+def test_the_dueling_head_is_the_optimal_soft_value(model, base):
+    rng = np.random.default_rng(0)
+    critic, reference = jnp.asarray(rng.normal(size=(2, 3, 5, VOCAB)) * 2, jnp.float32)
+    head = jnp.asarray(rng.normal(size=(3, 5)), jnp.float32)
+    for name in ("dueling", "residual", "logits", "beta_logits"):
+        read = read_soft_q(name, critic, reference, head, beta=0.3)
+        np.testing.assert_allclose(
+            read.value_bj,
+            soft_q.optimal_soft_value(reference, read.q_bjv, beta=0.3),
+            rtol=1e-4,
+            atol=1e-4,
+        )
+        np.testing.assert_allclose(
+            read.log_ratio_bjv, (read.q_bjv - read.value_bj[..., None]) / 0.3, rtol=1e-3, atol=1e-4
+        )
+    dueling = read_soft_q("dueling", critic, reference, head, beta=0.3)
+    np.testing.assert_array_equal(dueling.value_bj, head)
+    zero = path_loss(
+        head, jnp.zeros_like(head), head[:, 0] * 0 + 1, jnp.ones_like(head, bool), beta=0.3
+    )
+    np.testing.assert_allclose(zero, np.mean((np.asarray(head) - 1) ** 2), rtol=1e-5)
