@@ -23,11 +23,11 @@ dis encodings.ascii encodings.cp1252 encodings.idna encodings.latin_1 encodings.
 encodings.raw_unicode_escape encodings.unicode_escape encodings.utf_16 encodings.utf_16_le
 encodings.utf_32 encodings.utf_8_sig enum fnmatch fractions functools getpass glob graphlib gzip
 hashlib heapq html importlib.metadata importlib.resources inspect io itertools json keyword
-linecache locale logging math multiprocessing multiprocessing.dummy multiprocessing.pool
-numbers operator os pathlib pickle pkgutil platform pprint queue random re reprlib sched secrets
-select shutil signal socket stat statistics string struct subprocess sys tempfile textwrap
-threading time timeit token tokenize traceback types typing unicodedata unittest unittest.mock urllib.parse uuid warnings
-weakref xml.etree.ElementTree zipfile zlib zoneinfo
+linecache locale logging math multiprocessing multiprocessing.dummy multiprocessing.pool numbers
+operator os pathlib pickle pkgutil platform pprint queue random re reprlib sched secrets select
+shutil signal socket stat statistics string struct subprocess sys tempfile textwrap threading time
+timeit token tokenize traceback types typing unicodedata unittest unittest.mock urllib.parse uuid
+warnings weakref xml.etree.ElementTree zipfile zlib zoneinfo
 """
 
 _SCIPY = """

@@ -1,0 +1,108 @@
+"""Runs one body of `build_model` as the trainer would, and prints its reward as one JSON line.
+
+    python -m env.run_action --dataset=balance_scale --action_file=body.py
+
+The file holds what replaces `<FILL_ME>` in the prompt: its first line stands after four spaces that
+are already there, later lines bring their own. Exit code: 0 when the program was scored, 1 when it
+failed, 2 for bad input.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from env import command_line
+from env.base import UsageError
+from env.datasets import load_dataset
+from env.executor import CodeExecutor, ExecutorError
+from env.isolation import CHOICES
+from env.splits import NUM_SPLITS
+
+_DATASET = flags.DEFINE_string(
+    "dataset", "balance_scale", "Data set that the program is scored on."
+)
+_ACTION_FILE = flags.DEFINE_string(
+    "action_file", None, "File with the body; - reads standard input. Required."
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder with raw tables, see docs/tasks.md.")
+_TARGET = flags.DEFINE_string("target", None, "Target column of a table of your own (csv:PATH).")
+_NUM_SPLITS = flags.DEFINE_integer(
+    "num_splits", NUM_SPLITS, "Train/validation splits that the reward averages.", lower_bound=1
+)
+_NUM_WORKERS = flags.DEFINE_integer(
+    "num_workers", 1, "Splits that run at the same time.", lower_bound=1
+)
+_TIMEOUT_S = flags.DEFINE_float("timeout_s", 10.0, "Wall-clock seconds of all splits together.")
+_CPU_S = flags.DEFINE_integer(
+    "cpu_s", None, "Processor seconds of one split; default: half a share of --timeout_s."
+)
+_MEMORY_MB = flags.DEFINE_integer(
+    "memory_mb", 1024, "MiB that a program may use on top of its libraries."
+)
+_MAX_THREADS = flags.DEFINE_integer("max_threads", 32, "Threads of a program beside its first.")
+_LIBRARIES = flags.DEFINE_list(
+    "libraries",
+    [],
+    "Modules a program may import beyond the standard library, numpy, scipy, scikit-learn, pandas.",
+)
+_ISOLATION = flags.DEFINE_enum(
+    "isolation",
+    "auto",
+    CHOICES,
+    "Wall around the program; unsafe has none but separate processes. See docs/execution.md.",
+)
+
+
+def main() -> int:
+    """Runs the program."""
+    if _ACTION_FILE.value is None:
+        raise UsageError(
+            "--action_file is missing: the file with the body, or - for standard input"
+        )
+    body = _read(_ACTION_FILE.value)
+    dataset = load_dataset(
+        _DATASET.value,
+        data_dir=_DATA_DIR.value,
+        target=_TARGET.value,
+        num_splits=_NUM_SPLITS.value,
+    )
+    try:
+        with CodeExecutor(
+            dataset,
+            num_workers=_NUM_WORKERS.value,
+            timeout_s=_TIMEOUT_S.value,
+            memory_bytes=_MEMORY_MB.value * 2**20,
+            num_splits=_NUM_SPLITS.value,
+            isolation=_ISOLATION.value,
+            cpu_s=_CPU_S.value,
+            max_threads=_MAX_THREADS.value,
+            libraries=_LIBRARIES.value,
+        ) as executor:
+            (result,) = executor.run([body])
+            isolation = executor.isolation
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    line = {
+        "dataset": dataset.name,
+        "reward": result.reward,
+        "split_scores": result.split_scores,
+        "error": result.error,
+        "wall_s": round(result.wall_s, 4),
+        "isolation": isolation,
+    }
+    print(json.dumps(line))
+    return 1 if result.error else 0
+
+
+def _read(path: str) -> str:
+    data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not a text in UTF-8 ({error})") from None
+
+
+if __name__ == "__main__":
+    command_line.run(main, errors=(ExecutorError, FileNotFoundError))
