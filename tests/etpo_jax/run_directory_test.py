@@ -18,6 +18,8 @@ from etpo_jax import event_files, json_files, versions
 from etpo_jax.run_directory import Best, RunDirectory
 
 _ROOT = Path(__file__).resolve().parents[2]
+# tensorboardX imports torch where it is installed; these processes start faster without.
+_NO_TORCH = "import sys; sys.modules['torch'] = None\n"
 _CONFIG: dict[str, Any] = {
     "dataset": "balance_scale",
     "beta": 0.1,
@@ -255,10 +257,10 @@ def test_a_file_or_an_impossible_place_is_refused(tmp_path: Path) -> None:
 
 # One writer ---------------------------------------------------------------------------------------
 
-_HOLD = """
+_HOLD = f"""{_NO_TORCH}
 import sys, time
 from etpo_jax.run_directory import RunDirectory
-run = RunDirectory.open(sys.argv[1], {"seed": 0}, may_differ=frozenset(), overwrite=False)
+run = RunDirectory.open(sys.argv[1], {{"seed": 0}}, may_differ=frozenset(), overwrite=False)
 print("open", flush=True)
 time.sleep(60)
 """
@@ -403,7 +405,6 @@ def test_a_data_set_name_cannot_leave_the_comment() -> None:
 _KILLS = r"""
 import json, os, shutil, signal, sys
 from pathlib import Path
-sys.modules["torch"] = None  # tensorboardX would import it; a small process forks faster
 from env.base import UsageError
 from etpo_jax import durable, event_files, json_files, versions
 from etpo_jax.run_directory import Best, RunDirectory
@@ -496,7 +497,7 @@ for count in range(1000):
 
 @pytest.mark.parametrize("life", ["train", "overwrite"])
 def test_a_run_killed_at_any_change_of_a_file_resumes(tmp_path: Path, life: str) -> None:
-    command = [sys.executable, "-c", _KILLS, str(tmp_path), life]
+    command = [sys.executable, "-c", _NO_TORCH + _KILLS, str(tmp_path), life]
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     statuses = [int(status) for status in done.stdout.split()]
@@ -519,7 +520,7 @@ command_line.run(main)
     if not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full, a device that is always full")
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=_ROOT, capture_output=True, text=True
+        [sys.executable, "-c", _NO_TORCH + program], cwd=_ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2
     expected = f"error: [Errno 28] No space left on device: '{tmp_path}/metrics.jsonl'\n"
@@ -530,6 +531,10 @@ def test_jax_stays_out(tmp_path: Path) -> None:
     # Reports and summaries are made on machines and at moments where no device may be held.
     program = "import sys, etpo_jax.report, etpo_jax.metrics; print('jax' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=_ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", _NO_TORCH + program],
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout == "False\n"
