@@ -1,6 +1,7 @@
-"""python -m env.datasets [list] | fetch NAME...|all
+"""python -m env.datasets [list] | fetch NAME...|all | table
 
-Lists the tables that programs can be scored on, or puts the paper's tables into the cache.
+Lists the tables that programs can be scored on, puts the paper's tables into the cache, or prints
+Table 1 of the paper beside ours in Markdown.
 """
 
 import itertools
@@ -43,9 +44,36 @@ def _run_command(words: list[str]) -> int:
     if command == "list" and not names:
         print("\n".join(_listing()))
         return 0
+    if command == "table" and not names:
+        print("\n".join(table_1()))
+        return 0
     if command == "fetch" and names:
         return _fetch(names)
-    raise UsageError(f"{' '.join(words)!r}: say list, fetch NAME... or fetch all")
+    raise UsageError(f"{' '.join(words)!r}: say list, table, fetch NAME... or fetch all")
+
+
+def table_1() -> list[str]:
+    """Table 1 of the paper beside the prepared tables, in lines of Markdown."""
+    lines = [
+        "| name | source | target | published rows | rows x features x classes | Table 1 | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for entry in registry.REGISTRY.values():
+        shape = f"{entry.shape[0]} x {entry.shape[1]} x {len(entry.classes)}"
+        paper = f"{entry.paper_shape[0]} x {entry.paper_shape[1]} x {len(entry.classes)}"
+        lines.append(
+            f"| `{entry.name}` | {entry.origin} | {entry.target} | {entry.raw_rows} | {shape} | "
+            f"{paper} | {_difference(entry)} |"
+        )
+    return lines
+
+
+def _difference(entry: registry.Entry) -> str:
+    if entry.paper_shape[0] > entry.shape[0]:
+        return f"{entry.paper_shape[0] - entry.shape[0]} incomplete rows dropped after counting"
+    if entry.paper_shape[1] > entry.shape[1]:
+        return "Table 1 counts the target as a feature"
+    return "" if entry.checksum else "size only: no trusted copy of the rows"
 
 
 def _listing() -> list[str]:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -62,7 +63,7 @@ def test_fetch_goes_on_after_a_failure_and_resumes(cache_dir, raw_dir):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fetch"], "error: 'fetch': say list, fetch NAME... or fetch all"),
+        (["fetch"], "error: 'fetch': say list, table, fetch NAME... or fetch all"),
         (["steal", "cmc"], "error: 'steal cmc': say list"),
         (["fetch", "cmcc"], "error: unknown data set 'cmcc'; did you mean cmc?"),
         (["list", "--nosuchflag"], "error: Unknown command line flag 'nosuchflag'"),
@@ -73,6 +74,12 @@ def test_bad_commands_are_one_line_and_code_2(arguments, message, cache_dir):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(message)
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_documentation_holds_table_1_as_printed(cache_dir):
+    printed = run("table", cache_dir=cache_dir).stdout
+    assert printed.count("\n") == 16
+    assert printed in (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
 
 
 def test_help_names_the_flags(cache_dir):

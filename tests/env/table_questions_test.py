@@ -91,6 +91,6 @@ def test_what_no_question_can_be_asked_about_is_refused():
         TableQuestions(dataset, max_steps=0)
     with pytest.raises(UsageError, match="names of the classes"):
         TableQuestions(dataclasses.replace(dataset, class_names=()))
+    few = dataclasses.replace(dataset, labels=dataset.labels[:3])
     with pytest.raises(UsageError, match="4 rows at least"):
-        few = dataclasses.replace(dataset, labels=dataset.labels[:3])
         TableQuestions(few)
