@@ -24,30 +24,30 @@ def causal_mask(mask_bs: Bool[Array, "b s"]) -> Bool[Array, "b s s"]:
 
 def attend(
     q_bsnh: Float[Array, "b s n h"],
-    k_bkmh: Float[Array, "b k m h"],
-    v_bkmh: Float[Array, "b k m h"],
-    mask_bsm: Bool[Array, "b #s m"],
+    k_bmkh: Float[Array, "b m k h"],
+    v_bmkh: Float[Array, "b m k h"],
+    mask_bsm: Bool[Array, "b s m"],
 ) -> Float[Array, "b s n h"]:
     """Softmax attention; scores and softmax in float32, products in the inputs' dtype.
 
     Args:
       q_bsnh: queries; consecutive heads share a key head where n > k.
-      k_bkmh: keys with the head before the slot, which is also the layout of a decoding cache.
-      v_bkmh: values.
+      k_bmkh: keys.
+      v_bmkh: values.
       mask_bsm: True where query s sees slot m; at least one slot per query.
     """
     b, s, n, h = q_bsnh.shape
-    k, m = k_bkmh.shape[1:3]
+    m, k = k_bmkh.shape[1:3]
     # Queries that share a key head become rows of one matrix product; the weights are normalised
     # after it, where there are h columns and not m. Both halve the backward pass on CPU.
     q_bkth = (q_bsnh * h**-0.5).swapaxes(1, 2).reshape(b, k, n // k * s, h)
-    scores = jnp.einsum("bkth,bkmh->bktm", q_bkth, k_bkmh, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bkth,bmkh->bktm", q_bkth, k_bmkh, preferred_element_type=jnp.float32)
     scores_bnsm = jnp.where(mask_bsm[:, None], scores.reshape(b, n, s, m), _MASKED)
     highest = jax.lax.stop_gradient(jnp.max(scores_bnsm, axis=-1, keepdims=True))
     weights_bnsm = jnp.exp(scores_bnsm - highest)
     total = jnp.sum(weights_bnsm, axis=-1, keepdims=True)
-    weights = weights_bnsm.reshape(b, k, n // k * s, m).astype(v_bkmh.dtype)
+    weights_bktm = weights_bnsm.reshape(b, k, n // k * s, m).astype(v_bmkh.dtype)
     summed = jnp.einsum(
-        "bktm,bkmh->bkth", weights, v_bkmh, preferred_element_type=jnp.float32
+        "bktm,bmkh->bkth", weights_bktm, v_bmkh, preferred_element_type=jnp.float32
     ).reshape(b, n, s, h)
     return (summed / total).astype(q_bsnh.dtype).swapaxes(1, 2)

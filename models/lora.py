@@ -81,22 +81,6 @@ def init(key: jax.Array, params: Mapping, config: LoraConfig) -> dict:
     return {"layers": adapters}
 
 
-def attach(layer: Mapping, adapters: Mapping, config: LoraConfig) -> dict:
-    """Parameters of one layer (or of all, stacked) with their adapters, as `linear` takes them.
-
-    Args:
-      layer: `params["layers"]`, or one layer's slice of it.
-      adapters: `lora["layers"]`, sliced alike.
-      config: gives the scale, which is folded into B.
-    """
-    joined = dict(layer)
-    for module, targets in adapters.items():
-        joined[module] = dict(joined[module])
-        for name, pair in targets.items():
-            joined[module][name] = {**joined[module][name], **scaled(pair, config)}
-    return joined
-
-
 def scaled(pair: Mapping[str, jax.Array], config: LoraConfig) -> dict[str, jax.Array]:
     """The factors with the scale folded into B."""
     return {"a": pair["a"], "b": pair["b"] * config.scale}

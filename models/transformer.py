@@ -98,7 +98,9 @@ def output_logits(params: Mapping[str, Any], hidden: Float[Array, "*b d"]) -> Fl
     """
     if "lm_head" in params:
         kernel = params["lm_head"]["kernel"].astype(hidden.dtype)
-        logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+        rows = hidden.reshape(-1, hidden.shape[-1])  # as in `linear`
+        logits = jnp.matmul(rows, kernel, preferred_element_type=jnp.float32)
+        logits = logits.reshape(*hidden.shape[:-1], -1)
     else:
         embedding = params["embedder"]["embedding"].astype(hidden.dtype)
         logits = jnp.einsum("...d,vd->...v", hidden, embedding, preferred_element_type=jnp.float32)
@@ -198,9 +200,8 @@ class Attention(nn.Module):
         }
         q, k, v = queries_keys_values(config, p, x, cos, sin)
         q = shard(q, "b", "s", "n", "h")
-        k_bkmh = shard(k.swapaxes(1, 2), "b", "k", "m", "h")
-        v_bkmh = shard(v.swapaxes(1, 2), "b", "k", "m", "h")
-        heads = attend(q, k_bkmh, v_bkmh, mask)
+        k, v = shard(k, "b", "m", "k", "h"), shard(v, "b", "m", "k", "h")
+        heads = attend(q, k, v, mask)
         return linear(p["o"], heads.reshape(*x.shape[:-1], queries))
 
 
