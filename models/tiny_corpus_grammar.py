@@ -240,7 +240,6 @@ _ESTIMATORS: Mapping[str, tuple[float, tuple[_Argument, ...]]] = {
     "CalibratedClassifierCV": (1.2, (_Argument("cv", 0.97, _even("2 3")),)),
     "VotingClassifier": (2, (_Argument("voting", 1, {"'soft'": 1}),)),
     "StackingClassifier": (0.5, (_Argument("cv", 1, _even("2 3")),)),
-    "GridSearchCV": (1.5, (_Argument("cv", 1, _even("2 3")),)),
 }
 
 _SCALERS: Mapping[str, tuple[float, tuple[_Argument, ...]]] = {
@@ -292,13 +291,6 @@ _MEMBERS: Mapping[str, str] = {
     "KNeighborsClassifier": "knn",
     "DecisionTreeClassifier": "dt",
     "LinearDiscriminantAnalysis": "lda",
-}
-
-_GRIDS: Mapping[str, tuple[str, ...]] = {
-    "KNeighborsClassifier": ("{'n_neighbors': [3, 5, 7]}", "{'n_neighbors': [1, 5, 9]}"),
-    "DecisionTreeClassifier": ("{'max_depth': [2, 3, 5]}", "{'max_depth': [3, 5, 8]}"),
-    "GaussianNB": ("{'var_smoothing': [1e-9, 1e-3]}",),
-    "LogisticRegression": ("{'C': [0.1, 1, 10]}", "{'C': [0.01, 1]}"),
 }
 
 _FORMS: Mapping[Form, float] = {"plain": 48, "make_pipeline": 30, "Pipeline": 17, "by_hand": 5}
@@ -431,9 +423,6 @@ def sample_estimator_named(rng: random.Random, name: str) -> Call:
         chosen = rng.sample(list(_MEMBERS), 3 if rng.random() < 0.3 else 2)
         members = tuple((_MEMBERS[member], Call(member)) for member in chosen)
         return Call(name, (("", members), *arguments))
-    if name == "GridSearchCV":
-        searched = rng.choice(list(_GRIDS))
-        return Call(name, (("", Call(searched)), ("", rng.choice(_GRIDS[searched])), *arguments))
     return Call(name, arguments)
 
 

@@ -189,9 +189,14 @@ _UNDEFINED = (
     "x_train, labels",
 )
 _OTHER_METHODS = ("train", "fit_transform", "fit_model", "learn")
+# A search that the task's rules forbid, because it would take the learner's part.
+_GRIDS: Mapping[str, tuple[str, ...]] = {
+    "KNeighborsClassifier": ("{'n_neighbors': [3, 5, 7]}", "{'n_neighbors': [1, 5, 9]}"),
+    "DecisionTreeClassifier": ("{'max_depth': [2, 3, 5]}", "{'max_depth': [3, 5, 8]}"),
+    "GaussianNB": ("{'var_smoothing': [1e-9, 1e-3]}",),
+    "LogisticRegression": ("{'C': [0.1, 1, 10]}", "{'C': [0.01, 1]}"),
+}
 _TRANSFORMING = ("LinearDiscriminantAnalysis", "VotingClassifier", "StackingClassifier")
-# These report the failures of all their inner fits, trace included.
-_LONG_REPORTS = ("GridSearchCV", "StackingClassifier")
 _OTHER_PACKAGES = {
     "xgboost": "XGBClassifier",
     "lightgbm": "LGBMClassifier",
@@ -219,7 +224,7 @@ def _with_estimator(program: Program, estimator: Call) -> Program:
     is_imported = False
     for module, names in program.imports:
         if old & set(names) and not is_imported:
-            imports.append((MODULES[estimator.name], (estimator.name,)))
+            imports += [(MODULES[name], (name,)) for name in grammar.names_in(estimator)]
             is_imported = True
         rest = tuple(name for name in names if name not in old or name in kept)
         if rest:
@@ -341,8 +346,6 @@ def _not_fitted(rng: random.Random, program: Program) -> Mistake | None:
 
 def _missing_labels(rng: random.Random, program: Program) -> Mistake | None:
     del rng
-    if program.estimator.name in _LONG_REPORTS:
-        return None
     body = grammar.render(dataclasses.replace(program, fit_arguments="x_train"))
     if any(step.name == "SelectKBest" for step in program.transformers):
         return Mistake(body, "labels SelectKBest")
@@ -382,11 +385,17 @@ def _other_package(rng: random.Random, program: Program) -> Mistake | None:
     return Mistake(body.replace("from sklearn.linear_model", f"from {package}"), package)
 
 
+def _forbidden(rng: random.Random, program: Program) -> Mistake | None:
+    searched = rng.choice(list(_GRIDS))
+    arguments = (("", Call(searched)), ("", rng.choice(_GRIDS[searched])))
+    folds = (("cv", rng.choice(("2", "3", "5"))),) if rng.random() < 0.7 else ()
+    wrong = _with_estimator(program, Call("GridSearchCV", (*arguments, *folds)))
+    return Mistake(grammar.render(wrong), "forbidden GridSearchCV")
+
+
 def _unsuited_steps(rng: random.Random, program: Program) -> Mistake | None:
     """A transformer whose output the next step refuses: sparse for dense, negative for counts."""
     if not _is_pipeline(program) or len(program.transformers) != 1:
-        return None
-    if program.estimator.name in _LONG_REPORTS:
         return None
     (old,) = program.transformers
     if program.estimator.name in ("MultinomialNB", "ComplementNB"):
@@ -478,6 +487,7 @@ _WEIGHTED: tuple[tuple[float, _Kind], ...] = (
     (3, _other_method),
     (2, _predictions),
     (2, _other_package),
+    (3, _forbidden),
     (6, _unsuited_steps),
     (3, _steps_not_listed),
     (2.5, _unclosed),

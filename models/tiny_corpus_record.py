@@ -7,10 +7,12 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from absl import flags, logging
 
 from env import command_line
 from env.base import UsageError
+from env.code_task import CodeTask
 from env.datasets import load_dataset
 from env.executor import CodeExecutor
 from models.tiny_corpus_errors import PATH
@@ -24,6 +26,7 @@ _BODIES_PER_KEY = flags.DEFINE_integer(
     "Different programs executed for each key, which must agree.",
     lower_bound=1,
 )
+_ISOLATION = flags.DEFINE_string("isolation", "auto", "Of the executed programs.")
 
 
 def bodies_by_key(rng: random.Random, draws: int, per_key: int) -> dict[str, list[str]]:
@@ -60,15 +63,19 @@ def main() -> None:
     bodies = bodies_by_key(random.Random(0), _DRAWS.value, _BODIES_PER_KEY.value)
     flat = [body for examples in bodies.values() for body in examples]
     logging.info("%d keys, %d programs", len(bodies), len(flat))
+    dataset = load_dataset("balance_scale")
     with CodeExecutor(
-        load_dataset("balance_scale"),
+        dataset,
         num_workers=2,
         timeout_s=60.0,
         memory_bytes=2 << 30,
         num_splits=1,
+        isolation=_ISOLATION.value,
     ) as executor:
-        results = executor.run(flat)
-    errors = {body: result.error for body, result in zip(flat, results, strict=True)}
+        task = CodeTask(dataset, executor)
+        start = task.reset(np.random.default_rng(0))
+        steps = task.step([start] * len(flat), flat, [])
+    errors = {body: step.error for body, step in zip(flat, steps, strict=True)}
     table = agreed_texts(bodies, errors)
     PATH.write_text(json.dumps(table, indent=0, ensure_ascii=False) + "\n")
     print(f"{PATH.name}: {len(table)} errors")

@@ -1,0 +1,185 @@
+"""Makes the stand-in language model: corpus, tokenizer, training, Hugging Face folder.
+
+The stand-in is a coder of the Llama family small enough for reinforcement learning on two cores. It
+knows one task, that of the paper's prompts, and makes mistakes in it (see the card in its folder).
+`--preset=small` makes a larger one in the same way, best on an accelerator.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Sequence
+
+import tokenizers
+from absl import flags, logging
+
+from env import command_line, prompts
+from env.base import UsageError
+from models import convert, pretrain_tiny_card, pretrain_tiny_tokenizer, tiny_corpus
+from models.config import DecoderConfig
+from models.pretrain_tiny_tokenizer import BOS, EOS, EOT, PAD
+from models.pretrain_tiny_training import Example, Schedule, train
+from models.tiny_corpus import Document
+from models.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """What to make.
+
+    Attributes:
+      config: the network; its vocabulary is that of the tokenizer.
+      schedule: the training.
+      num_documents: size of the corpus.
+    """
+
+    config: DecoderConfig
+    schedule: Schedule
+    num_documents: int
+
+
+def _config(*, width: int, inner: int, layers: int, heads: int, kv_heads: int) -> DecoderConfig:
+    return DecoderConfig(
+        vocab_size=1024,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=width // heads,
+        rope_theta=10_000.0,
+        rope_scaling=None,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        attention_bias=False,
+        max_position_embeddings=1024,
+    )
+
+
+PRESETS = {
+    "tiny": Preset(
+        config=_config(width=64, inner=176, layers=2, heads=4, kv_heads=2),
+        schedule=Schedule(steps=3000, batch_tokens=3072, learning_rate=4e-3),
+        num_documents=80_000,
+    ),
+    "small": Preset(
+        config=_config(width=256, inner=688, layers=6, heads=8, kv_heads=4),
+        schedule=Schedule(steps=10_000, batch_tokens=32_768, learning_rate=1e-3),
+        num_documents=1_000_000,
+    ),
+}
+
+# The tokenizer needs only the frequent pieces, and held-out programs only to be unseen.
+_TOKENIZER_DOCUMENTS = 20_000
+_HELD_OUT_PROGRAMS = 200
+
+_PRESET = flags.DEFINE_enum("preset", "tiny", list(PRESETS), "What to make.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder to write; by default the one of the preset beside this program."
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Of corpus, first weights and order.", lower_bound=0)
+_STEPS = flags.DEFINE_integer("steps", None, "Instead of the preset's.", lower_bound=1)
+_DOCUMENTS = flags.DEFINE_integer("documents", None, "Instead of the preset's.", lower_bound=1)
+
+
+def pretrain(preset: Preset, folder: pathlib.Path, *, seed: int) -> None:
+    """Writes the model folder; files of the same names are replaced when all are complete.
+
+    Args:
+      preset: what to make.
+      folder: made if absent.
+      seed: everything random follows from it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as name:
+        making = pathlib.Path(name)
+        _make(preset, making, seed=seed)
+        # A card of other weights would show their figures.
+        (folder / pretrain_tiny_card.FIGURES).unlink(missing_ok=True)
+        for path in sorted(making.iterdir()):
+            os.replace(path, folder / path.name)
+    pretrain_tiny_card.write(folder)
+
+
+def _make(preset: Preset, folder: pathlib.Path, *, seed: int) -> None:
+    documents = list(tiny_corpus.documents(seed, preset.num_documents))
+    raw = pretrain_tiny_tokenizer.build(
+        _texts(documents[:_TOKENIZER_DOCUMENTS]), vocab_size=preset.config.vocab_size
+    )
+    pretrain_tiny_tokenizer.save(raw, folder, max_length=preset.config.max_position_embeddings)
+    ids = {
+        "bos_token_id": raw.token_to_id(BOS),
+        "eos_token_id": [raw.token_to_id(EOS), raw.token_to_id(EOT)],
+        "pad_token_id": raw.token_to_id(PAD),
+    }
+    for name in ("config.json", "generation_config.json"):
+        values = {**preset.config.to_dict(), **ids} if name == "config.json" else ids
+        (folder / name).write_text(json.dumps(values, indent=2) + "\n")
+    examples = _examples(documents, raw, Tokenizer(folder))
+    num_tokens = sum(len(example.tokens) for example in examples)
+    logging.info("%d documents, %d tokens", len(examples), num_tokens)
+    params = train(
+        preset.config,
+        preset.schedule,
+        examples,
+        seed=seed,
+        report=lambda step, loss: logging.info("step %d: %.4f nats per token", step, loss),
+    )
+    convert.save(folder, preset.config, params, extra=ids)
+    _write_held_out(folder, documents, seed=seed)
+
+
+def _texts(documents: Sequence[Document]) -> list[str]:
+    return [part for document in documents for part in (*_around(document.prompt), document.text)]
+
+
+def _around(prompt: str) -> list[str]:
+    return prompt.split(prompts.FILL_ME) if prompt else []
+
+
+def _examples(
+    documents: Sequence[Document], raw: tokenizers.Tokenizer, tokenizer: Tokenizer
+) -> list[Example]:
+    """A body ends with the end of infilling, a program with the end of text."""
+    bos, eos, eot = (raw.token_to_id(token) for token in (BOS, EOS, EOT))
+    texts = raw.encode_batch([document.text for document in documents])
+    examples = []
+    for document, text in zip(documents, texts, strict=True):
+        prompt = tokenizer.encode_infill(document.prompt) if document.prompt else [bos]
+        stop = eot if document.prompt else eos
+        examples.append(Example([*prompt, *text.ids, stop], len(prompt)))
+    return examples
+
+
+def _write_held_out(folder: pathlib.Path, documents: Sequence[Document], *, seed: int) -> None:
+    """Programs for perplexity, one JSON object a line, none of whose bodies is in the corpus."""
+    known = {document.text for document in documents}
+    programs = tiny_corpus.held_out(seed + 1, _HELD_OUT_PROGRAMS, known)
+    lines = [json.dumps({"text": program}, ensure_ascii=False) for program in programs]
+    (folder / "heldout.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    preset = PRESETS[_PRESET.value]
+    if _STEPS.value:
+        schedule = dataclasses.replace(preset.schedule, steps=_STEPS.value)
+        preset = dataclasses.replace(preset, schedule=schedule)
+    if _DOCUMENTS.value:
+        preset = dataclasses.replace(preset, num_documents=_DOCUMENTS.value)
+    folder = pathlib.Path(_OUTPUT.value or pathlib.Path(__file__).parent / _PRESET.value)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output: {folder} is not a folder")
+    logging.set_verbosity(logging.INFO)
+    wall_s, cpu_s = time.monotonic(), time.process_time()
+    pretrain(preset, folder, seed=_SEED.value)
+    print(
+        f"{folder}: {pretrain_tiny_card.parameter_count(preset.config):,} parameters,"
+        f" {time.monotonic() - wall_s:.0f} s, {time.process_time() - cpu_s:.0f} s of CPU"
+    )
+
+
+if __name__ == "__main__":
+    command_line.run(main, errors=(ValueError,))
