@@ -12,6 +12,7 @@ from env import prompts
 from env.execution import FAILURE_REWARD, Execution, ExecutionResult
 from env.isolation import choose, launch
 from env.limits import Limits
+from env.metrics import Metric
 from env.scheduler import ExecutorError, Scheduler
 from env.scoring import LabelledTable, Scorer
 
@@ -37,6 +38,7 @@ class CodeExecutor:
       max_threads: threads of one process beside its first.
       libraries: modules that programs may import beyond the standard library, numpy, scipy,
         scikit-learn and pandas.
+      metric: what the reward averages over the splits; by default the ROC AUC.
 
     Raises:
       ValueError: naming a value out of range.
@@ -56,6 +58,7 @@ class CodeExecutor:
         cpu_s: int | None = None,
         max_threads: int = 32,
         libraries: Sequence[str] = (),
+        metric: Metric | None = None,
     ):
         for name, value in (("num_workers", num_workers), ("num_splits", num_splits)):
             if value < 1:
@@ -69,7 +72,7 @@ class CodeExecutor:
         )
         self._num_splits = num_splits
         self._capacity = threading.Semaphore(_QUEUE_PER_WORKER * num_workers)
-        scorer = Scorer(dataset, num_splits)
+        scorer = Scorer(dataset, num_splits, metric)
         self._isolation = isolation = choose(isolation)
         self._scheduler = Scheduler(
             lambda: launch(isolation, limits, libraries), scorer, limits, num_workers

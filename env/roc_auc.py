@@ -22,7 +22,6 @@ class RocAuc:
 
     def __init__(self, labels_n: np.ndarray):
         self.num_classes = int(labels_n.max()) + 1
-        self.num_rows = len(labels_n)
         # Per pair of classes its two curves: rows, column of scores, 1.0 where a row is positive.
         self._pairs: list[list[tuple[np.ndarray, int, np.ndarray]]] = []
         for pair in itertools.combinations(range(self.num_classes), 2):

@@ -1,12 +1,15 @@
 """The trusted half of Eq. 10: what each split shows a program, and the score of its predictions."""
 
 import dataclasses
+import functools
 import json
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
 from env import wire
+from env.metrics import DEFAULT_METRIC, Metric
 from env.roc_auc import RocAuc
 from env.splits import check_class_counts, split_rows
 
@@ -43,17 +46,18 @@ class Split:
 
 
 class Scorer:
-    """The splits of a table and the ROC AUC of predictions for them.
+    """The splits of a table and the score of predictions for them.
 
     Args:
       table: features `[n, f]` float64 and labels `[n]` int64, codes 0..K-1.
       num_splits: at least 1; split i is drawn with seed i.
+      metric: another score than the ROC AUC.
 
     Raises:
       UsageError: when a half of a split lacks a class: no program could be scored.
     """
 
-    def __init__(self, table: LabelledTable, num_splits: int):
+    def __init__(self, table: LabelledTable, num_splits: int, metric: Metric | None = None):
         features = np.ascontiguousarray(table.features, np.float64)
         labels = np.ascontiguousarray(table.labels, np.int64)
         check_class_counts(labels, num_splits=num_splits, min_rows=1)
@@ -63,7 +67,12 @@ class Scorer:
             Split(features[train], labels[train], features[validation], labels[validation])
             for train, validation in rows
         )
-        self._roc_aucs = [RocAuc(split.y_validation) for split in self.splits]
+        self._scores: list[Callable[[np.ndarray], float]] = []
+        for split in self.splits:
+            if metric is None or metric.name == DEFAULT_METRIC:
+                self._scores.append(RocAuc(split.y_validation))
+            else:
+                self._scores.append(functools.partial(metric, split.y_validation))
         self._headers = [self._header(split) for split in range(num_splits)]
 
     @property
@@ -97,25 +106,24 @@ class Scorer:
         return json.dumps(header).encode()
 
     def score(self, split: int, data: bytes) -> float:
-        """ROC AUC of the predictions for one split.
+        """The score of the predictions for one split, as a rule their ROC AUC.
 
         Args:
           split: index of the split.
           data: float64 `[validation rows, classes]`, row-major, as received from a program.
 
         Raises:
-          PredictionError: when such predictions have no AUC.
+          PredictionError: when such predictions have no score.
         """
-        roc_auc = self._roc_aucs[split]
-        shape = (roc_auc.num_rows, roc_auc.num_classes)
+        shape = (len(self.splits[split].y_validation), self.num_classes)
         if len(data) != 8 * shape[0] * shape[1]:
             raise PredictionError(f"predict_proba returned {len(data)} bytes, not {shape} numbers")
         scores = np.frombuffer(data, np.float64).reshape(shape)
         if not np.isfinite(scores).all():
             raise PredictionError("predict_proba returned NaN or infinity")
         try:
-            return roc_auc(scores)
-        except ValueError as error:
+            return self._scores[split](scores)
+        except ValueError as error:  # also a MetricError
             raise PredictionError(str(error)) from None
 
 
