@@ -23,6 +23,8 @@ __all__ = ["Dataset", "fetch", "load_dataset"]
 
 MAX_ROWS = 2000
 """Rows of a table of the user's at most, unless told otherwise: the paper's limit."""
+MIN_ROWS = 8
+"""Two rows of two classes in two halves."""
 MAX_DESCRIPTION_CHARS = 200
 
 _FILE_PREFIXES = ("csv:", "parquet:", "arff:")
@@ -61,6 +63,8 @@ def load_dataset(
     """
     if description is not None:
         _check_description(description)
+    if max_rows < MIN_ROWS:
+        raise UsageError(f"--max_rows={max_rows}: must be at least {MIN_ROWS}")
     if name.startswith(_FILE_PREFIXES):
         if data_dir is not None:
             raise UsageError(f"{name}: --data_dir is for the paper's tables; PATH says it all here")

@@ -1,10 +1,10 @@
 """The real `openml` package against a loopback server: published rows, faults and outages."""
 
 import dataclasses
+import importlib
 import socket
 
 import numpy as np
-import openml
 import pytest
 
 from env import openml_source, registry, rule_tables
@@ -29,6 +29,12 @@ def arff_text():
     return "\n".join(lines) + "\n"
 
 
+@pytest.fixture(scope="module")
+def openml():
+    """The package, whose import takes seconds."""
+    return importlib.import_module("openml")
+
+
 @pytest.fixture
 def entry(monkeypatch):
     """A table of the paper that pretends to come from OpenML only."""
@@ -38,7 +44,7 @@ def entry(monkeypatch):
 
 
 @pytest.fixture
-def delays(monkeypatch):
+def delays(openml, monkeypatch):
     """The pauses that the package makes between its tries, not made."""
     delays = []
     monkeypatch.setattr("openml._api_calls.time.sleep", delays.append)
@@ -60,7 +66,7 @@ def refuse_connections(monkeypatch):
     monkeypatch.setattr("openml.config.server", url)
 
 
-def test_the_server_answers_all_that_the_package_asks(server, monkeypatch):
+def test_the_server_answers_all_that_the_package_asks(server, monkeypatch, openml):
     monkeypatch.setenv("OPENML_SKIP_PARQUET", "true")
     dataset = openml.datasets.get_dataset(
         "balance-scale",
@@ -88,7 +94,7 @@ def test_a_table_is_downloaded_verified_and_cached(server, entry, cache_dir):
     assert fetch(NAME) == "cached"
 
 
-def test_settings_of_the_package_are_left_as_they_were(server, entry):
+def test_settings_of_the_package_are_left_as_they_were(server, entry, openml):
     before = openml.config.retry_policy, openml.config.connection_n_retries
     openml_source.fetch(entry)
     assert (openml.config.retry_policy, openml.config.connection_n_retries) == before
