@@ -18,6 +18,7 @@ otherwise."""
 STYLES: tuple[PromptStyle, ...] = get_args(PromptStyle)
 
 MAX_ERROR_CHARS = 400
+_MAX_RAW_CHARS = 4000
 
 _HEADER = '"""Classification with a {description} Prediction Dataset"""\nimport numpy as np\n\n'
 _SIGNATURE = "def build_model(x_train: np.ndarray, y_train: np.ndarray):\n"
@@ -135,6 +136,8 @@ def clean_error(text: str, *, max_chars: int = MAX_ERROR_CHARS) -> str:
     dropped, white space is folded, triple quotes and the infilling marker are defused. What exceeds
     `max_chars` is cut out of the middle: the type stands at the start, often the point at the end.
     """
+    # The patterns below take quadratic time on texts made for that.
+    text = _elide(text, _MAX_RAW_CHARS)
     text = _ANSI.sub("", text)
     text = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in text)
     for noise in (_URL, _LOCATION, _ADDRESS, _FOLDERS):

@@ -1,6 +1,7 @@
 """Golden prompts, and what no action or error may do to a prompt."""
 
 import ast
+import time
 
 import pytest
 
@@ -167,6 +168,13 @@ def test_errors_are_bounded_in_the_middle():
     assert text.startswith("KeyError: x")
     assert text.endswith("x the end")
     assert " ... " in text
+
+
+@pytest.mark.parametrize("part", ["-/", "/", " ", "\x1b[", "0x", "(<", "a://", "~/a"])
+def test_errors_made_to_take_long_do_not(part):
+    start = time.process_time()
+    prompts.clean_error(part * 1_000_000)
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("body", [BODY, BODY + "\n\n    ", "model = 1  # last"])
