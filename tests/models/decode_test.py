@@ -1,0 +1,158 @@
+"""Cached decoding against the full forward pass of the decoder that training uses."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models import lora
+from models.config import DecoderConfig, Llama3Rope
+from models.decode import decode_step, prefill, unstack
+from models.transformer import Decoder, positions
+
+PLAIN = DecoderConfig(
+    vocab_size=37,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    rope_theta=100.0,
+    rope_scaling=None,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=False,
+    attention_bias=False,
+    max_position_embeddings=64,
+)
+BIASED = dataclasses.replace(
+    PLAIN,
+    num_kv_heads=1,
+    tie_word_embeddings=True,
+    attention_bias=True,
+    rope_scaling=Llama3Rope(8.0, 1.0, 4.0, 16),
+)
+MANY_HEADS = dataclasses.replace(PLAIN, num_kv_heads=4, num_layers=1)
+PROMPT = 6
+
+
+def parameters(config):
+    """Random parameters with biases, and norms that are not 1."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    params = Decoder(config).init(jax.random.key(0), tokens, tokens, tokens == 0)["params"]
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return tree.unflatten(
+        [
+            leaf + 0.2 * jax.random.normal(key, leaf.shape)
+            for leaf, key in zip(leaves, keys, strict=True)
+        ]
+    )
+
+
+def sequences(length=11):
+    """Rows whose prompts, left padded to `PROMPT`, hold 6, 4 and 1 tokens."""
+    tokens_bs = np.random.default_rng(0).integers(0, 37, (3, length), np.int32)
+    mask_bs = np.arange(length) >= PROMPT - np.array([[6], [4], [1]])
+    return tokens_bs, mask_bs
+
+
+def full_forward(model, variables, tokens_bs, mask_bs):
+    """Logits after the prompt and after each later token."""
+    logits_bsv = jax.jit(model.apply)(variables, tokens_bs, positions(mask_bs), mask_bs)
+    return logits_bsv[:, PROMPT - 1 :]
+
+
+def cached(weights, config, tokens_bs, mask_bs, prompt=PROMPT, spare=2):
+    """The same logits from a prefill and one step per token."""
+    slots = tokens_bs.shape[1] + spare
+    step = jax.jit(decode_step, static_argnums=1)
+    logits_bv, cache = jax.jit(prefill, static_argnums=(1, 4))(
+        weights, config, tokens_bs[:, :prompt], mask_bs[:, :prompt], slots
+    )
+    steps = [logits_bv]
+    real_bm = np.pad(mask_bs, ((0, 0), (0, spare)))
+    for slot in range(prompt, tokens_bs.shape[1]):
+        key_mask_bm = real_bm & (np.arange(slots) <= slot)
+        logits_bv, cache = step(
+            weights,
+            config,
+            tokens_bs[:, slot],
+            mask_bs[:, :slot].sum(axis=1),
+            jnp.int32(slot),
+            cache,
+            key_mask_bm,
+        )
+        steps.append(logits_bv)
+    return jnp.stack(steps, axis=1)
+
+
+@pytest.mark.parametrize("config", [PLAIN, BIASED, MANY_HEADS], ids=["plain", "biased", "mha"])
+def test_cached_decode_equals_full_forward(config):
+    params = parameters(config)
+    tokens_bs, mask_bs = sequences()
+    expected = full_forward(Decoder(config), {"params": params}, tokens_bs, mask_bs)
+    actual = cached(unstack(params, config), config, tokens_bs, mask_bs)
+    assert actual.dtype == jnp.float32
+    assert np.ptp(expected) > 1  # the comparison means something
+    # Sums of other order in float32; logits are of order 1.
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+def test_padding_changes_nothing():
+    params = parameters(PLAIN)
+    tokens_bs, mask_bs = sequences()
+    weights = unstack(params, PLAIN)
+    padded_tokens_bs = np.pad(tokens_bs, ((0, 0), (5, 0)), constant_values=36)
+    padded_mask_bs = np.pad(mask_bs, ((0, 0), (5, 0)))
+    np.testing.assert_allclose(
+        cached(weights, PLAIN, padded_tokens_bs, padded_mask_bs, prompt=PROMPT + 5),
+        cached(weights, PLAIN, tokens_bs, mask_bs),
+        atol=1e-5,
+    )
+
+
+def test_adapters_are_merged():
+    adapter_config = lora.LoraConfig(rank=2, alpha=6.0, targets=("q", "v", "o", "up"))
+    params = parameters(PLAIN)
+    adapters = lora.init(jax.random.key(2), params, adapter_config)
+    adapters = jax.tree.map(lambda x: x + 0.1, adapters)
+    tokens_bs, mask_bs = sequences()
+    expected = full_forward(
+        Decoder(PLAIN, lora=adapter_config),
+        {"params": params, "lora": adapters},
+        tokens_bs,
+        mask_bs,
+    )
+    weights = unstack(params, PLAIN, lora=adapters, lora_config=adapter_config)
+    actual = cached(weights, PLAIN, tokens_bs, mask_bs)
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
+    without = cached(unstack(params, PLAIN), PLAIN, tokens_bs, mask_bs)
+    assert np.abs(without - expected).max() > 0.1
+
+
+def test_bfloat16_weights_give_bfloat16_computation_and_float32_logits():
+    params = parameters(PLAIN)
+    tokens_bs, mask_bs = sequences()
+    model = Decoder(PLAIN, dtype=jnp.bfloat16)
+    expected = full_forward(model, {"params": params}, tokens_bs, mask_bs)
+    weights = jax.jit(lambda p: unstack(p, PLAIN, dtype=jnp.bfloat16))(params)
+    assert weights["layers"][0]["qkv"]["kernel"].dtype == jnp.bfloat16
+    assert weights["final_norm"]["scale"].dtype == jnp.float32
+    _, cache = jax.eval_shape(lambda w: prefill(w, PLAIN, tokens_bs, mask_bs, 11), weights)
+    assert {leaf.dtype for leaf in jax.tree.leaves(cache)} == {jnp.dtype(jnp.bfloat16)}
+    actual = cached(weights, PLAIN, tokens_bs, mask_bs)
+    assert actual.dtype == jnp.float32
+    # Three significant digits per operation; logits reach 6.
+    np.testing.assert_allclose(actual, expected, atol=0.15)
+
+
+def test_bad_arguments_are_named():
+    params = parameters(PLAIN)
+    tokens_bs, mask_bs = sequences()
+    with pytest.raises(ValueError, match="cache_length=10"):
+        prefill(unstack(params, PLAIN), PLAIN, tokens_bs, mask_bs, 10)
+    with pytest.raises(ValueError, match="lora and lora_config"):
+        unstack(params, PLAIN, lora={"layers": {}})
