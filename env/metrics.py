@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from env.base import UsageError
+from env.roc_auc import RocAuc
 
 DEFAULT_METRIC = "roc_auc"
 
@@ -92,11 +93,7 @@ def _source_version(function: Callable, name: str) -> str:
 
 
 def _roc_auc(labels_n: np.ndarray, probabilities_nk: np.ndarray) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    if probabilities_nk.shape[1] == 2:
-        return roc_auc_score(labels_n, probabilities_nk[:, 1])
-    return roc_auc_score(labels_n, probabilities_nk, multi_class="ovo")
+    return RocAuc(labels_n)(probabilities_nk)
 
 
 def _accuracy(labels_n: np.ndarray, probabilities_nk: np.ndarray) -> float:

@@ -23,7 +23,7 @@ from env.metrics import Metric
 
 _FORMAT = 1
 """To be raised when programs come to be run in a way that changes rewards."""
-_LIBRARIES = ("numpy", "scipy", "scikit-learn")
+_LIBRARIES = ("numpy", "scipy", "scikit-learn", "pandas")
 # Outcomes that depend on the load and the memory of the machine are run again.
 _NOT_CACHED = ("TimeoutError", "MemoryError", "SystemError")
 
@@ -79,9 +79,9 @@ class CachedExecutor:
                 "format": _FORMAT,
                 "python": platform.python_version(),
                 "machine": platform.machine(),
-                "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+                "versions": {name: _version(name) for name in _LIBRARIES},
                 # What runs without a wall around it could write into the cache as well.
-                "is_walled": executor.isolation != "unsafe",
+                "isolation": executor.isolation,
             },
             sort_keys=True,
             indent=2,
@@ -165,16 +165,35 @@ def default_folder() -> Path:
 
 
 def reward_context(
-    dataset: Dataset, *, num_splits: int, metric: Metric, memory_bytes: int
+    dataset: Dataset,
+    *,
+    num_splits: int,
+    metric: Metric,
+    memory_bytes: int,
+    max_threads: int = 32,
+    libraries: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What rewards depend on beside body, libraries and machine."""
+    """What rewards depend on beside body, usual libraries and machine.
+
+    Args: as for `env.executor.CodeExecutor`. A further library's version is found where its
+      distribution has the name of the module.
+    """
     return {
         "dataset": dataset.checksum,
         "num_splits": num_splits,
         "metric": metric.name,
         "metric_version": metric.version,
         "memory_bytes": memory_bytes,
+        "max_threads": max_threads,
+        "libraries": {name: _version(name) for name in sorted(libraries)},
     }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _key(body: str) -> str:

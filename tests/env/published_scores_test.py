@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from env import metrics, splits
+from env import splits
 from env.datasets import load_dataset
 
 LOGISTIC_REGRESSION = """from sklearn.linear_model import LogisticRegression
@@ -48,8 +49,11 @@ def split_scores(dataset, body):
     for seed in range(splits.NUM_SPLITS):
         train, validation = splits.split_rows(len(dataset.labels), seed)
         model = make().fit(dataset.features[train], dataset.labels[train])
+        truth = dataset.labels[validation]
         probabilities = model.predict_proba(dataset.features[validation])
-        scores.append(metrics.find("roc_auc")(dataset.labels[validation], probabilities))
+        if dataset.num_classes == 2:
+            probabilities = probabilities[:, 1]
+        scores.append(roc_auc_score(truth, probabilities, multi_class="ovo"))
     return scores
 
 

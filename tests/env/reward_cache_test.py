@@ -89,6 +89,8 @@ def test_whatever_a_reward_depends_on_keeps_results_apart(tmp_path, monkeypatch)
         reward_context(other, **plain),
         reward_context(dataset, **{**plain, "num_splits": 3}),
         reward_context(dataset, **{**plain, "memory_bytes": 2**20}),
+        reward_context(dataset, **plain, max_threads=1),
+        reward_context(dataset, **plain, libraries=["no_such_library"]),
         reward_context(dataset, **{**plain, "metric": metrics.find("accuracy")}),
         reward_context(
             dataset, **{**plain, "metric": metrics.Metric("roc_auc", lambda y, p: 0.0, "changed")}
@@ -98,7 +100,7 @@ def test_whatever_a_reward_depends_on_keeps_results_apart(tmp_path, monkeypatch)
         executor = CountingExecutor()
         CachedExecutor(executor, tmp_path, context).run(["abc"])
         assert executor.ran == ["abc"]
-    unsafe = CountingExecutor("unsafe")
+    unsafe = CountingExecutor(isolation="unsafe")
     CachedExecutor(unsafe, tmp_path, contexts[0]).run(["abc"])
     assert unsafe.ran == ["abc"]
     monkeypatch.setattr("importlib.metadata.version", lambda name: "99")
