@@ -19,6 +19,7 @@ _USER_ERRNOS = frozenset(
         errno.EROFS,
         errno.ENOSPC,
         errno.EDQUOT,
+        errno.EFBIG,
         errno.ENOTDIR,
         errno.EISDIR,
         errno.ENAMETOOLONG,
@@ -29,7 +30,7 @@ _USER_ERRNOS = frozenset(
 def run(
     main: Callable[[], int | None],
     *,
-    errors: tuple[type[BaseException], ...] = (),
+    errors: tuple[type[Exception], ...] = (),
     flag_values: flags.FlagValues = flags.FLAGS,
 ) -> NoReturn:
     """Parses the command line, calls `main` and exits.

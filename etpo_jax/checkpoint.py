@@ -1,5 +1,6 @@
 """Checkpoints of a whole run with orbax: train state, replay, and the host's counters."""
 
+import json
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ class Checkpoints:
     """Numbered checkpoints in one folder, written in the background; a context manager.
 
     Each holds the checkpointables `state` (a pytree of arrays), `replay` (NumPy arrays) and `host`
-    (a JSON value). The step of a checkpoint is the number of updates done.
+    ({"json": text}). The step of a checkpoint is the number of updates done.
     """
 
     def __init__(self, path: Path, keep: int):
@@ -37,7 +38,9 @@ class Checkpoints:
     ) -> None:
         """Starts to write a checkpoint; the arrays may be donated once this returns."""
         self._checkpointer.save_checkpointables_async(
-            update, {"state": state, "replay": replay, "host": host}
+            # As one text: a nested value would be stored leaf by leaf.
+            update,
+            {"state": state, "replay": replay, "host": {"json": json.dumps(host)}},
         )
 
     def restore(
@@ -54,7 +57,7 @@ class Checkpoints:
             )
         except ValueError as error:
             raise UsageError(f"checkpoint {update} does not fit this run: {error}") from error
-        return loaded["state"], loaded["replay"], loaded["host"]
+        return loaded["state"], loaded["replay"], json.loads(loaded["host"]["json"])
 
     def wait(self) -> None:
         """Returns when every started checkpoint is committed."""

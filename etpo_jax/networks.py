@@ -110,13 +110,10 @@ class Networks:
 
     def initial_critic(self, base: Any) -> Critic:
         """Q <- rho, with b0 = 0 (see `set_offset`) and a value head of zeros."""
-        is_dueling = self.q_parameterization == "dueling"
-        size = self.model.config.hidden_size if is_dueling else 0
-        return Critic(
-            trunk=self._copy(base),
-            offset=jnp.zeros((), jnp.float32),
-            value=jnp.zeros((size,), jnp.float32),
-        )
+        value = None
+        if self.q_parameterization == "dueling":
+            value = jnp.zeros((self.model.config.hidden_size,), jnp.float32)
+        return Critic(self._copy(base), offset=jnp.zeros((), jnp.float32), value=value)
 
     def _copy(self, base: Any) -> Role:
         return {"params": jax.tree.map(jnp.copy, base)}
@@ -144,6 +141,6 @@ class Networks:
 
     def head(self, critic: Critic, hidden_bjd: Float[Array, "*b d"]) -> Float[Array, "*b"]:
         """v(h) of a dueling critic, b0 everywhere otherwise."""
-        if self.q_parameterization != "dueling":
+        if critic.value is None:
             return jnp.broadcast_to(critic.offset, hidden_bjd.shape[:-1])
         return critic.offset + hidden_bjd.astype(jnp.float32) @ critic.value

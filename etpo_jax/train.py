@@ -89,8 +89,9 @@ def _run(config: Config, run: RunDirectory, mesh: jax.sharding.Mesh, stop: StopS
             loop.close()
     if loop.env_step >= config.run.num_env_steps:
         run.mark_finished({"env_step": loop.env_step, "update": loop.counters.update})
-    report.write_curve(run.path)
-    report.write_report(run.path)
+    if loop.env_step:
+        report.write_curve(run.path)
+        report.write_report(run.path)
     print(f"\n{metrics.summary(run.path)}")
     return 128 + stop.received if stop.received else 0
 

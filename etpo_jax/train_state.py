@@ -19,12 +19,12 @@ class Critic:
     Attributes:
       trunk: as for every role; its language-model head is read as Q.
       offset: b0, the value where nothing has been learnt; near the first batch's mean reward.
-      value: weights [d] of the scalar head v(h) - b0 of the dueling critic, else empty.
+      value: weights [d] of the scalar head v(h) - b0 of a dueling critic, else None.
     """
 
     trunk: Role
     offset: Float[Array, ""]
-    value: Float[Array, "d"]
+    value: Float[Array, "d"] | None
 
 
 @jax.tree_util.register_dataclass
