@@ -111,10 +111,12 @@ class DecoderConfig:
         heads = _number(values, "num_attention_heads", int, source)
         hidden = _number(values, "hidden_size", int, source)
         head_dim = values.get("head_dim")
-        if head_dim is None and heads:
+        if head_dim is None:
+            if heads < 1 or hidden % heads:
+                raise ModelError(
+                    f"{source}: hidden_size {hidden} over num_attention_heads {heads} is no integer"
+                )
             head_dim = hidden // heads
-            if head_dim * heads != hidden:
-                raise ModelError(f"{source}: hidden_size {hidden} over {heads} heads is no integer")
         theta, scaling = _rope(values, source)
         try:
             return cls(
