@@ -1,0 +1,139 @@
+"""Compares settings of training on the stand-in: the study behind the values of launch/tiny.flags.
+
+  python -m benchmarks.presets --settings=path,retrace --seeds=0,1,2
+
+Every run has a directory of its own under --output, so that an interrupted study goes on where it
+stopped. The table has one row per setting, means over seeds with the seeds' range.
+"""
+
+import collections
+import csv
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from env import command_line
+from env.base import UsageError
+from etpo_jax import json_files, run_directory
+
+_PATH = ["--critic_loss=path", "--q_parameterization=dueling"]
+_TIED = [*_PATH, "--tie_policy", "--replay_size=480"]
+SETTINGS = {
+    "reflection": ["--algorithm=reflection"],
+    "one_step (paper)": ["--critic_loss=one_step", "--q_parameterization=residual"],
+    "retrace": ["--critic_loss=retrace", "--q_parameterization=residual"],
+    "retrace support": [
+        "--critic_loss=retrace",
+        "--q_parameterization=residual",
+        "--support_threshold=1e-3",
+    ],
+    "path all": [*_PATH, "--replay_size=480"],
+    "path root": [*_PATH, "--path_starts=root", "--replay_size=480"],
+    "path all tied": _TIED,
+    "path root tied": [*_TIED, "--path_starts=root"],
+    "path all fresh": [*_PATH, "--replay_size=64"],
+    "path all fast": [*_PATH, "--replay_size=480", "--policy_learning_rate=1e-3"],
+    "path all tied beta .05": [*_TIED, "--beta=0.05"],
+    "path all tied slow": [*_TIED, "--critic_learning_rate=3e-4"],
+    "path root tied slow": [*_TIED, "--path_starts=root", "--critic_learning_rate=3e-4"],
+    "path all support": [*_PATH, "--replay_size=480", "--support_threshold=1e-3"],
+    "path all tied support": [*_TIED, "--support_threshold=1e-3"],
+}
+_COLUMNS = (
+    "reward_first_fifth",
+    "reward_last_fifth",
+    "runnable_last_fifth",
+    "reward_best",
+    "entropy",
+    "kl_to_reference",
+    "distinct_programs",
+    "wall_s",
+)
+
+_SETTINGS = flags.DEFINE_list("settings", list(SETTINGS), "Names of settings.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
+_DATASET = flags.DEFINE_string("dataset", "balance_scale", "Data set.")
+_NUM_ENV_STEPS = flags.DEFINE_integer("num_env_steps", 480, "Environment steps of a run.")
+_MODEL = flags.DEFINE_string("model", "models/tiny", "Model folder.")
+_OUTPUT = flags.DEFINE_string("output", "results/presets", "Folder of the runs and presets.csv.")
+_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time.", lower_bound=1)
+
+
+def main() -> int:
+    unknown = [name for name in _SETTINGS.value if name not in SETTINGS]
+    if unknown:
+        raise UsageError(f"--settings={unknown[0]}: must be one of {', '.join(SETTINGS)}")
+    cells = [(name, int(seed)) for seed in _SEEDS.value for name in _SETTINGS.value]
+    with ThreadPoolExecutor(_JOBS.value) as pool:
+        rows = list(pool.map(lambda cell: _run(*cell), cells))
+    output = Path(_OUTPUT.value)
+    with open(output / "presets.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, ["setting", "dataset", "seed", *_COLUMNS])
+        writer.writeheader()
+        writer.writerows(rows)
+    print(table(rows))
+    return 0
+
+
+def _run(setting: str, seed: int) -> dict[str, object]:
+    path = Path(_OUTPUT.value) / _DATASET.value / setting.replace(" ", "_") / str(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = [
+        *(sys.executable, "-m", "etpo_jax.train", "--flagfile=launch/tiny.flags"),
+        *(f"--run_dir={path}", f"--seed={seed}", f"--dataset={_DATASET.value}"),
+        *(f"--model={_MODEL.value}", f"--num_env_steps={_NUM_ENV_STEPS.value}"),
+        *SETTINGS[setting],
+    ]
+    with open(path.with_suffix(".log"), "w") as log:
+        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    if code:
+        raise UsageError(f"{setting}, seed {seed}: exit code {code}, see {path}.log")
+    row = {"setting": setting, "dataset": _DATASET.value, "seed": seed, **measure(path)}
+    print(f"{setting}, seed {seed}: {row['reward_last_fifth']:.3f}", file=sys.stderr, flush=True)
+    return row
+
+
+def measure(path: Path) -> dict[str, float]:
+    """The figures of one run; entropy, KL and distinct programs are means over its last fifth."""
+    metrics = list(json_files.read_rows(path / run_directory.METRICS))
+    episodes = list(json_files.read_rows(path / run_directory.EPISODES))
+    rewards = np.array([row["reward"] for row in episodes])
+    fifth = max(1, len(rewards) // 5)
+    last = metrics[-max(1, len(metrics) // 5) :]
+    return {
+        "reward_first_fifth": float(rewards[:fifth].mean()),
+        "reward_last_fifth": float(rewards[-fifth:].mean()),
+        "runnable_last_fifth": float(np.mean([not row["error"] for row in episodes[-fifth:]])),
+        "reward_best": float(metrics[-1]["reward_best"]),
+        "entropy": float(np.mean([row["entropy"] for row in last])),
+        "kl_to_reference": float(np.mean([row["kl_to_reference"] for row in last])),
+        "distinct_programs": float(np.mean([row["distinct_programs"] for row in last])),
+        "wall_s": sum(row["generate_s"] + row["execute_s"] + row["update_s"] for row in metrics),
+    }
+
+
+def table(rows: list[dict]) -> str:
+    """A Markdown table of means over seeds."""
+    by_setting = collections.defaultdict(list)
+    for row in rows:
+        by_setting[row["setting"]].append(row)
+    lines = [
+        f"| setting | seeds | {' | '.join(_COLUMNS)} |",
+        f"|---|---|{'---|' * len(_COLUMNS)}",
+    ]
+    for setting, group in by_setting.items():
+        cells = [f"{np.mean([row[column] for row in group]):.3f}" for column in _COLUMNS]
+        low, high = (
+            bound([row["reward_last_fifth"] for row in group]) for bound in (np.min, np.max)
+        )
+        cells[1] += f" ({low:.3f} to {high:.3f})"
+        lines.append(f"| {setting} | {len(group)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    command_line.run(main)
