@@ -1,6 +1,6 @@
 """Checkpoints of a whole run with orbax: train state, replay, and the host's counters."""
 
-import json
+import contextlib
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,21 +10,28 @@ from orbax.checkpoint import v1 as ocp
 
 from env.base import UsageError
 
+METADATA = "_CHECKPOINT_METADATA"
+"""The file that marks a folder as a committed orbax checkpoint."""
+
 
 class Checkpoints:
     """Numbered checkpoints in one folder, written in the background; a context manager.
 
     Each holds the checkpointables `state` (a pytree of arrays), `replay` (NumPy arrays) and `host`
-    ({"json": text}). The step of a checkpoint is the number of updates done.
+    (a JSON value). The step of a checkpoint is the number of updates done.
     """
 
     def __init__(self, path: Path, keep: int):
         training = ocp.training
+        self._context = contextlib.ExitStack()
+        self._context.enter_context(_context())
         # The default policies skip saves silently; which updates are saved is the caller's choice.
-        self._checkpointer = training.Checkpointer(
-            str(path.absolute()),
-            save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=training.preservation_policies.LatestN(keep),
+        self._checkpointer = self._context.enter_context(
+            training.Checkpointer(
+                str(path.absolute()),
+                save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),
+                preservation_policy=training.preservation_policies.LatestN(keep),
+            )
         )
 
     @property
@@ -38,9 +45,7 @@ class Checkpoints:
     ) -> None:
         """Starts to write a checkpoint; the arrays may be donated once this returns."""
         self._checkpointer.save_checkpointables_async(
-            # As one text: a nested value would be stored leaf by leaf.
-            update,
-            {"state": state, "replay": replay, "host": {"json": json.dumps(host)}},
+            update, {"state": state, "replay": replay, "host": host}
         )
 
     def restore(
@@ -57,7 +62,7 @@ class Checkpoints:
             )
         except ValueError as error:
             raise UsageError(f"checkpoint {update} does not fit this run: {error}") from error
-        return loaded["state"], loaded["replay"], json.loads(loaded["host"]["json"])
+        return loaded["state"], loaded["replay"], loaded["host"]
 
     def wait(self) -> None:
         """Returns when every started checkpoint is committed."""
@@ -68,7 +73,18 @@ class Checkpoints:
 
     def __exit__(self, *exception: object) -> None:
         """Waits for what is being written."""
-        self._checkpointer.close()
+        self._context.close()
+
+
+def committed_steps(path: Path) -> list[int]:
+    """The numbered checkpoints in a folder that are committed, the newest last."""
+    if not path.is_dir():
+        return []
+    return sorted(
+        int(child.name)
+        for child in path.iterdir()
+        if child.name.isdecimal() and (child / METADATA).is_file()
+    )
 
 
 def read_state(path: Path, state: Any) -> Any:
@@ -85,6 +101,15 @@ def read_state(path: Path, state: Any) -> Any:
         return ocp.load_checkpointables(path.absolute(), {"state": _abstract(state)})["state"]
     except ValueError as error:
         raise UsageError(f"checkpoint {path} does not fit its run: {error}") from error
+
+
+def _context() -> ocp.Context:
+    """`host` as one JSON file; by default it would be stored leaf by leaf."""
+    registry = ocp.handlers.local_registry()
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name="host")
+    context = ocp.Context()
+    context.checkpointables.registry = registry
+    return context
 
 
 def _abstract(tree: Any) -> Any:

@@ -20,9 +20,8 @@ from env import command_line
 from env.base import UsageError
 from etpo_jax import build, json_files, run_directory
 from etpo_jax import config as config_lib
-from etpo_jax.checkpoint import read_state
+from etpo_jax.checkpoint import committed_steps, read_state
 from etpo_jax.config import Config
-from etpo_jax.inspect_run import checkpoint_steps
 from etpo_jax.learner import make_learner
 from etpo_jax.mesh import build_mesh
 from etpo_jax.networks import Networks
@@ -154,7 +153,7 @@ def _resolve() -> tuple[Config, Path | None]:
 
 
 def _checkpoint(run_path: Path) -> int:
-    steps = checkpoint_steps(run_path / run_directory.CHECKPOINTS)
+    steps = committed_steps(run_path / run_directory.CHECKPOINTS)
     if not steps:
         raise UsageError(f"--run_dir={run_path}: has no checkpoint yet")
     wanted = steps[-1] if _CHECKPOINT.value is None else _CHECKPOINT.value

@@ -22,9 +22,10 @@ from orbax.checkpoint import v1 as ocp
 from env import command_line
 from env.base import UsageError
 from etpo_jax import json_files, run_directory
+from etpo_jax.checkpoint import METADATA, committed_steps
 from etpo_jax.run_log import RunLog
 
-_CHECKPOINT_METADATA = "_CHECKPOINT_METADATA"
+_JSON_FILE = "data.json"
 # What orbax keeps beside the checkpointables and shows no metadata of.
 _METRICS = "metrics"
 # Where the listing of a checkpointable stops; `--json` has everything.
@@ -66,14 +67,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
       UsageError: there is no checkpoint, or it is damaged.
     """
-    if not (path / _CHECKPOINT_METADATA).is_file():
+    if not (path / METADATA).is_file():
         raise UsageError(f"{path} is no orbax checkpoint")
     try:
         metadata = ocp.checkpointables_metadata(path.absolute())
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     except (ValueError, OSError) as error:
         raise UsageError(f"checkpoint {path} cannot be read: {error}") from error
-    trees = metadata.metadata
+    trees = dict(metadata.metadata)
+    for name in _stored_names(path):
+        # Orbax shows no metadata of JSON values.
+        if (path / name / _JSON_FILE).is_file():
+            trees[name] = json_files.read(path / name / _JSON_FILE)
     for name in _stored_names(path) | trees.keys():
         if trees.get(name) is None and name != _METRICS:
             raise UsageError(f"checkpoint {path} is damaged: {name!r} cannot be read")
@@ -82,17 +87,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
         committed=_time(metadata.commit_timestamp_nsecs),
         num_bytes_on_disk=size,
         trees={name: tuple(_leaves(tree)) for name, tree in sorted(trees.items())},
-    )
-
-
-def checkpoint_steps(path: Path) -> list[int]:
-    """The numbered checkpoints in a folder that are committed, the newest last."""
-    if not path.is_dir():
-        return []
-    return sorted(
-        int(child.name)
-        for child in path.iterdir()
-        if child.name.isdecimal() and (child / _CHECKPOINT_METADATA).is_file()
     )
 
 
@@ -135,8 +129,8 @@ def _find_checkpoint(
 ) -> tuple[list[int], Checkpoint | None]:
     """The steps in a folder and the wanted checkpoint; None in a run that has none yet."""
     parent = path / run_directory.CHECKPOINTS if is_run else path
-    steps = checkpoint_steps(parent)
-    if not steps and not is_run and step is None and (path / _CHECKPOINT_METADATA).is_file():
+    steps = committed_steps(parent)
+    if not steps and not is_run and step is None and (path / METADATA).is_file():
         return [], read_checkpoint(path)
     if step is not None and step not in steps:
         known = ", ".join(map(str, steps)) or "none"
@@ -151,7 +145,7 @@ def _find_checkpoint(
 def _stored_names(path: Path) -> set[str]:
     """What the checkpoint was saved with; orbax itself passes over what is lost since."""
     try:
-        handlers = json_files.read(path / _CHECKPOINT_METADATA).get("item_handlers")
+        handlers = json_files.read(path / METADATA).get("item_handlers")
     except UsageError:
         return set()
     return set(handlers) if isinstance(handlers, dict) else set()

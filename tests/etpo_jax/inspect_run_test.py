@@ -16,6 +16,7 @@ from orbax.checkpoint import v1 as ocp
 
 from env.base import UsageError
 from etpo_jax import inspect_run
+from etpo_jax.checkpoint import committed_steps
 from etpo_jax.run_directory import Best, RunDirectory
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -127,7 +128,7 @@ def test_unfinished_saves_are_no_checkpoints(run_path: Path) -> None:
     checkpoints = run_path / "checkpoints"
     (checkpoints / "3.orbax-checkpoint-tmp").mkdir()
     (checkpoints / "4").mkdir()
-    assert inspect_run.checkpoint_steps(checkpoints) == [1, 2]
+    assert committed_steps(checkpoints) == [1, 2]
 
 
 def test_folders_of_checkpoints_and_single_ones(numbered: Path) -> None:
