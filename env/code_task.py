@@ -35,6 +35,8 @@ class Outcome(Protocol):
 class Runner(Protocol):
     """The part of `env.executor.CodeExecutor` that the task uses."""
 
+    @property
+    def isolation(self) -> str: ...
     def run(self, bodies: Sequence[str]) -> Sequence[Outcome]: ...
     def close(self) -> None: ...
 
@@ -77,6 +79,11 @@ class CodeTask:
         self._max_steps = max_steps
         self._style = prompt_style
         self._forbidden = tuple(forbidden_constructs)
+
+    @property
+    def isolation(self) -> str:
+        """The tier that programs run in."""
+        return self._executor.isolation
 
     def reset(self, rng: np.random.Generator) -> State:
         """The first state, s_0 = eta(g): the same for every episode."""

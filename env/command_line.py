@@ -56,9 +56,10 @@ def run(
         print(_usage(main, flag_values))
         sys.exit(0)
     logging.use_absl_handler()
+    for_the_user: tuple[type[Exception], ...] = (UsageError, *errors)
     try:
         sys.exit(main())
-    except (UsageError, *errors) as error:
+    except for_the_user as error:
         _fail(error)
     except OSError as error:
         if error.errno not in _USER_ERRNOS:

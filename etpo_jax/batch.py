@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
@@ -71,7 +72,7 @@ def pad_right(
     sequences: Sequence[np.ndarray], length: int, fill: int | float, dtype: type
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sequences at the left end of [b, length] of this dtype, and the mask of what is real."""
-    values_bj = np.full((len(sequences), length), fill, dtype)
+    values_bj: np.ndarray = np.full((len(sequences), length), fill, dtype)
     mask_bj = np.zeros((len(sequences), length), bool)
     for row, sequence in enumerate(sequences):
         values_bj[row, : len(sequence)] = sequence
@@ -108,14 +109,17 @@ def collate(
         [t.action_tokens for t in transitions], action_length, pad_id, np.int32
     )
     log_probs_bj, _ = pad_right([t.log_probs for t in transitions], action_length, 0.0, np.float32)
-    return Batch(
-        prompt_tokens_bp=prompt_tokens_bp,
-        prompt_mask_bp=prompt_mask_bp,
-        action_tokens_bj=action_tokens_bj,
-        action_mask_bj=action_mask_bj,
-        log_probs_bj=log_probs_bj,
-        reward_b=np.array([t.reward for t in transitions], np.float32),
-        continues_b=np.array([t.next_prompt_tokens is not None for t in transitions], np.float32),
-        next_prompt_tokens_bp=next_prompt_tokens_bp,
-        next_prompt_mask_bp=next_prompt_mask_bp,
-    )
+    arrays = {
+        "prompt_tokens_bp": prompt_tokens_bp,
+        "prompt_mask_bp": prompt_mask_bp,
+        "action_tokens_bj": action_tokens_bj,
+        "action_mask_bj": action_mask_bj,
+        "log_probs_bj": log_probs_bj,
+        "reward_b": np.array([t.reward for t in transitions], np.float32),
+        "continues_b": np.array(
+            [t.next_prompt_tokens is not None for t in transitions], np.float32
+        ),
+        "next_prompt_tokens_bp": next_prompt_tokens_bp,
+        "next_prompt_mask_bp": next_prompt_mask_bp,
+    }
+    return Batch(**{name: jnp.asarray(array) for name, array in arrays.items()})

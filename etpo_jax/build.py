@@ -12,15 +12,21 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import models
+from env import metrics, reward_cache
 from env.base import Task
 from env.code_task import CodeTask
 from env.datasets import Dataset, load_dataset
 from env.executor import CodeExecutor
+from env.reward_cache import CachedExecutor, Executor
+from env.table_questions import TableQuestions
+from env.toy import ToyTask
 from etpo_jax.config import Config, TaskConfig
 from etpo_jax.rollout import Actor
 from etpo_jax.sampler import Sampler
 from models.tokenizer import Tokenizer
 from models.transformer import Decoder
+
+_QUESTIONS = "questions:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,37 +60,65 @@ def load_language(config: Config, mesh: Mesh) -> Language:
     return Language(model.clone(remat=config.model.remat), base, tokenizer)
 
 
-def open_dataset(config: TaskConfig) -> Dataset:
-    """The table of `--dataset`."""
+def open_dataset(config: TaskConfig, name: str) -> Dataset:
+    """The table of that name, with the settings of the task."""
     return load_dataset(
-        config.dataset,
+        name,
         data_dir=config.data_dir,
         target=config.target,
         description=config.task_description,
+        max_rows=config.max_rows,
+        num_splits=config.num_splits,
+        accept_changed=config.accept_changed_data,
     )
 
 
 @contextlib.contextmanager
 def open_task(config: Config) -> Iterator[tuple[Task, str]]:
-    """The task of `--dataset` with its executor running, and the isolation that is in force."""
-    dataset = open_dataset(config.task)
+    """The task of `--dataset`, ready to step, and the isolation that its programs run in."""
+    with contextlib.closing(_make_task(config)) as task:
+        yield task, getattr(task, "isolation", "none: this task executes no programs")
+
+
+def _make_task(config: Config) -> Task:
+    name = config.task.dataset
+    if name == "toy":
+        return ToyTask(max_steps=config.task.max_steps)
+    if name.startswith(_QUESTIONS):
+        dataset = open_dataset(config.task, name.removeprefix(_QUESTIONS))
+        return TableQuestions(dataset, max_steps=config.task.max_steps)
+    dataset = open_dataset(config.task, name)
+    return CodeTask(
+        dataset,
+        _make_executor(config, dataset),
+        max_steps=config.task.max_steps,
+        prompt_style=config.task.prompt_style,  # type: ignore[arg-type]
+        forbidden_constructs=[text for text in config.task.forbidden_constructs.split(",") if text],
+    )
+
+
+def _make_executor(config: Config, dataset: Dataset) -> Executor:
     execution = config.execution
+    metric = metrics.find(config.task.metric)
+    memory_bytes = execution.memory_mb * 2**20
     executor = CodeExecutor(
         dataset,
         num_workers=execution.num_workers or os.cpu_count() or 1,
         timeout_s=execution.timeout_s,
-        memory_bytes=execution.memory_mb * 2**20,
+        memory_bytes=memory_bytes,
         num_splits=config.task.num_splits,
         isolation=execution.isolation,
+        metric=metric,
     )
-    with executor:
-        task = CodeTask(
-            dataset,
-            executor,
-            max_steps=config.task.max_steps,
-            prompt_style=config.task.prompt_style,
-        )
-        yield task, executor.isolation
+    if execution.reward_cache == "off":
+        return executor
+    folder = execution.reward_cache
+    context = reward_cache.reward_context(
+        dataset, num_splits=config.task.num_splits, metric=metric, memory_bytes=memory_bytes
+    )
+    return CachedExecutor(
+        executor, reward_cache.default_folder() if folder == "auto" else folder, context
+    )
 
 
 def make_actor(config: Config, language: Language, mesh: Mesh) -> Actor:

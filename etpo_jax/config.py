@@ -101,7 +101,11 @@ class RunConfig(Section):
 class TaskConfig(Section):
     """The environment."""
 
-    dataset: str = option("balance_scale", "Data set of the task; python -m env.datasets lists.")
+    dataset: str = option(
+        "balance_scale",
+        "Data set of the task (python -m env.datasets lists them), csv:PATH for your own, "
+        "questions:NAME for questions about a table, or toy.",
+    )
     target: str | None = option(None, "Target column of a table of your own (csv:PATH).")
     task_description: str | None = option(None, "Words for your own table in the prompt.")
     data_dir: str | None = option(None, "Folder with raw tables, see docs/tasks.md.")
@@ -112,6 +116,19 @@ class TaskConfig(Section):
         choices=("paper", "official"),
     )
     num_splits: int = option(5, "Train/validation splits that a reward averages.", lower=1)
+    metric: str = option(
+        "roc_auc",
+        "Score of a split: roc_auc (the paper), accuracy, log_loss, average_precision, or your own "
+        "as module:function.",
+    )
+    max_rows: int = option(2000, "Rows kept of a table of your own.", lower=4)
+    forbidden_constructs: str = option(
+        "GridSearchCV(",
+        "Texts, separated by commas, that no program may contain; empty allows everything.",
+    )
+    accept_changed_data: bool = option(
+        False, "Take a table of the paper although its rows are not the paper's."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +142,12 @@ class ExecutionConfig(Section):
         10.0, "Seconds a program may take per split.", lower=0.0, exclusive_lower=True
     )
     memory_mb: int = option(1024, "MiB a program may use on top of its libraries.", lower=16)
+    reward_cache: str = option(
+        "auto",
+        "Folder that remembers rewards of programs by content; auto is in ~/.cache, off runs every "
+        "program.",
+        may_differ=True,
+    )
     isolation: str = option(
         "auto",
         "Wall around programs; unsafe has none but separate processes. See docs/execution.md.",

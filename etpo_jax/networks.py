@@ -131,13 +131,17 @@ class Networks:
     ) -> Float[Array, "b s d"]:
         """Last hidden states; an empty role is the reference."""
         variables = {"params": base, **role}
-        return self.model.apply(variables, tokens_bs, positions(mask_bs), mask_bs, method="hidden")
+        hidden: Any = self.model.apply(
+            variables, tokens_bs, positions(mask_bs), mask_bs, method="hidden"
+        )
+        return hidden
 
     def logits(
         self, base: Any, role: Role, hidden_bjd: Float[Array, "*b d"]
     ) -> Float[Array, "*b v"]:
         """Float32 logits of hidden states, unprocessed."""
-        return self.model.apply({"params": base, **role}, hidden_bjd, method="logits")
+        logits: Any = self.model.apply({"params": base, **role}, hidden_bjd, method="logits")
+        return logits
 
     def head(self, critic: Critic, hidden_bjd: Float[Array, "*b d"]) -> Float[Array, "*b"]:
         """v(h) of a dueling critic, b0 everywhere otherwise."""

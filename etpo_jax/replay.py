@@ -13,7 +13,7 @@ class Replay:
     """A ring of transitions in arrays of fixed shape: every checkpoint has one layout."""
 
     def __init__(self, capacity: int, max_prompt_length: int, max_new_tokens: int):
-        self._arrays = {
+        self._arrays: dict[str, np.ndarray] = {
             "prompt_tokens": np.zeros((capacity, max_prompt_length), np.int32),
             "prompt_length": np.zeros(capacity, np.int32),
             "action_tokens": np.zeros((capacity, max_new_tokens), np.int32),

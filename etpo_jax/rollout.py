@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from env.base import State, Step, Task, UsageError
@@ -109,7 +110,11 @@ class Actor:
         keys_b = jax.vmap(functools.partial(jax.random.fold_in, key))(np.arange(len(encoded)))
         generation = jax.device_get(
             self._sampler.generate(
-                weights, tokens_bp, mask_bp, keys_b, reference_weights=reference_weights
+                weights,
+                jnp.asarray(tokens_bp),
+                jnp.asarray(mask_bp),
+                keys_b,
+                reference_weights=reference_weights,
             )
         )
         lengths_b = generation.action_mask_bj.sum(axis=1)
@@ -185,6 +190,7 @@ class Episodes:
                     "error": step.error,
                     "wall_s": step.info.get("wall_s"),
                     "split_scores": step.info.get("split_scores"),
+                    "cached": step.info.get("cached", False),
                 }
             )
             next_tokens = None
