@@ -125,41 +125,58 @@ def address_space() -> int:
     return high
 
 
-def enclose_cell(confinement: Confinement, base_bytes: int, parent: int) -> None:
-    """Puts up the walls and limits of a cell, in the cell.
+class CellWalls:
+    """The walls and limits of cells, prepared in the zygote so that a cell has little to do.
 
     Args:
-      base_bytes: address space of the zygote.
-      parent: process id of the zygote.
+      confinement: as for the zygote, which has been enclosed.
     """
-    die_with_parent()
-    if os.getppid() != parent:  # it was gone before the kernel knew that we depend on it
-        os._exit(1)
-    _limit(resource.RLIMIT_AS, base_bytes + confinement.memory_bytes)
-    # The signal at the soft limit can be ignored, the one at the hard limit cannot.
-    _limit(resource.RLIMIT_CPU, confinement.cpu_s, confinement.cpu_s + 1)
-    _limit(resource.RLIMIT_FSIZE, 0)
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_NOFILE, _MAX_DESCRIPTORS)
-    _limit(resource.RLIMIT_MEMLOCK, 0)
-    _limit(resource.RLIMIT_MSGQUEUE, 0)
-    _limit(resource.RLIMIT_NPROC, confinement.max_tasks)
-    if confinement.has_seccomp:
-        rules = seccomp.program(seccomp.cell_rules(os.getpid()), seccomp.machine())
-        seccomp.install(seccomp.assemble(rules))
+
+    def __init__(self, confinement: Confinement):
+        memory = address_space() + confinement.memory_bytes
+        self._limits = [
+            (resource.RLIMIT_AS, *_at_most(resource.RLIMIT_AS, memory)),
+            # The signal at the soft limit can be ignored, the one at the hard limit cannot.
+            (
+                resource.RLIMIT_CPU,
+                *_at_most(resource.RLIMIT_CPU, confinement.cpu_s, confinement.cpu_s + 1),
+            ),
+            (resource.RLIMIT_FSIZE, 0, 0),
+            (resource.RLIMIT_CORE, 0, 0),
+            (resource.RLIMIT_MEMLOCK, 0, 0),
+            (resource.RLIMIT_MSGQUEUE, 0, 0),
+            (resource.RLIMIT_NOFILE, *_at_most(resource.RLIMIT_NOFILE, _MAX_DESCRIPTORS)),
+            (resource.RLIMIT_NPROC, *_at_most(resource.RLIMIT_NPROC, confinement.max_tasks)),
+        ]
+        self._filter = None
+        if confinement.has_seccomp:
+            self._filter = seccomp.CellFilter(seccomp.machine())
+        self._parent = os.getpid()
+
+    def enclose(self) -> None:
+        """Puts them up, in the cell."""
+        die_with_parent()
+        if os.getppid() != self._parent:  # gone before the kernel knew that we depend on it
+            os._exit(1)
+        for name, soft, hard in self._limits:
+            resource.setrlimit(name, (soft, hard))
+        if self._filter is not None:
+            self._filter.install(os.getpid())
 
 
-def _limit(name: int, soft: int, hard: int | None = None) -> None:
-    """Lowers a limit; what is lower already stays."""
+def _at_most(name: int, soft: int, hard: int | None = None) -> tuple[int, int]:
+    """Soft and hard limit, or what is lower already."""
     hard = soft if hard is None else hard
     _, ceiling = resource.getrlimit(name)
-    if ceiling != resource.RLIM_INFINITY:
-        soft, hard = min(soft, ceiling), min(hard, ceiling)
-    resource.setrlimit(name, (soft, hard))
+    if ceiling == resource.RLIM_INFINITY:
+        return soft, hard
+    return min(soft, ceiling), min(hard, ceiling)
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_unused = [ctypes.c_ulong(0)] * 3
 
 
 def _prctl(option: int, value: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    unused = [ctypes.c_ulong(0)] * 3
-    if libc.prctl(option, ctypes.c_ulong(value), *unused):
+    if _libc.prctl(option, ctypes.c_ulong(value), *_unused):
         raise ConfinementError(f"prctl({option}) refused: {os.strerror(ctypes.get_errno())}")

@@ -23,11 +23,10 @@ from typing import NoReturn
 
 from env import cell_main, wire
 from env.confinement import (
+    CellWalls,
     Confinement,
     ConfinementError,
-    address_space,
     die_with_parent,
-    enclose_cell,
     enclose_zygote,
 )
 from env.preload import preload
@@ -48,23 +47,20 @@ def main() -> NoReturn:
     die_with_parent()
     if settings["libraries"] is not None:
         preload(settings["libraries"])
-    zygote = _Zygote(control, confinement)
+    zygote = _Zygote(control)
     try:
         enclose_zygote(confinement)
     except ConfinementError as error:
         control.send(b"W" + str(error).encode())
         os._exit(1)
-    zygote.serve()
+    zygote.serve(CellWalls(confinement))
 
 
 class _Zygote:
     """Forks cells on request and reports how they end."""
 
-    def __init__(self, control: socket.socket, confinement: Confinement):
+    def __init__(self, control: socket.socket):
         self._control = control
-        self._confinement = confinement
-        self._base_bytes = address_space()
-        self._pid = os.getpid()
         self._cells: dict[int, int] = {}  # process id: cell id
         self._next_id = 0
         self._child_ended, wakeup = socket.socketpair()
@@ -74,8 +70,9 @@ class _Zygote:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
 
-    def serve(self) -> NoReturn:
-        """Answers until the trusted side is gone."""
+    def serve(self, walls: CellWalls) -> NoReturn:
+        """Answers until the trusted side is gone; every cell stands behind `walls`."""
+        self._walls = walls
         self._send(b"R", json.dumps(self._prove()).encode())
         poll = select.poll()
         for sock in (self._control, self._child_ended):
@@ -145,7 +142,7 @@ class _Zygote:
                 sock.close()
             os.closerange(3, cell.fileno())
             os.closerange(cell.fileno() + 1, 1024)
-            enclose_cell(self._confinement, self._base_bytes, self._pid)
+            self._walls.enclose()
         except BaseException:
             os._exit(1)
 
