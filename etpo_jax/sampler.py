@@ -226,9 +226,9 @@ def _generate(
         is_stopped_b=jnp.zeros((b,), jnp.bool_),
         caches=caches,
         generation=Generation(
-            jnp.full((b, max_new_tokens), pad_id, jnp.int32),
-            jnp.zeros((b, max_new_tokens), jnp.bool_),
-            jnp.zeros((b, max_new_tokens), jnp.float32),
+            shard(jnp.full((b, max_new_tokens), pad_id, jnp.int32), "b", "-"),
+            shard(jnp.zeros((b, max_new_tokens), jnp.bool_), "b", "-"),
+            shard(jnp.zeros((b, max_new_tokens), jnp.float32), "b", "-"),
         ),
     )
     return jax.lax.while_loop(is_running, append, choose(empty, logits)).generation
