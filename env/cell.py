@@ -3,10 +3,9 @@
 import collections
 import itertools
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from env import wire
-from env.zygote import Zygote
 
 _READ_BYTES = 1 << 16
 _BUFFERS_PER_CALL = 64
@@ -19,22 +18,20 @@ class CellClosedError(Exception):
 class Cell:
     """A forked process that waits for a program, or runs one; nothing here ever blocks.
 
-    Attributes:
-      zygote, cell_id: whose cell it is, and its name there.
+    Args:
+      cell_id: its name at the zygote.
       sock: the connection; the cell holds the only other end.
-      started_at: when it was given the program.
+      max_prediction_bytes: the largest predictions that are accepted.
+
+    Attributes:
+      started_at: when it was given its program.
       has_fitted: whether `build_model` has returned.
-      ending_at: set once it has closed its end; it should have been reaped by then.
     """
 
-    def __init__(
-        self, zygote: Zygote, cell_id: int, sock: socket.socket, max_prediction_bytes: int
-    ):
-        self.zygote = zygote
+    def __init__(self, cell_id: int, sock: socket.socket, max_prediction_bytes: int):
         self.cell_id = cell_id
         self.sock = sock
         self.started_at = 0.0
-        self.ending_at: float | None = None
         self.has_fitted = False
         self._outgoing: collections.deque[memoryview] = collections.deque()
         self._reader = wire.FrameReader(
@@ -45,23 +42,21 @@ class Cell:
             }
         )
 
-    def send(self, buffers: Iterable[memoryview]) -> None:
-        """Sends what the connection takes now and keeps the rest for `flush`.
+    def send(self, buffers: Iterable[memoryview] = ()) -> bool:
+        """Sends what the connection takes now, and keeps the rest for the next call.
+
+        Returns: whether something is left.
 
         Raises:
           CellClosedError: when the cell does not listen any more.
         """
         self._outgoing.extend(buffers)
-        self.flush()
-
-    def flush(self) -> None:
-        """Goes on sending; raises as `send`."""
         while self._outgoing:
-            buffers = list(itertools.islice(self._outgoing, _BUFFERS_PER_CALL))
+            batch = list(itertools.islice(self._outgoing, _BUFFERS_PER_CALL))
             try:
-                sent = self.sock.sendmsg(buffers)
+                sent = self.sock.sendmsg(batch)
             except BlockingIOError:
-                return
+                return True
             except OSError as error:
                 raise CellClosedError(str(error)) from None
             while sent:
@@ -70,14 +65,10 @@ class Cell:
                     self._outgoing[0] = first[sent:]
                     break
                 sent -= len(self._outgoing.popleft())
+        return False
 
-    @property
-    def has_unsent(self) -> bool:
-        """Whether `flush` is wanted when the connection takes more."""
-        return bool(self._outgoing)
-
-    def receive(self) -> list[tuple[bytes, bytes]]:
-        """The frames that are complete, `(kind, payload)`.
+    def receive(self) -> Iterator[tuple[bytes, bytes]]:
+        """The frames that are complete now, `(kind, payload)`.
 
         Raises:
           CellClosedError: at the end of the stream.
@@ -86,9 +77,9 @@ class Cell:
         try:
             data = self.sock.recv(_READ_BYTES)
         except BlockingIOError:
-            return []
+            return
         except OSError as error:
             raise CellClosedError(str(error)) from None
         if not data:
-            raise CellClosedError("end of stream")
-        return list(self._reader.feed(data))
+            raise CellClosedError("end of the stream")
+        yield from self._reader.feed(data)

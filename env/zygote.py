@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from env import worker
 
@@ -107,23 +107,22 @@ class Zygote:
         except OSError as error:  # also when a stopped zygote has let the socket fill up
             raise ZygoteError(str(error)) from None
 
-    def receive(self) -> list[Event]:
-        """What has happened since the last call; never blocks.
+    def receive(self) -> Iterator[Event]:
+        """What has happened since the last call, one after the other; never blocks.
 
         Raises:
           ZygoteError: when the zygote is gone.
         """
-        events: list[Event] = []
         while True:
             try:
                 message, fds, _, _ = socket.recv_fds(self.control, worker.MAX_CONTROL_BYTES, 1)
             except BlockingIOError:
-                return events
+                return
             except OSError as error:
                 raise ZygoteError(str(error)) from None
             if not message:
                 raise ZygoteError("the process ended")
-            events.append(self._event(message[:1], message[1:], fds))
+            yield self._event(message[:1], message[1:], fds)
 
     def _event(self, kind: bytes, payload: bytes, fds: list[int]) -> Event:
         if kind == b"R":
