@@ -1,0 +1,255 @@
+"""The program as its users run it: in a process of its own, killed, resumed and given bad input."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+# Compiled programs outlive the session, so that running the tests again is quick.
+CACHE = ROOT / ".pytest_cache" / "compiled"
+# One length bucket: one compilation of each program.
+SMALL = (
+    "--num_env_steps=20",
+    "--num_envs=4",
+    "--minibatch_size=4",
+    "--updates_per_batch=2",
+    "--replay_size=12",
+    "--max_prompt_length=192",
+    "--length_multiple=192",
+    "--max_new_tokens=24",
+    "--remat=none",
+    "--num_workers=1",
+    "--reward_cache=off",
+)
+TIMES = ("generate_s", "execute_s", "update_s", "tokens_per_s", "wall_s")
+
+
+def command(*arguments, program="train"):
+    cache = f"--compilation_cache_dir={CACHE}"
+    return [sys.executable, "-m", f"etpo_jax.{program}", cache, *map(str, arguments)]
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        command(*arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def run(*arguments, program="train"):
+    return subprocess.run(
+        command(*arguments, program=program),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def rows(path):
+    """The rows of a log without what a clock says."""
+    lines = path.read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "uninterrupted"
+    result = run(f"--run_dir={path}", *SMALL)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return path, result.stdout
+
+
+def assert_same_run(path, other):
+    for name in ("metrics.jsonl", "episodes.jsonl"):
+        assert rows(path / name) == rows(other / name)
+    for name in ("best_code.py", "best.json"):
+        assert (path / name).read_text() == (other / name).read_text()
+
+
+def test_a_run_leaves_everything_it_promises(uninterrupted):
+    path, output = uninterrupted
+    metrics = rows(path / "metrics.jsonl")
+    assert [row["env_step"] for row in metrics] == [4, 8, 12, 16, 20]
+    assert [row["gradient_steps"] for row in metrics] == [1, 3, 5, 7, 9]
+    promised = "env_step update reward_mean reward_best runnable_rate kl_to_reference entropy "
+    promised += "critic_loss policy_loss critic_grad_norm policy_grad_norm"
+    assert set(promised.split()) <= set(metrics[0])
+    episodes = rows(path / "episodes.jsonl")
+    assert [row["env_step"] for row in episodes] == list(range(1, 21))
+    assert all(row["prompt"].count("<FILL_ME>") == 1 for row in episodes)
+    assert max(row["reward"] for row in episodes) == metrics[-1]["reward_best"]
+    for name in ("flags.cfg", "config.json", "versions.json", "curve.png", "report.html"):
+        assert (path / name).stat().st_size > 0
+    assert json.loads((path / "versions.json").read_text())["isolation"]
+    assert str(path / "best_code.py") in output
+
+
+def test_the_best_program_runs_as_it_stands(uninterrupted):
+    path, _ = uninterrupted
+    code = repr(str(path / "best_code.py"))
+    check = f"import runpy; assert callable(runpy.run_path({code})['build_model'])"
+    subprocess.run([sys.executable, "-c", check], check=True, timeout=60)
+
+
+def test_a_finished_run_says_so(uninterrupted):
+    path, _ = uninterrupted
+    before = (path / "metrics.jsonl").read_bytes()
+    result = run(f"--run_dir={path}", *SMALL)
+    assert result.returncode == 0
+    assert "finished" in result.stdout
+    assert (path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_goes_on_with_more_steps(uninterrupted, tmp_path):
+    path = tmp_path / "longer"
+    shutil.copytree(uninterrupted[0], path)
+    result = run(f"--run_dir={path}", *SMALL, "--num_env_steps=24")
+    assert result.returncode == 0, result.stderr
+    assert rows(path / "metrics.jsonl")[:5] == rows(uninterrupted[0] / "metrics.jsonl")
+    assert rows(path / "metrics.jsonl")[-1]["env_step"] == 24
+
+
+def wait_for(process, is_reached):
+    """Polls until `is_reached`; the process must not end before."""
+    deadline = time.monotonic() + 200
+    while not is_reached():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_cleanly_and_the_same_command_resumes(uninterrupted, tmp_path, number):
+    path = tmp_path / "run"
+    process = start(f"--run_dir={path}", *SMALL)
+    log = path / "metrics.jsonl"
+    wait_for(process, lambda: log.exists() and log.read_text().count("\n") >= 2)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert "the same command again" in output
+    assert len(rows(log)) < 5
+    result = run(f"--run_dir={path}", *SMALL)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Resuming" in result.stdout
+    assert_same_run(path, uninterrupted[0])
+
+
+def test_kill_during_and_between_saves_loses_nothing_but_the_work_since(uninterrupted, tmp_path):
+    path = tmp_path / "run"
+    log, checkpoints = path / "metrics.jsonl", path / "checkpoints"
+    # During a save: its unfinished folder is there.
+    process = start(f"--run_dir={path}", *SMALL)
+    wait_for(process, lambda: list(checkpoints.glob("*tmp*")))
+    process.kill()
+    process.communicate()
+    # Between saves: a checkpoint is committed and further rows stand in the log.
+    process = start(f"--run_dir={path}", *SMALL, "--checkpoint_every=2")
+    wait_for(process, lambda: log.exists() and log.read_text().count("\n") >= 3)
+    process.kill()
+    process.communicate()
+    committed = [int(child.name) for child in checkpoints.iterdir() if child.name.isdecimal()]
+    assert committed
+    done = len(rows(log))
+    assert done - max(committed) <= 2
+    result = run(f"--run_dir={path}", *SMALL)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert_same_run(path, uninterrupted[0])
+
+
+def test_evaluate_and_inspect_read_the_run(uninterrupted):
+    path, _ = uninterrupted
+    result = run(
+        f"--run_dir={path}", "--num_samples=8", "--num_envs=4", "--json", program="evaluate"
+    )
+    assert result.returncode == 0, result.stderr
+    statistics = json.loads(result.stdout)
+    assert statistics["programs"] == 8
+    assert statistics["first_programs"] + statistics["reflective_programs"] == 8
+    assert -1 <= statistics["reward_mean"] <= 1
+    inspected = subprocess.run(
+        [sys.executable, "-m", "etpo_jax.inspect_run", f"--run_dir={path}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "20 of 20 environment steps, 5 updates" in inspected.stdout
+    assert "critic/trunk/params/lm_head/kernel" in inspected.stdout
+
+
+BAD = {
+    "no run directory": ((), "--run_dir is missing"),
+    "unknown data set": (("--run_dir=X", "--dataset=iris"), "iris"),
+    "unknown flag": (("--run_dir=X", "--num_env=4"), "num_envs"),
+    "positional argument": (("--run_dir=X", "train"), "'train'"),
+    "missing model": (("--run_dir=X", "--model=no/such"), "no/such"),
+    "beta": (("--run_dir=X", "--beta=0"), "--beta=0: must be > 0"),
+    "no environments": (("--run_dir=X", "--num_envs=0"), "--num_envs=0: must be >= 1"),
+    "choice": (("--run_dir=X", "--critic_loss=td"), "critic_loss"),
+    "a number": (("--run_dir=X", "--gamma=high"), "gamma"),
+    "unwritable": (("--run_dir=/proc/run",), "/proc/run"),
+    "mesh": (("--run_dir=X", "--mesh=fsdp:7"), "--mesh=fsdp:7"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_clear_line(name, tmp_path):
+    arguments, expected = BAD[name]
+    result = run(*(text.replace("X", str(tmp_path / "x"), 1) for text in arguments))
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert expected in line
+
+
+def broken_folder(tmp_path, break_it):
+    folder = tmp_path / "model"
+    shutil.copytree(ROOT / "models" / "tiny", folder)
+    break_it(folder)
+    result = run(f"--run_dir={tmp_path / 'run'}", f"--model={folder}", *SMALL)
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.strip().splitlines()
+    return line
+
+
+def test_a_folder_without_tokenizer_is_named(tmp_path):
+    line = broken_folder(tmp_path, lambda folder: (folder / "tokenizer.json").unlink())
+    assert "tokenizer" in line
+
+
+def test_truncated_weights_are_named(tmp_path):
+    def truncate(folder):
+        file = folder / "model.safetensors"
+        os.truncate(file, file.stat().st_size // 2)
+
+    assert "model.safetensors" in broken_folder(tmp_path, truncate)
+
+
+def test_another_configuration_is_refused_by_name(uninterrupted, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(uninterrupted[0], path)
+    result = run(f"--run_dir={path}", *SMALL, "--beta=0.2")
+    assert result.returncode == 2
+    for text in ("beta", "0.2", "0.1", "--overwrite"):
+        assert text in result.stderr
+    assert rows(path / "metrics.jsonl") == rows(uninterrupted[0] / "metrics.jsonl")
+
+
+def test_dry_run_and_help_change_nothing(tmp_path):
+    result = run("--dry_run", f"--run_dir={tmp_path / 'run'}", "--num_env_steps=100")
+    assert result.returncode == 0, result.stderr
+    assert "100 environment steps = 7 updates of 16 actions" in result.stdout
+    assert not (tmp_path / "run").exists()
+    text = run("--help").stdout
+    for name in ("run_dir", "beta", "critic_loss", "isolation", "overwrite", "dry_run"):
+        assert f"--{name}" in text or f"--[no]{name}" in text
