@@ -46,7 +46,7 @@ def _download(repository: str) -> pathlib.Path:
         raise ModelError(
             f"{repository}: neither a folder here nor a repository that you may read"
         ) from error
-    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+    except Exception as error:  # the HTTP library below has exceptions of its own
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"{repository}: no such folder, and the repository could not be brought here ({reason})"
