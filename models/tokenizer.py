@@ -4,6 +4,8 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import tokenizers
+
 from models.config import read_json
 from models.errors import ModelError
 from models.repository import local_folder
@@ -50,44 +52,48 @@ class Tokenizer:
           ModelError: the folder or its tokenizer is missing, unusable, or not this model's.
         """
         folder = local_folder(folder)
-        if not (folder / "tokenizer.json").is_file():
-            raise ModelError(f"{folder}: no tokenizer in this model folder (tokenizer.json)")
-        config = read_json(folder / "config.json")
-        wrapper = _read(folder)
-        self._backend = wrapper.backend_tokenizer
+        self._backend = _read(folder)
         # Text is text, also where it spells the name of a special token.
         self._backend.encode_special_tokens = True
-        size = config["vocab_size"]
-        # A tokenizer may name tokens beyond the model's vocabulary (that of CodeLlama 34B does).
-        special = sorted(i for i in wrapper.all_special_ids if i < size)
+        config = read_json(folder / "config.json")
+        size = config.get("vocab_size")
+        if not isinstance(size, int):
+            raise ModelError(f"{folder / 'config.json'}: vocab_size is missing")
+        names = _special_names(folder)
+        bos, eos, pad, unknown = (
+            self._backend.token_to_id(names.get(f"{kind}_token", ""))
+            for kind in ("bos", "eos", "pad", "unk")
+        )
+        self._bos_ids = [] if bos is None else [bos]
         self._infilling = self._infilling_ids(size)
         self.has_infilling = self._infilling is not None
-        self._bos_ids = [i for i in (wrapper.bos_token_id,) if i is not None]
         self.eos_ids = frozenset(
             [
-                *_as_list(wrapper.eos_token_id),
+                *([] if eos is None else [eos]),
                 *_as_list(config.get("eos_token_id")),
-                *_as_list(_generation_config(folder).get("eos_token_id")),
+                *_as_list(_read_optional(folder / "generation_config.json").get("eos_token_id")),
                 *(self._infilling or ())[3:],
             ]
         )
         if not self.eos_ids:
             raise ModelError(f"{folder}: neither tokenizer nor config.json names an end of text")
-        candidates = [wrapper.pad_token_id, wrapper.unk_token_id, *special]
-        usable = [i for i in candidates if i in special and i not in self.eos_ids]
-        if not usable:
-            raise ModelError(f"{folder}: the tokenizer has no special token that can be padding")
-        self.pad_id = usable[0]
-        self._dropped = frozenset([*special, *self.eos_ids, *(self._infilling or ())])
+        added = self._backend.get_added_tokens_decoder()
         in_text = [
             *self._backend.get_vocab(with_added_tokens=False).values(),
-            *(i for i, token in wrapper.added_tokens_decoder.items() if not token.special),
+            *(i for i, token in added.items() if not token.special),
         ]
-        self.vocab_size = 1 + max([*in_text, *self._bos_ids, *self._dropped])
+        # Special tokens beyond the model's rows, as fine-tuned folders have them, are not used.
+        special = sorted(i for i, token in added.items() if token.special and i < size)
+        self._dropped = frozenset([*special, *self.eos_ids, *(self._infilling or ())])
+        self.vocab_size = 1 + max(*in_text, *self._bos_ids, *self._dropped)
         if self.vocab_size > size:
             raise ModelError(
                 f"{folder}: the tokenizer has {self.vocab_size} tokens, config.json says {size}"
             )
+        usable = [i for i in (pad, unknown, *special) if i in special and i not in self.eos_ids]
+        if not usable:
+            raise ModelError(f"{folder}: the tokenizer has no special token that can be padding")
+        self.pad_id = usable[0]
         self._sentinel_ids = self._sentinel()
 
     def encode(self, text: str) -> list[int]:
@@ -140,29 +146,47 @@ class Tokenizer:
     def _infilling_ids(self, size: int) -> tuple[int, ...] | None:
         """Ids of prefix, suffix, middle and perhaps end, if the model has infilling tokens."""
         for names in _INFILLING:
-            ids = [self._backend.token_to_id(name) for name in names if name is not None]
-            if all(i is not None and i < size for i in ids):
+            tokens = [name for name in names if name is not None]
+            ids = [i for i in map(self._backend.token_to_id, tokens) if i is not None and i < size]
+            if len(ids) == len(tokens):
                 return tuple(ids)
         return None
 
 
-def _read(folder: pathlib.Path) -> Any:
-    # Importing transformers takes a good part of a second: only when it is needed.
-    from transformers import PreTrainedTokenizerFast
+def _read(folder: pathlib.Path) -> tokenizers.Tokenizer:
+    """The tokenizer itself.
 
+    It is what the fast tokenizers of transformers wrap. The wrappers start slowly, and some replace
+    parts of the file or add tokens that the model has no row for.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(f"{folder}: no tokenizer in this model folder (tokenizer.json)")
     try:
-        # Not AutoTokenizer: its classes replace what tokenizer.json says, and start slowly.
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # a broken file makes the library raise a bare Exception
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
         reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{folder}: the tokenizer cannot be read ({reason})") from error
+        raise ModelError(f"{path}: the tokenizer cannot be read ({reason})") from error
 
 
-def _generation_config(folder: pathlib.Path) -> dict[str, Any]:
-    path = folder / "generation_config.json"
+def _special_names(folder: pathlib.Path) -> dict[str, str]:
+    """Name such as "eos_token" to the token."""
+    values = {
+        **_read_optional(folder / "special_tokens_map.json"),
+        **_read_optional(folder / "tokenizer_config.json"),
+    }
+    contents = {
+        name: token.get("content") if isinstance(token, dict) else token
+        for name, token in values.items()
+        if name.endswith("_token")
+    }
+    return {name: token for name, token in contents.items() if isinstance(token, str)}
+
+
+def _read_optional(path: pathlib.Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
 def _as_list(ids: int | list[int] | None) -> list[int]:
-    """config.json has one id, several or none."""
+    """A configuration has one id, several or none."""
     return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)

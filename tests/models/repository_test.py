@@ -49,7 +49,7 @@ def test_repository_is_downloaded_without_other_formats(hub, tmp_path):
 
 @pytest.mark.parametrize("name", ["absent", "./absent", "/absent/model", "a/b/c", "org/na me"])
 def test_what_can_only_be_a_folder_is_not_looked_up(hub, name):
-    with pytest.raises(ModelError, match=": no such model folder$"):
+    with pytest.raises(ModelError, match=r": no such model folder$"):
         local_folder(name)
     assert not hub.calls
 
@@ -57,10 +57,10 @@ def test_what_can_only_be_a_folder_is_not_looked_up(hub, name):
 def test_mistyped_name_beside_other_folders_is_not_looked_up(hub, tmp_path, monkeypatch):
     (tmp_path / "models").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelError, match="^models/tinny: no such model folder$"):
+    with pytest.raises(ModelError, match=r"^models/tinny: no such model folder$"):
         local_folder("models/tinny")
     (tmp_path / "models" / "file").touch()
-    with pytest.raises(ModelError, match="^models/file: no such model folder$"):
+    with pytest.raises(ModelError, match=r"^models/file: no such model folder$"):
         local_folder("models/file")
     assert not hub.calls
 
