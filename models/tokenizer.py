@@ -70,8 +70,8 @@ class Tokenizer:
         self.eos_ids = frozenset(
             [
                 *([] if eos is None else [eos]),
-                *_as_list(config.get("eos_token_id")),
-                *_as_list(_read_optional(folder / "generation_config.json").get("eos_token_id")),
+                *_eos_ids(folder / "config.json"),
+                *_eos_ids(folder / "generation_config.json"),
                 *(self._infilling or ())[3:],
             ]
         )
@@ -187,6 +187,10 @@ def _read_optional(path: pathlib.Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _as_list(ids: int | list[int] | None) -> list[int]:
-    """A configuration has one id, several or none."""
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+def _eos_ids(path: pathlib.Path) -> list[int]:
+    """The ids that a configuration file names: one, several or none."""
+    value = _read_optional(path).get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(i, int) for i in ids):
+        raise ModelError(f"{path}: eos_token_id {value!r} is neither an id nor a list of ids")
+    return ids

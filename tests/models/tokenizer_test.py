@@ -339,6 +339,8 @@ def test_damage_is_named(tmp_path):
     refuse(r"config\.json: vocab_size is missing")
     byte_level(tmp_path, special=("<pad>",))
     refuse(r"neither tokenizer nor config\.json names an end of text")
+    byte_level(tmp_path, special=("<pad>",), config={"eos_token_id": "2"})
+    refuse(r"config\.json: eos_token_id '2' is neither an id nor a list of ids")
     byte_level(tmp_path, special=("<pad>", "</s>"), names={"eos_token": "</s>"}, size=100)
     refuse(r"the tokenizer has \d+ tokens, config\.json says 100")
     for text in ("{", "{}", "[]"):
