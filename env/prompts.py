@@ -124,6 +124,8 @@ def shown_rows(num_rows: int, style: PromptStyle = "paper") -> int:
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:\s+at)?\s*\b0x[0-9a-fA-F]{6,}\b")
+# Also mixed ones: what is left of a longer run must not be three again.
+_QUOTES = re.compile(r"[\"']{3,}")
 # "(<string>, line 7)": of a file that the prompt does not show.
 _LOCATION = re.compile(r"\s*\((?:<[^<>()]*>|[^()\s]+\.py),\s*line\s+\d+\)")
 _FOLDERS = re.compile(r"(?<![\w.)\]])(?:~|\.{1,2}|[A-Za-z]:)?[/\\](?:[\w.+@%-]+[/\\])*(?=[\w.<])")
@@ -142,7 +144,7 @@ def clean_error(text: str, *, max_chars: int = MAX_ERROR_CHARS) -> str:
     text = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in text)
     for noise in (_URL, _LOCATION, _ADDRESS, _FOLDERS):
         text = noise.sub("", text)
-    text = text.replace('"""', "'").replace("'''", "'").replace(FILL_ME, "FILL_ME")
+    text = _QUOTES.sub("'", text).replace(FILL_ME, "FILL_ME")
     return _elide(" ".join(text.split()), max_chars)
 
 

@@ -156,6 +156,7 @@ def test_every_level_is_shorter_and_the_error_goes_first():
         ("ValueError: ratio a / b, y/n, 1e-3/2", "ValueError: ratio a / b, y/n, 1e-3/2"),
         ("ValueError: \ud800 caf\u00e9", "ValueError: caf\u00e9"),
         ("ValueError: <FILL_ME> \"\"\" '''", "ValueError: FILL_ME ' '"),
+        ("ValueError: " + 5 * '"' + 7 * "'", "ValueError: '"),
     ],
 )
 def test_errors_are_cleaned(text, expected):
