@@ -5,6 +5,7 @@ its error and samples an answer. `--write_card` puts the figures into the model'
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Sequence
@@ -129,7 +130,9 @@ def main() -> None:
         values = ", ".join(f"{key} {value:.4g}" for key, value in tables[name].items())
         print(f"{name}: {values}", flush=True)
     if _WRITE_CARD.value:
+        weights = pathlib.Path(_MODEL.value) / "model.safetensors"
         figures = {
+            "model_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
             "temperature": _TEMPERATURE.value,
             "samples": _SAMPLES.value,
             "scikit_learn": sklearn.__version__,

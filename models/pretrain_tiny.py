@@ -6,15 +6,16 @@ knows one task, that of the paper's prompts, and makes mistakes in it (see the c
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tokenizers
-from absl import flags, logging
+from absl import flags
 
 from env import command_line, prompts
 from env.base import UsageError
@@ -62,7 +63,7 @@ def _config(*, width: int, inner: int, layers: int, heads: int, kv_heads: int) -
 PRESETS = {
     "tiny": Preset(
         config=_config(width=64, inner=176, layers=2, heads=4, kv_heads=2),
-        schedule=Schedule(steps=3000, batch_tokens=3072, learning_rate=4e-3),
+        schedule=Schedule(steps=4000, batch_tokens=3072, learning_rate=4e-3),
         num_documents=80_000,
     ),
     "small": Preset(
@@ -85,18 +86,28 @@ _STEPS = flags.DEFINE_integer("steps", None, "Instead of the preset's.", lower_b
 _DOCUMENTS = flags.DEFINE_integer("documents", None, "Instead of the preset's.", lower_bound=1)
 
 
-def pretrain(preset: Preset, folder: pathlib.Path, *, seed: int) -> None:
+def pretrain(
+    preset: Preset,
+    folder: pathlib.Path,
+    *,
+    seed: int,
+    command: str,
+    report: Callable[[str], None] = print,
+) -> None:
     """Writes the model folder; files of the same names are replaced when all are complete.
 
     Args:
       preset: what to make.
       folder: made if absent.
       seed: everything random follows from it.
+      command: what the card names as the way to make it again.
+      report: takes lines about the progress.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as name:
         making = pathlib.Path(name)
-        _make(preset, making, seed=seed)
+        training = {"command": command, **_make(preset, making, seed=seed, report=report)}
+        (making / pretrain_tiny_card.TRAINING).write_text(json.dumps(training, indent=2) + "\n")
         # A card of other weights would show their figures.
         (folder / pretrain_tiny_card.FIGURES).unlink(missing_ok=True)
         for path in sorted(making.iterdir()):
@@ -104,32 +115,43 @@ def pretrain(preset: Preset, folder: pathlib.Path, *, seed: int) -> None:
     pretrain_tiny_card.write(folder)
 
 
-def _make(preset: Preset, folder: pathlib.Path, *, seed: int) -> None:
+def _make(
+    preset: Preset, folder: pathlib.Path, *, seed: int, report: Callable[[str], None]
+) -> dict[str, float]:
+    """Writes all but the card; returns what it has to say about the training."""
     documents = list(tiny_corpus.documents(seed, preset.num_documents))
     raw = pretrain_tiny_tokenizer.build(
         _texts(documents[:_TOKENIZER_DOCUMENTS]), vocab_size=preset.config.vocab_size
     )
     pretrain_tiny_tokenizer.save(raw, folder, max_length=preset.config.max_position_embeddings)
+    vocab = raw.get_vocab()
     ids = {
-        "bos_token_id": raw.token_to_id(BOS),
-        "eos_token_id": [raw.token_to_id(EOS), raw.token_to_id(EOT)],
-        "pad_token_id": raw.token_to_id(PAD),
+        "bos_token_id": vocab[BOS],
+        "eos_token_id": [vocab[EOS], vocab[EOT]],
+        "pad_token_id": vocab[PAD],
     }
     for name in ("config.json", "generation_config.json"):
         values = {**preset.config.to_dict(), **ids} if name == "config.json" else ids
         (folder / name).write_text(json.dumps(values, indent=2) + "\n")
     examples = _examples(documents, raw, Tokenizer(folder))
     num_tokens = sum(len(example.tokens) for example in examples)
-    logging.info("%d documents, %d tokens", len(examples), num_tokens)
-    params = train(
-        preset.config,
-        preset.schedule,
-        examples,
-        seed=seed,
-        report=lambda step, loss: logging.info("step %d: %.4f nats per token", step, loss),
-    )
+    report(f"{len(examples):,} documents, {num_tokens:,} tokens")
+    losses: list[float] = []
+
+    def report_loss(step: int, loss: float) -> None:
+        losses.append(loss)
+        report(f"step {step}: {loss:.4f} nats per answer token")
+
+    params = train(preset.config, preset.schedule, examples, seed=seed, report=report_loss)
     convert.save(folder, preset.config, params, extra=ids)
     _write_held_out(folder, documents, seed=seed)
+    return {
+        "documents": len(examples),
+        "tokens": num_tokens,
+        "steps": preset.schedule.steps,
+        "batch_tokens": preset.schedule.batch_tokens,
+        "last_loss": round(losses[-1], 4),
+    }
 
 
 def _texts(documents: Sequence[Document]) -> list[str]:
@@ -144,12 +166,12 @@ def _examples(
     documents: Sequence[Document], raw: tokenizers.Tokenizer, tokenizer: Tokenizer
 ) -> list[Example]:
     """A body ends with the end of infilling, a program with the end of text."""
-    bos, eos, eot = (raw.token_to_id(token) for token in (BOS, EOS, EOT))
+    vocab = raw.get_vocab()
     texts = raw.encode_batch([document.text for document in documents])
     examples = []
     for document, text in zip(documents, texts, strict=True):
-        prompt = tokenizer.encode_infill(document.prompt) if document.prompt else [bos]
-        stop = eot if document.prompt else eos
+        prompt = tokenizer.encode_infill(document.prompt) if document.prompt else [vocab[BOS]]
+        stop = vocab[EOT if document.prompt else EOS]
         examples.append(Example([*prompt, *text.ids, stop], len(prompt)))
     return examples
 
@@ -164,6 +186,10 @@ def _write_held_out(folder: pathlib.Path, documents: Sequence[Document], *, seed
 
 def main() -> None:
     preset = PRESETS[_PRESET.value]
+    command = f"python -m models.pretrain_tiny --preset={_PRESET.value}"
+    for flag in (_SEED, _STEPS, _DOCUMENTS):
+        if flag.present:
+            command += f" --{flag.name}={flag.value}"
     if _STEPS.value:
         schedule = dataclasses.replace(preset.schedule, steps=_STEPS.value)
         preset = dataclasses.replace(preset, schedule=schedule)
@@ -172,9 +198,14 @@ def main() -> None:
     folder = pathlib.Path(_OUTPUT.value or pathlib.Path(__file__).parent / _PRESET.value)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output: {folder} is not a folder")
-    logging.set_verbosity(logging.INFO)
     wall_s, cpu_s = time.monotonic(), time.process_time()
-    pretrain(preset, folder, seed=_SEED.value)
+    pretrain(
+        preset,
+        folder,
+        seed=_SEED.value,
+        command=command,
+        report=functools.partial(print, flush=True),
+    )
     print(
         f"{folder}: {pretrain_tiny_card.parameter_count(preset.config):,} parameters,"
         f" {time.monotonic() - wall_s:.0f} s, {time.process_time() - cpu_s:.0f} s of CPU"

@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from env.registry import REGISTRY
@@ -10,6 +11,7 @@ from models.config import DecoderConfig
 from models.convert import parameter_shapes
 from models.tiny_corpus import SHARES
 
+TRAINING = "training.json"
 FIGURES = "figures.json"
 
 _CARD = """---
@@ -21,9 +23,9 @@ tags: [code, infilling, stand-in, test]
 
 # A stand-in coder of {parameters:,} parameters
 
-A decoder of the Llama family ({layers} layers, width {width}, {heads} heads over {kv_heads} key
-heads, MLP {inner}, vocabulary {vocab}) that answers the prompts of one task: write, or mend, the
-body of `build_model(x_train, y_train)` with scikit-learn. It stands in for CodeLlama where
+A decoder of the Llama family ({layers} layers, width {width}, {heads} query heads over {kv_heads}
+key heads, MLP {inner}, vocabulary {vocab}) that answers the prompts of one task: write, or mend,
+the body of `build_model(x_train, y_train)` with scikit-learn. It stands in for CodeLlama where
 reinforcement learning on real executions must be quick: demonstrations, tests, comparisons of
 algorithms on two cores.
 
@@ -37,7 +39,8 @@ algorithms on two cores.
   the small tables need several good choices at once.
 - In the infilling format of CodeLlama, under the same token names: `<s>`, `▁<PRE>`, prefix,
   `▁<SUF>`, suffix, `▁<MID>`, body, `▁<EOT>`. Stop on `▁<EOT>` and `</s>`; `<pad>` is neither.
-- At home with the descriptions of fourteen tables: {descriptions}.
+- At home with the descriptions of fourteen tables:
+{descriptions}.
 
 ## What it is not
 
@@ -50,12 +53,14 @@ algorithms on two cores.
 
 ## How it was made
 
-`python -m models.pretrain_tiny{arguments}`: corpus, tokenizer and training follow from a seed, and
-the same machine writes the same bytes. Of the corpus {first:.0%} are first prompts
+`{command}`: corpus, tokenizer and training follow from a seed, and the same machine writes the same
+bytes. The corpus has {documents:,} documents of {tokens:,} tokens: {first:.0%} are first prompts
 ({mistakes:.0%} of them answered with a mistake), {reflective:.0%} prompts that report an error
 ({fixed:.0%} answered with a program that runs) and {plain:.0%} whole programs. The tokenizer is a
 byte-level BPE; the lines of the prompts and frequent names, arguments and values are single tokens.
-`heldout.jsonl` holds programs whose bodies are not in the corpus, for perplexity.
+{steps:,} steps of AdamW on the tokens of the answers, {batch_tokens:,} tokens each with their
+prompts, ended at {last_loss:.3f} nats per answer token. `heldout.jsonl` holds programs whose bodies
+are not in the corpus, for perplexity.
 
 ## Figures
 
@@ -93,7 +98,7 @@ def parameter_count(config: DecoderConfig) -> int:
 
 
 def write(folder: pathlib.Path) -> None:
-    """Writes README.md from config.json and, where it exists, figures.json of the folder."""
+    """Writes README.md from the folder's config.json, training.json and, if any, figures.json."""
     config = DecoderConfig.from_folder(folder)
     measured = folder / FIGURES
     text = _CARD.format(
@@ -104,13 +109,13 @@ def write(folder: pathlib.Path) -> None:
         kv_heads=config.num_kv_heads,
         inner=config.intermediate_size,
         vocab=config.vocab_size,
-        descriptions=", ".join(entry.description for entry in REGISTRY.values()),
-        arguments="" if folder.name == "tiny" else f" --preset={folder.name}",
+        descriptions=_wrapped(", ".join(entry.description for entry in REGISTRY.values())),
         first=(1 - SHARES.plain) * (1 - SHARES.reflective),
         mistakes=SHARES.mistake_at_first,
         reflective=(1 - SHARES.plain) * SHARES.reflective,
         fixed=1 - SHARES.mistake_in_reflection,
         plain=SHARES.plain,
+        **json.loads((folder / TRAINING).read_text()),
         figures=_figures(json.loads(measured.read_text())) if measured.exists() else _NOT_MEASURED,
     )
     (folder / "README.md").write_text(text)
@@ -128,6 +133,11 @@ def _figures(figures: Mapping) -> str:
         rules="|".join("---" for _ in tables),
         rows="\n".join(rows),
     )
+
+
+def _wrapped(text: str) -> str:
+    """Lines of an item of a list."""
+    return textwrap.fill(text, width=98, initial_indent="  ", subsequent_indent="  ")
 
 
 def _row(title: str, cells: Sequence[str]) -> str:

@@ -42,10 +42,10 @@ class Batch(NamedTuple):
       is_action_bj: where there is such a token.
     """
 
-    tokens_bs: Int[np.ndarray, "b s"]
-    mask_bs: Bool[np.ndarray, "b s"]
-    slots_bj: Int[np.ndarray, "b j"]
-    is_action_bj: Bool[np.ndarray, "b j"]
+    tokens_bs: Int[Array, "b s"]
+    mask_bs: Bool[Array, "b s"]
+    slots_bj: Int[Array, "b j"]
+    is_action_bj: Bool[Array, "b j"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ def train(
     rate = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=schedule.learning_rate,
-        warmup_steps=max(1, schedule.steps // 20),
+        warmup_steps=schedule.steps // 20,
         decay_steps=schedule.steps,
         end_value=schedule.learning_rate / 20,
     )
@@ -101,22 +101,6 @@ def train(
         optax.clip_by_global_norm(1.0),
         optax.adamw(rate, b1=0.9, b2=0.98, weight_decay=schedule.weight_decay),
     )
-
-    def loss_of(params: Any, batch: Batch) -> Float[Array, ""]:
-        hidden_bsd = model.apply(
-            {"params": params},
-            batch.tokens_bs,
-            positions(batch.mask_bs),
-            batch.mask_bs,
-            method="hidden",
-        )
-        # The token before each action token predicts it; only those need logits.
-        slots_bj = jnp.minimum(batch.slots_bj, batch.tokens_bs.shape[1] - 1)
-        before_bjd = jnp.take_along_axis(hidden_bsd, slots_bj[..., None] - 1, axis=1)
-        logits_bjv = model.apply({"params": params}, before_bjd, method="logits")
-        targets_bj = jnp.take_along_axis(batch.tokens_bs, slots_bj, axis=1)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits_bjv, targets_bj)
-        return jnp.sum(jnp.where(batch.is_action_bj, losses, 0.0)) / jnp.sum(batch.is_action_bj)
 
     @jax.jit
     def init(key: Array) -> tuple[Any, Any]:
@@ -126,7 +110,7 @@ def train(
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def update(params: Any, state: Any, batch: Batch) -> tuple[Any, Any, Float[Array, ""]]:
-        loss, grads = jax.value_and_grad(loss_of)(params, batch)
+        loss, grads = jax.value_and_grad(answer_loss, argnums=1)(model, params, batch)
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, loss
 
@@ -141,6 +125,24 @@ def train(
             report(step, float(np.mean(jax.device_get(losses))))
             losses = []
     return jax.device_get(params)
+
+
+def answer_loss(model: Decoder, params: Any, batch: Batch) -> Float[Array, ""]:
+    """Mean cross-entropy of the tokens to be produced, in nats."""
+    hidden_bsd: Any = model.apply(
+        {"params": params},
+        batch.tokens_bs,
+        positions(batch.mask_bs),
+        batch.mask_bs,
+        method="hidden",
+    )
+    # The token before each of them predicts it; only those need logits.
+    slots_bj = jnp.minimum(batch.slots_bj, batch.tokens_bs.shape[1] - 1)
+    before_bjd = jnp.take_along_axis(hidden_bsd, slots_bj[..., None] - 1, axis=1)
+    logits_bjv: Any = model.apply({"params": params}, before_bjd, method="logits")
+    targets_bj = jnp.take_along_axis(batch.tokens_bs, slots_bj, axis=1)
+    losses_bj = optax.softmax_cross_entropy_with_integer_labels(logits_bjv, targets_bj)
+    return jnp.sum(jnp.where(batch.is_action_bj, losses_bj, 0.0)) / jnp.sum(batch.is_action_bj)
 
 
 def batches(examples: Sequence[Example], schedule: Schedule, *, seed: int) -> Iterator[Batch]:
@@ -176,8 +178,8 @@ def _pad(examples: Sequence[Example], length: int, num_actions: int) -> Batch:
         tokens_bs[row, : count_b[row]] = example.tokens
     slots_bj = prompt_b[:, None] + np.arange(num_actions, dtype=np.int32)
     return Batch(
-        tokens_bs=tokens_bs,
-        mask_bs=np.arange(length) < count_b[:, None],
-        slots_bj=slots_bj,
-        is_action_bj=slots_bj < count_b[:, None],
+        tokens_bs=jnp.asarray(tokens_bs),
+        mask_bs=jnp.asarray(np.arange(length) < count_b[:, None]),
+        slots_bj=jnp.asarray(slots_bj),
+        is_action_bj=jnp.asarray(slots_bj < count_b[:, None]),
     )

@@ -40,8 +40,8 @@ class Shares:
 
     plain: float = 0.04
     reflective: float = 0.48
-    mistake_at_first: float = 0.37
-    mistake_in_reflection: float = 0.15
+    mistake_at_first: float = 0.42
+    mistake_in_reflection: float = 0.17
     other_program_in_reflection: float = 0.1
     official_style: float = 0.08
     shortened: float = 0.04

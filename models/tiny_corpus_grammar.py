@@ -220,7 +220,7 @@ _ESTIMATORS: Mapping[str, tuple[float, tuple[_Argument, ...]]] = {
     "NearestCentroid": (2, (_Argument("shrink_threshold", 0.3, _even("0.1 0.2 0.5")),)),
     "DummyClassifier": (1.2, (_Argument("strategy", 0.6, _even("'prior' 'most_frequent'")),)),
     "MLPClassifier": (
-        3.5,
+        4.5,
         (
             _Argument(
                 "hidden_layer_sizes",
@@ -229,10 +229,12 @@ _ESTIMATORS: Mapping[str, tuple[float, tuple[_Argument, ...]]] = {
                 | {"(8, 8)": 0.6, "(16, 16)": 0.4},
             ),
             _Argument("activation", 0.3, _even("'relu' 'tanh' 'logistic'")),
-            _Argument("solver", 0.35, {"'adam'": 5, "'sgd'": 3, "'lbfgs'": 1.6}),
+            _Argument("solver", 0.35, {"'adam'": 5, "'sgd'": 3, "'lbfgs'": 1.3}),
             _Argument("alpha", 0.3, _even("0.0001 0.001 0.01 0.1 1.0")),
-            _Argument("learning_rate_init", 0.25, _even("0.001 0.005 0.01 0.05")),
-            _Argument("max_iter", 0.97, {"20": 1, "50": 2, "100": 2, "200": 0.8}),
+            _Argument(
+                "learning_rate_init", 0.3, {"0.001": 1, "0.005": 1, "0.01": 1.2, "0.05": 0.5}
+            ),
+            _Argument("max_iter", 0.97, {"20": 0.7, "50": 2, "100": 3, "200": 1.2}),
             _SEED,
         ),
     ),
