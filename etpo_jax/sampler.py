@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -81,8 +82,8 @@ class Sampler:
     def generate(
         self,
         weights: Weights,
-        prompt_tokens_bp: Int[Array, "#b p"],
-        prompt_mask_bp: Bool[Array, "#b p"],
+        prompt_tokens_bp: Int[Array | np.ndarray, "#b p"],
+        prompt_mask_bp: Bool[Array | np.ndarray, "#b p"],
         keys_b: Key[Array, "b"],
         *,
         reference_weights: Weights | None = None,
@@ -152,8 +153,8 @@ class _LoopState(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("config", "max_new_tokens", "eos_ids", "pad_id"))
 def _generate(
     networks: tuple[Weights, ...],
-    prompt_tokens_bp: Int[Array, "#b p"],
-    prompt_mask_bp: Bool[Array, "#b p"],
+    prompt_tokens_bp: Int[Array | np.ndarray, "#b p"],
+    prompt_mask_bp: Bool[Array | np.ndarray, "#b p"],
     keys_b: Key[Array, "b"],
     truncation: Truncation,
     *,
