@@ -120,7 +120,7 @@ def save(
     for stale in [folder / "config.json", folder / _INDEX, *folder.glob("model*.safetensors")]:
         stale.unlink(missing_ok=True)
     stored = np.dtype(dtype or params["embedder"]["embedding"].dtype)
-    sources = _sources(config)
+    sources = published_tensors(config)
     files = _split(sources, stored.itemsize, max_file_bytes)
     for file_name, names in files.items():
         tensors = {name: _published_tensor(params, sources[name], stored) for name in names}
@@ -165,7 +165,7 @@ def abstract_parameters(config: DecoderConfig, dtype: Any) -> dict:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Source:
+class PublishedTensor:
     """Where a published tensor belongs.
 
     Attributes:
@@ -181,7 +181,7 @@ class _Source:
     is_transposed: bool
 
 
-def _sources(config: DecoderConfig) -> dict[str, _Source]:
+def published_tensors(config: DecoderConfig) -> dict[str, PublishedTensor]:
     """Every tensor that a checkpoint of this configuration must hold, by published name."""
     shapes = parameter_shapes(config)
     sources = {}
@@ -192,7 +192,7 @@ def _sources(config: DecoderConfig) -> dict[str, _Source]:
         shape = shapes[path][axes.startswith("l") :]
         shape = shape[::-1] if is_transposed else shape
         for layer in range(config.num_layers) if axes.startswith("l") else (None,):
-            sources[template.format(layer)] = _Source(path, layer, shape, is_transposed)
+            sources[template.format(layer)] = PublishedTensor(path, layer, shape, is_transposed)
     return sources
 
 
@@ -209,7 +209,7 @@ class _Reader:
         self._folder = folder
         self._pool = pool
         self._tensors = _open_tensors(folder, stack)
-        sources = _sources(config)
+        sources = published_tensors(config)
         self._check_names(set(sources), config)
         self._names: dict[str, list[str]] = {}
         for name, source in sources.items():
@@ -328,7 +328,7 @@ def _cast(rows: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return rows.astype(dtype, copy=False)
 
 
-def _published_tensor(params: Mapping, source: _Source, dtype: np.dtype) -> np.ndarray:
+def _published_tensor(params: Mapping, source: PublishedTensor, dtype: np.dtype) -> np.ndarray:
     leaf: Any = params
     for name in source.path.split("/"):
         leaf = leaf[name]
@@ -339,7 +339,7 @@ def _published_tensor(params: Mapping, source: _Source, dtype: np.dtype) -> np.n
 
 
 def _split(
-    sources: Mapping[str, _Source], item_bytes: int, max_file_bytes: int
+    sources: Mapping[str, PublishedTensor], item_bytes: int, max_file_bytes: int
 ) -> dict[str, list[str]]:
     """File name to the tensors it holds, in order, no file above the limit but by one tensor."""
     files: list[list[str]] = [[]]
