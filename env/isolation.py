@@ -165,7 +165,7 @@ def _max_tasks(tier: str, limits: Limits) -> int:
     release = tuple(int(part) for part in platform.release().split(".")[:2] if part.isdecimal())
     if os.geteuid() == 0 or (tier == "bwrap" and release >= (5, 14)):
         return own
-    return own + 4096 + _tasks_of_this_user()
+    return own + 2048 + _tasks_of_this_user()
 
 
 def _tasks_of_this_user() -> int:

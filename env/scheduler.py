@@ -292,8 +292,7 @@ class Scheduler:
             else:
                 self._succeed(job, score)
         elif kind == wire.ERROR:
-            name, _, message = payload.decode(errors="replace").partition("\n")
-            self._fail(job, prompts.clean_error(f"{name}: {message}" if message else name))
+            self._fail(job, _error_text(payload))
         else:
             self._fail(job, _FORGED)
 
@@ -388,6 +387,14 @@ class Scheduler:
                     self._fail(job, _FORGED)
             if nursery.is_hung(now):
                 self._lose_nursery(nursery, "no answer in time")
+
+
+def _error_text(payload: bytes) -> str:
+    """`Type: message` from what a cell says about an exception of its program."""
+    name, _, message = payload.decode(errors="replace").partition("\n")
+    if not name.isidentifier():
+        name = "Exception"
+    return prompts.clean_error(f"{name}: {message}".strip(": \n"))
 
 
 def _too_slow(limits: Limits) -> str:

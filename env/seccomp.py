@@ -185,6 +185,13 @@ def cell_rules(pid: int) -> Rules:
     }
 
 
+def numbers(rules: Rules, machine: str) -> dict[str, int]:
+    """The numbers of the calls that `rules` speak of; raises `SeccompError` as `program`."""
+    column, _ = _architecture(machine)
+    found = {name: _NUMBERS[name][column] for name in rules}
+    return {name: number for name, number in found.items() if number is not None}
+
+
 # Calls that fail as if the kernel did not know them: glibc then uses `clone`, whose flags a filter
 # can read.
 _UNKNOWN = ("clone3",)
@@ -225,14 +232,10 @@ def program(rules: Rules, machine: str) -> list[Instruction]:
     Raises:
       SeccompError: for another machine.
     """
-    if machine not in _ARCHITECTURES:
-        raise SeccompError(errno.ENOSYS, f"no table of system calls for {machine}")
-    column, architecture = _ARCHITECTURES[machine]
-    actions: dict[int, list[Instruction]] = {}
-    for name, tests in rules.items():
-        number = _NUMBERS[name][column]
-        if number is not None:
-            actions[number] = _conditional(tests)
+    column, architecture = _architecture(machine)
+    actions = {
+        number: _conditional(rules[name]) for name, number in numbers(rules, machine).items()
+    }
     for name in _UNKNOWN:
         number = _NUMBERS[name][column]
         if number is not None:
@@ -249,6 +252,12 @@ def program(rules: Rules, machine: str) -> list[Instruction]:
         (_LOAD, 0, 0, _OFFSET_NUMBER),
         *_search(_merge(sorted(starts.items()))),
     ]
+
+
+def _architecture(machine: str) -> tuple[int, int]:
+    if machine not in _ARCHITECTURES:
+        raise SeccompError(errno.ENOSYS, f"no table of system calls for {machine}")
+    return _ARCHITECTURES[machine]
 
 
 def _conditional(tests: Iterable[Test]) -> list[Instruction]:
