@@ -110,9 +110,12 @@ def save(
       folder: made if absent; weights that lie there are replaced.
       config: of the parameters.
       params: nested dictionaries of arrays, on the host or on devices that this process can read.
-      dtype: of the stored weights; None keeps each array's own.
+      dtype: of all stored weights; None is that of the embedding.
       extra: further values of config.json, such as token ids.
       max_file_bytes: a file is closed before it grows beyond this.
+
+    Raises:
+      ValueError: a parameter has another shape than the configuration says.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,12 +3,15 @@
 `python -m tests.golden.make_logits` needs torch and writes, for each family, a folder as
 `save_pretrained` of transformers writes it, and logits.npz beside the weights; for the stand-in,
 whose weights are in models/tiny, the logits and the digest of the weights that they belong to.
+Names after the command (llama2, ..., stand_in) make these only.
 """
 
+import functools
 import hashlib
 import json
 import pathlib
 import shutil
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -175,17 +178,17 @@ def _make_stand_in() -> None:
     )
 
 
-def main() -> None:
+def main(names: list[str]) -> None:
     import torch
     import transformers
 
-    for family in FAMILIES:
-        _make(family)
-    if STAND_IN.is_dir():
-        _make_stand_in()
+    makers = {family: functools.partial(_make, family) for family in FAMILIES}
+    makers["stand_in"] = _make_stand_in
+    for name in names or makers:
+        makers[name]()
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     (FOLDER / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

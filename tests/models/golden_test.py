@@ -49,7 +49,7 @@ def test_bfloat16_logits_are_as_near_as_theirs(family):
 def test_stand_in():
     golden = np.load(FOLDER / "stand_in_logits.npz")
     assert str(golden["digest"]) == digest(STAND_IN), (
-        "models/tiny has other weights than the fixture: python -m tests.golden.make_logits"
+        "models/tiny has new weights: python -m tests.golden.make_logits stand_in"
     )
     mask = golden["mask"]
     logits = logits_of(STAND_IN, golden["tokens"], mask)
