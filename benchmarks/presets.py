@@ -1,6 +1,6 @@
 """Compares settings of training on the stand-in: the study behind the values of launch/tiny.flags.
 
-  python -m benchmarks.presets --settings=path,retrace --seeds=0,1,2
+  python -m benchmarks.presets --settings='tiny.flags;path all' --seeds=0,1,2
 
 Every run has a directory of its own under --output, so that an interrupted study goes on where it
 stopped. The table has one row per setting, means over seeds with the seeds' range.
@@ -20,28 +20,21 @@ from env import command_line
 from env.base import UsageError
 from etpo_jax import json_files, run_directory
 
-_PATH = ["--critic_loss=path", "--q_parameterization=dueling"]
-_TIED = [*_PATH, "--tie_policy", "--replay_size=480"]
+_RETRACE = ["--critic_loss=retrace", "--q_parameterization=residual"]
+_PATH = ["--critic_loss=path", "--q_parameterization=dueling", "--replay_size=480"]
+_TIED = [*_PATH, "--tie_policy", "--critic_learning_rate=5e-4"]
+_OPEN = ["--support_threshold=0"]
 SETTINGS = {
+    "tiny.flags": [],
     "reflection": ["--algorithm=reflection"],
-    "one_step (paper)": ["--critic_loss=one_step", "--q_parameterization=residual"],
-    "retrace": ["--critic_loss=retrace", "--q_parameterization=residual"],
-    "retrace support": [
-        "--critic_loss=retrace",
-        "--q_parameterization=residual",
-        "--support_threshold=1e-3",
-    ],
-    "path all": [*_PATH, "--replay_size=480"],
-    "path root": [*_PATH, "--path_starts=root", "--replay_size=480"],
-    "path all tied": _TIED,
-    "path root tied": [*_TIED, "--path_starts=root"],
-    "path all fresh": [*_PATH, "--replay_size=64"],
-    "path all fast": [*_PATH, "--replay_size=480", "--policy_learning_rate=1e-3"],
-    "path all tied beta .05": [*_TIED, "--beta=0.05"],
-    "path all tied slow": [*_TIED, "--critic_learning_rate=3e-4"],
-    "path root tied slow": [*_TIED, "--path_starts=root", "--critic_learning_rate=3e-4"],
-    "path all support": [*_PATH, "--replay_size=480", "--support_threshold=1e-3"],
-    "path all tied support": [*_TIED, "--support_threshold=1e-3"],
+    "one_step": ["--critic_loss=one_step"],
+    "retrace, beta 0.1": [*_RETRACE, "--beta=0.1"],
+    "retrace, no support mask": [*_RETRACE, *_OPEN],
+    "retrace, dueling": ["--critic_loss=retrace", "--q_parameterization=dueling"],
+    "path all": _PATH,
+    "path root": [*_PATH, "--path_starts=root"],
+    "path all, tied": _TIED,
+    "path root, tied": [*_TIED, "--path_starts=root"],
 }
 _COLUMNS = (
     "reward_first_fifth",
@@ -54,7 +47,9 @@ _COLUMNS = (
     "wall_s",
 )
 
-_SETTINGS = flags.DEFINE_list("settings", list(SETTINGS), "Names of settings.")
+_SETTINGS = flags.DEFINE_string(
+    "settings", ";".join(SETTINGS), "Names of settings, separated by semicolons."
+)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 _DATASET = flags.DEFINE_string("dataset", "balance_scale", "Data set.")
 _NUM_ENV_STEPS = flags.DEFINE_integer("num_env_steps", 480, "Environment steps of a run.")
@@ -64,10 +59,10 @@ _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time.", lower_bound=1)
 
 
 def main() -> int:
-    unknown = [name for name in _SETTINGS.value if name not in SETTINGS]
+    unknown = [name for name in _SETTINGS.value.split(";") if name not in SETTINGS]
     if unknown:
         raise UsageError(f"--settings={unknown[0]}: must be one of {', '.join(SETTINGS)}")
-    cells = [(name, int(seed)) for seed in _SEEDS.value for name in _SETTINGS.value]
+    cells = [(name, int(seed)) for seed in _SEEDS.value for name in _SETTINGS.value.split(";")]
     with ThreadPoolExecutor(_JOBS.value) as pool:
         rows = list(pool.map(lambda cell: _run(*cell), cells))
     output = Path(_OUTPUT.value)
@@ -80,7 +75,12 @@ def main() -> int:
 
 
 def _run(setting: str, seed: int) -> dict[str, object]:
-    path = Path(_OUTPUT.value) / _DATASET.value / setting.replace(" ", "_") / str(seed)
+    path = (
+        Path(_OUTPUT.value)
+        / _DATASET.value
+        / setting.replace(", ", "_").replace(" ", "_")
+        / str(seed)
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     command = [
         *(sys.executable, "-m", "etpo_jax.train", "--flagfile=launch/tiny.flags"),

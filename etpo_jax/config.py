@@ -213,7 +213,7 @@ class LearningConfig(Section):
     minibatch_size: int = option(16, "Transitions of a gradient step.", lower=1)
     replay_size: int = option(64, "Newest transitions that are kept for learning.", lower=1)
     beta: float = option(
-        0.1, "Weight of the KL to the reference, reward per nat.", lower=0.0, exclusive_lower=True
+        0.05, "Weight of the KL to the reference, reward per nat.", lower=0.0, exclusive_lower=True
     )
     gamma: float = option(0.99, "Discount between actions.", lower=0.0, upper=1.0)
     gamma_within: float = option(
@@ -226,7 +226,7 @@ class LearningConfig(Section):
         0.9, "Weight of the old target critic in its update.", lower=0.0, upper=1.0
     )
     critic_loss: str = option(
-        "path",
+        "retrace",
         "one_step is the paper's; retrace carries the reward along the action; path regresses the "
         "whole action (docs/algorithm.md).",
         choices=("one_step", "retrace", "path"),
@@ -237,7 +237,7 @@ class LearningConfig(Section):
         choices=("all", "root"),
     )
     q_parameterization: str = option(
-        "dueling",
+        "residual",
         "How the critic's logits are read as Q.",
         choices=("residual", "logits", "beta_logits", "dueling"),
     )
@@ -287,7 +287,7 @@ class OptimizerConfig(Section):
     """Gradient steps of policy and critic."""
 
     optimizer: str = option("adamw", "Optimiser of both networks.", choices=("adamw", "lion"))
-    policy_learning_rate: float = option(3e-4, "Of the policy.", lower=0.0)
+    policy_learning_rate: float = option(5e-4, "Of the policy.", lower=0.0)
     critic_learning_rate: float = option(1e-3, "Of the critic.", lower=0.0)
     clip_norm: float = option(
         1.0, "Global gradient norm of each network at most.", lower=0.0, exclusive_lower=True

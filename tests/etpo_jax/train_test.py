@@ -240,7 +240,7 @@ def test_another_configuration_is_refused_by_name(uninterrupted, tmp_path):
     shutil.copytree(uninterrupted[0], path)
     result = run(f"--run_dir={path}", *SMALL, "--beta=0.2")
     assert result.returncode == 2
-    for text in ("beta", "0.2", "0.1", "--overwrite"):
+    for text in ("beta", "0.2", "0.05", "--overwrite"):
         assert text in result.stderr
     assert rows(path / "metrics.jsonl") == rows(uninterrupted[0] / "metrics.jsonl")
 

@@ -39,6 +39,7 @@ ALL_MODES = [
     {"critic_loss": "one_step", "q_parameterization": "logits", "policy_loss": "uniform"},
     {"critic_loss": "retrace", "policy_target": "exp_q", "huber_delta": 1.0},
 ]
+DEFAULTS = {"beta": 0.3, "critic_loss": "path", "q_parameterization": "dueling"}
 # Settings that do not change the program.
 TRACED = ("gamma", "polyak_lambda", "critic_learning_rate", "support_threshold")
 
@@ -77,13 +78,13 @@ def make_batch(seed=0, b=4, p=6, j=5):
 @functools.cache
 def compiled_step(model, *modes):
     """One jitted step per set of modes: compiling is what takes the time here."""
-    config = Config.from_dict(dict(modes))
+    config = Config.from_dict({**DEFAULTS, **dict(modes)})
     networks = Networks(model, config.learning.q_parameterization, config.learning.tie_policy)
     return update.make_update_step(networks, config, build_mesh()), networks
 
 
 def make(model, base, **values):
-    config = Config.from_dict({"beta": 0.3, **values})
+    config = Config.from_dict({**DEFAULTS, **values})
     modes = {name: value for name, value in values.items() if name not in TRACED}
     step, networks = compiled_step(model, *sorted(modes.items()))
     # As the learner makes it: what a step returns then lies where its argument lay.
