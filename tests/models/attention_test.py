@@ -37,7 +37,7 @@ def test_equals_the_loop(n, k):
     arrays = [jnp.asarray(x, jnp.float32) for x in inputs]
     expected = loop(*inputs, mask)
     for function in (attend, jax.jit(attend)):
-        np.testing.assert_allclose(function(*arrays, mask), expected, atol=1e-5)
+        np.testing.assert_allclose(function(*arrays, jnp.asarray(mask)), expected, atol=1e-5)
 
 
 def test_bfloat16_inputs_keep_a_float32_softmax():

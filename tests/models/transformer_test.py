@@ -146,18 +146,18 @@ def test_remat_changes_memory_and_no_gradient():
     gradients, saved = {}, {}
     for remat in REMAT:
         model = Decoder(config, remat=remat)
-        gradients[remat] = gradient_of(model, params, tokens, mask)
+        if remat != "dots":  # one compilation less
+            gradients[remat] = gradient_of(model, params, tokens, mask)
         _, pull = jax.eval_shape(
             lambda p, model=model: jax.vjp(lambda p: loss(model, p, tokens, mask), p), params
         )
         saved[remat] = sum(leaf.size for leaf in jax.tree.leaves(pull))
     assert saved["full"] < saved["dots"] < saved["none"]
-    for remat in REMAT[1:]:
-        jax.tree.map(
-            lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5),
-            gradients["none"],
-            gradients[remat],
-        )
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5),
+        gradients["none"],
+        gradients["full"],
+    )
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients["none"]))
     # A tied embedding learns from both ends: tokens that are read, and any that is written.
     rows = np.abs(gradients["none"]["embedder"]["embedding"]).max(-1)
