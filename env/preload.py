@@ -1,7 +1,7 @@
 """What a program may import: everything is loaded before the walls close, nothing after.
 
-A cell cannot open files, so that a module either is loaded here, once, or does not exist for it.
-That makes imports free and the same on every host, whatever else is installed.
+A cell cannot open files, so that a module either is here, imported or as byte code, or does not
+exist for it. That makes imports free and the same on every host, whatever else is installed.
 """
 
 import contextlib
@@ -11,11 +11,12 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import marshal
+import os
 import sys
 import types
 import warnings
-from collections.abc import Iterable, Sequence
-from importlib.machinery import SourceFileLoader
+from collections.abc import Mapping, Sequence
 
 _STANDARD_LIBRARY = """
 abc argparse array ast asyncio base64 binascii bisect calendar cmath codecs collections.abc
@@ -36,12 +37,6 @@ cluster.hierarchy cluster.vq constants fft fftpack integrate interpolate io lina
 signal sparse sparse.csgraph sparse.linalg spatial spatial.distance special stats stats.contingency
 stats.distributions stats.mstats stats.qmc stats.sampling
 """
-
-# Modules whose import changes how others behave: kept as code until a program asks for them.
-_ON_REQUEST = (
-    "sklearn.experimental.enable_halving_search_cv",
-    "sklearn.experimental.enable_iterative_imputer",
-)
 
 # What these libraries would pick up beside themselves if it is installed would cost seconds (torch,
 # matplotlib, pyarrow) and make programs behave differently from host to host.
@@ -66,6 +61,11 @@ _DISTRIBUTIONS = frozenset(
 )
 
 
+_SKIPPED_FOLDERS = """
+__pycache__ config dist-packages ensurepip f2py idlelib lib-dynload lib2to3 pydoc_data site-packages
+test tests tkinter turtledemo
+"""
+
 _HUGE_PAGE = 2 << 20
 # The objects of all these libraries take a little less.
 _HEAP_BYTES = 72 << 20
@@ -87,25 +87,63 @@ class _Blinkers(importlib.abc.MetaPathFinder):
 
 
 class _OnRequest(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Serves modules from code objects in memory."""
+    """Serves the modules that nobody has imported yet from byte code in memory.
 
-    def __init__(self, names: Iterable[str]):
-        self._code: dict[str, types.CodeType] = {}
-        for name in names:
-            spec = importlib.util.find_spec(name)
-            loader = spec.loader if spec else None
-            code = loader.get_code(name) if isinstance(loader, SourceFileLoader) else None
-            if code is None:
-                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-            self._code[name] = code
+    Libraries import some modules only when they are needed, and some change how others behave.
+
+    Args:
+      roots: folders of packages, by name; "" is the folder of the standard library.
+    """
+
+    def __init__(self, roots: Mapping[str, str]):
+        self._files: dict[str, tuple[str, bytes]] = {}
+        for package, root in roots.items():
+            for folder, subfolders, names in os.walk(root):
+                subfolders[:] = sorted(set(subfolders) - set(_SKIPPED_FOLDERS.split()))
+                prefix = ".".join(part for part in (package, *_parts(folder, root)) if part)
+                for name in names:
+                    self._keep(prefix, folder, name)
+
+    def _keep(self, prefix: str, folder: str, name: str) -> None:
+        stem, extension = os.path.splitext(name)
+        full_name = prefix if stem == "__init__" else f"{prefix}.{stem}".lstrip(".")
+        if extension != ".py" or full_name in sys.modules:
+            return
+        path = os.path.join(folder, name)
+        # Where there is no byte code a cell would have to compile: better that it has no module.
+        with (
+            contextlib.suppress(OSError),
+            open(importlib.util.cache_from_source(path), "rb") as file,
+        ):
+            self._files[full_name] = (path, file.read())
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        return importlib.util.spec_from_loader(name, self) if name in self._code else None
+        if name not in self._files:
+            return None
+        origin, _ = self._files[name]
+        is_package = os.path.basename(origin) == "__init__.py"
+        spec = importlib.machinery.ModuleSpec(name, self, origin=origin, is_package=is_package)
+        spec.has_location = True
+        return spec
 
     def exec_module(self, module: types.ModuleType) -> None:
-        exec(self._code[module.__name__], module.__dict__)
+        # Byte code files have a header of 16 bytes (PEP 552).
+        exec(marshal.loads(self._files[module.__name__][1][16:]), module.__dict__)
+
+
+def _parts(folder: str, root: str) -> list[str]:
+    return folder.removeprefix(root).strip(os.sep).split(os.sep)
+
+
+def _roots() -> dict[str, str]:
+    packages = {
+        name: sys.modules[name].__path__[0]
+        for name in _DISTRIBUTIONS
+        if hasattr(sys.modules.get(name), "__path__") and name != "env"
+    }
+    return {"": os.path.dirname(os.__file__), **packages}
 
 
 def preload(libraries: Sequence[str]) -> None:
@@ -125,7 +163,7 @@ def preload(libraries: Sequence[str]) -> None:
         for name in libraries:
             importlib.import_module(name)
         _warm_up()
-    sys.meta_path.insert(0, _OnRequest(_ON_REQUEST))
+    sys.meta_path.insert(0, _OnRequest(_roots()))
     reserved.clear()
     gc.collect()
     gc.freeze()

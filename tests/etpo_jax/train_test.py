@@ -24,7 +24,6 @@ SMALL = (
     "--max_prompt_length=192",
     "--length_multiple=192",
     "--max_new_tokens=24",
-    "--remat=none",
     "--num_workers=1",
     "--reward_cache=off",
 )

@@ -29,6 +29,7 @@ PLAIN = DecoderConfig(
 )
 BIASED = dataclasses.replace(
     PLAIN,
+    num_layers=1,
     num_kv_heads=1,
     tie_word_embeddings=True,
     attention_bias=True,
