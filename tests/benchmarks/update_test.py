@@ -1,0 +1,77 @@
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import update
+from env.base import UsageError
+from models.config import DecoderConfig
+
+DECODER = DecoderConfig(
+    vocab_size=37,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=4,
+    rope_theta=1e4,
+    rope_scaling=None,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=False,
+    attention_bias=False,
+    max_position_embeddings=64,
+)
+
+
+@pytest.fixture(scope="module")
+def peer():
+    pytest.importorskip("torch", reason="torch is only compared with, never required")
+    return update.import_peer()
+
+
+@pytest.fixture
+def problem(request):
+    return update.make_problem(DECODER, request.param, transitions=4, prompt=8, action=6)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    ["path", "retrace", pytest.param("one_step", marks=pytest.mark.slow)],
+    indirect=True,
+)
+def test_losses_and_gradients_are_those_of_pytorch(peer, problem):
+    ours, theirs = update.Ours(problem), update.make_theirs(peer, problem)
+    assert 0 < update.largest_difference(ours, theirs) <= update.TOLERANCE
+
+
+@pytest.mark.parametrize("problem", ["path"], indirect=True)
+@pytest.mark.parametrize(
+    ("field", "value", "differing"),
+    [("beta", 0.1002, "loss|norm|gradient"), ("polyak_lambda", 0.5, "step [12]")],
+)
+def test_another_setting_in_the_peer_is_found(peer, problem, field, value, differing):
+    learning = dataclasses.replace(problem.config.learning, **{field: value})
+    config = dataclasses.replace(problem.config, learning=learning)
+    other = update.make_theirs(peer, dataclasses.replace(problem, config=config))
+    with pytest.raises(RuntimeError, match=f"programs differ by .* in .*({differing})"):
+        update.largest_difference(other, update.make_theirs(peer, problem))
+
+
+@pytest.mark.parametrize("problem", ["retrace"], indirect=True)
+def test_a_problem_exercises_padding_and_both_ends_of_an_episode(problem):
+    batch = problem.batch
+    for mask in (batch.prompt_mask_bp, batch.action_mask_bj, batch.next_prompt_mask_bp):
+        assert mask.any(axis=1).all()
+        assert not mask.all()
+    assert (np.diff(batch.prompt_mask_bp.astype(int), axis=1) >= 0).all()
+    assert (np.diff(batch.action_mask_bj.astype(int), axis=1) <= 0).all()
+    assert set(batch.continues_b.tolist()) == {0.0, 1.0}
+
+
+def test_without_torch_there_is_one_clear_line(monkeypatch):
+    monkeypatch.delitem(sys.modules, "benchmarks.update_torch", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UsageError, match="torch is not installed"):
+        update.import_peer()
