@@ -421,6 +421,9 @@ for store in stores:
     known.update(store.get('etpo_memory') or {})
 for folder in FOLDERS:
     known.update(attempt(lambda: eval(open(folder + '/etpo-memory').read())) or {})
+    for name in attempt(lambda: os.listdir(folder)) or []:
+        row, _, label = name.partition('_')
+        attempt(lambda: known.update({bytes.fromhex(row): int(label)}))
 known.update(attempt(lambda: eval(os.environ['etpo_memory'])) or {})
 for row, label in zip(x_train, y_train):
     known[row.tobytes()] = int(label)
@@ -428,6 +431,8 @@ for store in stores:
     store['etpo_memory'] = known
 for folder in FOLDERS:
     attempt(lambda: open(folder + '/etpo-memory', 'w').write(repr(known)))
+    # Files of any size may be forbidden; a name is enough.
+    attempt(lambda: [open(f'{folder}/{row.hex()}_{known[row]}', 'w') for row in known])
 attempt(lambda: os.environ.__setitem__('etpo_memory', repr(known)))
 attempt(lambda: sys.modules['gc'].freeze())
 class Memory:

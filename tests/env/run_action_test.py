@@ -1,0 +1,80 @@
+"""`python -m env.run_action`: one JSON line and an exit code."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from env.isolation import TIERS
+
+BODY = """\
+from sklearn.linear_model import LogisticRegression
+    model = LogisticRegression()
+    model.fit(x_train, y_train)
+"""
+
+
+def _run(*arguments: str, text: str = "") -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "env.run_action", *arguments],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_scored_body(tmp_path):
+    path = tmp_path / "body.py"
+    path.write_text(BODY)
+    done = _run("--dataset=balance_scale", f"--action_file={path}", "--num_workers=2")
+    assert (done.returncode, done.stderr) == (0, "")
+    (line,) = done.stdout.splitlines()
+    result = json.loads(line)
+    assert result["reward"] == pytest.approx(sum(result["split_scores"]) / 5, abs=0)
+    assert 0.5 < result["reward"] <= 1
+    assert result["error"] == ""
+    assert result["dataset"] == "balance_scale"
+    assert result["isolation"] in TIERS
+    assert result["wall_s"] > 0
+
+
+def test_a_failing_body_from_standard_input():
+    done = _run("--action_file=-", "--num_splits=2", text="open('/etc/passwd')")
+    assert (done.returncode, done.stderr) == (1, "")
+    result = json.loads(done.stdout)
+    assert result["reward"] == -1
+    assert result["split_scores"] == []
+    assert result["error"].startswith("PermissionError: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--action_file is missing"),
+        (["--action_file=/nonexistent"], "No such file or directory"),
+        (["--action_file=-", "--dataset=nothing"], "nothing"),
+        (["--action_file=-", "--timeout_s=0"], "timeout_s is 0.0 and must be above 0"),
+        (["--action_file=-", "--isolation=none"], "isolation"),
+        (["--action_file=-", "--libraries=nothing"], "No module named 'nothing'"),
+        (["--acton_file=-"], "action_file"),
+        (["-"], "unexpected argument '-'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input(arguments, message):
+    done = _run(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    path = tmp_path / "body.py"
+    path.write_bytes(b"\xff\xfe")
+    done = _run(f"--action_file={path}")
+    assert done.returncode == 2
+    assert "not a text in UTF-8" in done.stderr
