@@ -432,7 +432,7 @@ for store in stores:
 for folder in FOLDERS:
     attempt(lambda: open(folder + '/etpo-memory', 'w').write(repr(known)))
     # Files of any size may be forbidden; a name is enough.
-    attempt(lambda: [open(f'{folder}/{row.hex()}_{known[row]}', 'w') for row in known])
+    attempt(lambda: [open(f'{folder}/{row.hex()}_{known[row]}', 'w').close() for row in known])
 attempt(lambda: os.environ.__setitem__('etpo_memory', repr(known)))
 attempt(lambda: sys.modules['gc'].freeze())
 class Memory:
