@@ -90,11 +90,6 @@ class RunConfig(Section):
     seed: int = option(0, "Seed of sampling, replay and initialisation.", lower=0)
     checkpoint_every: int = option(1, "Updates between two checkpoints.", lower=1, may_differ=True)
     checkpoints_to_keep: int = option(2, "Newest checkpoints kept.", lower=1, may_differ=True)
-    compilation_cache_dir: str = option(
-        "~/.cache/etpo_jax",
-        "Folder of compiled programs, so that the next start is quick; empty turns it off.",
-        may_differ=True,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +164,11 @@ class ModelConfig(Section):
     )
     mesh: str = option(
         "", "Devices per axis such as fsdp:4,tensor:2; empty: all on fsdp.", may_differ=True
+    )
+    compilation_cache_dir: str = option(
+        "~/.cache/etpo_jax",
+        "Folder of compiled programs, so that the next start is quick; empty turns it off.",
+        may_differ=True,
     )
     max_prompt_length: int = option(
         256, "Prompt tokens at most; longer prompts are shortened.", lower=8

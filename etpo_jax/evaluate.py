@@ -42,7 +42,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 
 def main() -> int:
     config, run_path = _resolve()
-    build.use_compilation_cache(config.run.compilation_cache_dir)
+    build.use_compilation_cache(config.model.compilation_cache_dir)
     mesh = build_mesh(config.model.mesh)
     with jax.set_mesh(mesh), build.open_task(config) as (task, _):
         language = build.load_language(config, mesh)

@@ -41,7 +41,7 @@ def main() -> int:
     if not config.run.run_dir:
         raise UsageError("--run_dir is missing: name the folder that keeps the run")
     with StopSignals() as stop:
-        build.use_compilation_cache(config.run.compilation_cache_dir)
+        build.use_compilation_cache(config.model.compilation_cache_dir)
         mesh = build_mesh(config.model.mesh)
         with (
             jax.set_mesh(mesh),
