@@ -12,10 +12,7 @@ BETA, GAMMA = 0.3, 0.9
 
 def on_device(*arrays):
     """As the signatures want them: jax arrays of float32 or bool."""
-    return [
-        jnp.asarray(array, bool if array.dtype == bool else jnp.float32)
-        for array in arrays
-    ]
+    return [jnp.asarray(array, bool if array.dtype == bool else jnp.float32) for array in arrays]
 
 
 def random_case(seed=0, b=5, j=6, v=9):
