@@ -15,7 +15,7 @@ _PR_SET_DUMPABLE = 4
 _CLONE_THREAD = 0x10000
 _CAPABILITY_VERSION_3 = 0x20080522
 # systemd's range for users that exist as long as a process does: no file belongs to them.
-_DYNAMIC_USERS = range(61184, 65520)
+DYNAMIC_USERS = range(61184, 65520)
 _NOBODY = 65534
 _NICE = 5
 _MAX_DESCRIPTORS = 64
@@ -84,7 +84,7 @@ def enclose_zygote(confinement: Confinement) -> None:
 
 def _drop_privileges(libc: ctypes.CDLL) -> None:
     if os.geteuid() == 0:
-        user = _DYNAMIC_USERS[os.getpid() % len(_DYNAMIC_USERS)]
+        user = DYNAMIC_USERS[os.getpid() % len(DYNAMIC_USERS)]
         try:
             _become(user)
         except OSError:  # not mapped into this container's user namespace

@@ -1,0 +1,215 @@
+"""What executing programs costs: latency, throughput, memory and recovery, for each tier.
+
+    python -m benchmarks.executions
+    python -m benchmarks.executions --tiers=seccomp --num_workers=8
+
+Prints a table in Markdown. Times are medians; processor time counts the processes of the executor
+and the trusted side; the reference is the published procedure in one process.
+"""
+
+import os
+import signal
+import statistics
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import flags
+
+from env import command_line, isolation, prompts
+from env.datasets import Dataset, load_dataset
+from env.executor import CodeExecutor
+from env.splits import split_rows
+
+_TIERS = flags.DEFINE_list("tiers", [], "Tiers to measure; default: all that stand here.")
+_DATASET = flags.DEFINE_string("dataset", "balance_scale", "Data set that programs are scored on.")
+_NUM_WORKERS = flags.DEFINE_integer(
+    "num_workers", os.cpu_count() or 1, "Programs that run at the same time.", lower_bound=1
+)
+_REPEATS = flags.DEFINE_integer("repeats", 20, "Executions per latency.", lower_bound=3)
+
+PROGRAMS = {
+    "syntax error": "model = = 1",
+    "constant model": """\
+from sklearn.dummy import DummyClassifier
+    model = DummyClassifier().fit(x_train, y_train)""",
+    "logistic regression": """\
+from sklearn.linear_model import LogisticRegression
+    model = LogisticRegression().fit(x_train, y_train)""",
+    "random forest": """\
+from sklearn.ensemble import RandomForestClassifier
+    model = RandomForestClassifier(random_state=0).fit(x_train, y_train)""",
+}
+IN_FLIGHT = (1, 8, 64, 256)
+_NUM_SPLITS = 5
+
+
+def main() -> int:
+    """Measures and prints."""
+    dataset = load_dataset(_DATASET.value)
+    tiers = _TIERS.value or [tier for tier in isolation.TIERS if not isolation.probe(tier)]
+    print(
+        f"{dataset.name}, {len(dataset.labels)} rows, {_NUM_SPLITS} splits;"
+        f" {os.cpu_count()} cores, {_NUM_WORKERS.value} workers, Python {sys.version.split()[0]}\n"
+    )
+    columns = {"in process": _reference(dataset)} | {
+        tier: _measure(tier, dataset) for tier in tiers
+    }
+    rows = list(columns[tiers[0]])
+    print(f"| | {' | '.join(columns)} |")
+    print(f"|---|{'---:|' * len(columns)}")
+    for row in rows:
+        print(f"| {row} | {' | '.join(column.get(row, '') for column in columns.values())} |")
+    return 0
+
+
+def _reference(dataset: Dataset) -> dict[str, str]:
+    """The published procedure without any isolation, on one thread."""
+    import sklearn.ensemble  # noqa: F401 - the time to import it is not what is measured
+    from sklearn.metrics import roc_auc_score
+    from threadpoolctl import threadpool_limits
+
+    def run(body: str) -> None:
+        for seed in range(_NUM_SPLITS):
+            train, validation = split_rows(len(dataset.labels), seed)
+            namespace: dict = {}
+            exec(prompts.program(body), namespace)
+            model = namespace["build_model"](dataset.features[train], dataset.labels[train])
+            p = model.predict_proba(dataset.features[validation])
+            scores = p[:, 1] if p.shape[1] == 2 else p
+            roc_auc_score(dataset.labels[validation], scores, multi_class="ovo")
+
+    column = {}
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, body in list(PROGRAMS.items())[1:]:
+            run(body)
+            column[f"{name}, ms"] = f"{1e3 * _median(lambda body=body: run(body)):.1f}"
+            start = time.process_time()
+            run(body)
+            cpu_ms = 1e3 * (time.process_time() - start) / _NUM_SPLITS
+            column[f"{name}, processor ms per split"] = f"{cpu_ms:.1f}"
+    return column
+
+
+def _measure(tier: str, dataset: Dataset) -> dict[str, str]:
+    column = {}
+    before_bytes = _available_bytes()
+    start = time.perf_counter()
+    with CodeExecutor(
+        dataset,
+        num_workers=_NUM_WORKERS.value,
+        timeout_s=60.0,
+        memory_bytes=2**30,
+        isolation=tier,
+    ) as executor:
+        executor.run([PROGRAMS["syntax error"]])
+        column["start to first result, ms"] = f"{1e3 * (time.perf_counter() - start):.0f}"
+        executor.run(list(PROGRAMS.values()))
+        for name, body in PROGRAMS.items():
+            start_s = _processor_s()
+            column[f"{name}, ms"] = f"{1e3 * _median(lambda body=body: executor.run([body])):.1f}"
+            time.sleep(0.2)
+            per_run_ms = 1e3 * (_processor_s() - start_s) / _REPEATS.value
+            num_cells = 1 if name == "syntax error" else _NUM_SPLITS
+            column[f"{name}, processor ms per split"] = f"{per_run_ms / num_cells:.1f}"
+        for in_flight in IN_FLIGHT:
+            rate, peak_bytes = _throughput(executor, in_flight, before_bytes)
+            column[f"logistic regressions per s, {in_flight} in flight"] = f"{rate:.1f}"
+        column[f"memory, {IN_FLIGHT[-1]} in flight, MB"] = f"{peak_bytes / 1e6:.0f}"
+        column["back after a killed worker, ms"] = f"{1e3 * _recovery_s(executor):.0f}"
+    column["late at a wall limit of 1 s, ms"] = f"{1e3 * _lateness_s(tier, dataset):.0f}"
+    return column
+
+
+def _median(run: Callable[[], object]) -> float:
+    times = []
+    for _ in range(_REPEATS.value):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _throughput(executor: CodeExecutor, in_flight: int, before_bytes: int) -> tuple[float, int]:
+    """Executions per second, and the memory that they take at most, with so many waiting."""
+    body = PROGRAMS["logistic regression"]
+    rounds = max(1, 64 // in_flight)
+    lowest = [_available_bytes()]
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(0.05):
+            lowest.append(_available_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    for _ in range(rounds):
+        executor.run([body] * in_flight)
+    elapsed_s = time.perf_counter() - start
+    is_over.set()
+    watcher.join()
+    return rounds * in_flight / elapsed_s, before_bytes - min(lowest)
+
+
+def _recovery_s(executor: CodeExecutor) -> float:
+    """From the death of all workers to the next result."""
+    for pid in _descendants():
+        os.kill(pid, signal.SIGKILL)
+    start = time.perf_counter()
+    executor.run([PROGRAMS["constant model"]])
+    return time.perf_counter() - start
+
+
+def _lateness_s(tier: str, dataset: Dataset) -> float:
+    with CodeExecutor(
+        dataset, num_workers=1, timeout_s=1.0, memory_bytes=2**30, isolation=tier
+    ) as executor:
+        executor.run([PROGRAMS["syntax error"]])
+        start = time.perf_counter()
+        executor.run(["import time; time.sleep(60)"])
+        return time.perf_counter() - start - 1.0
+
+
+def _available_bytes() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return 1024 * int(line.split()[1])
+    raise OSError("/proc/meminfo does not say what memory is available")
+
+
+def _stats() -> dict[int, list[str]]:
+    """The fields of `/proc/PID/stat` after the name, of all processes."""
+    stats = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            stats[int(path.parent.name)] = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+    return stats
+
+
+def _descendants() -> list[int]:
+    stats = _stats()
+    found: list[int] = []
+    parents = {os.getpid()}
+    while parents:
+        parents = {pid for pid, fields in stats.items() if int(fields[1]) in parents}
+        found += parents
+    return found
+
+
+def _processor_s() -> float:
+    """Of this process and of all those below it, also the ones that have ended."""
+    stats = _stats()
+    ticks = sum(sum(map(int, stats[pid][11:15])) for pid in _descendants() if pid in stats)
+    own = os.times()
+    return own.user + own.system + ticks / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    command_line.run(main, errors=(ValueError,))

@@ -1,0 +1,168 @@
+"""Many executions, hostile and benign, and whether anything grows: `python -m benchmarks.soak`.
+
+Prints a line of figures after every twentieth of the way and compares the last with an early one.
+Exit code 1 when memory, descriptors, processes or files have grown, or a benign program has scored
+otherwise than at first.
+"""
+
+import dataclasses
+import os
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import flags
+
+from env import command_line, seccomp
+from env.confinement import DYNAMIC_USERS
+from env.datasets import load_dataset
+from env.executor import CodeExecutor
+from env.isolation import CHOICES
+from tests.env.attacks import ATTACKS, BENIGN_BODY
+
+_NUM_EXECUTIONS = flags.DEFINE_integer("num_executions", 20_000, "Programs in all.", lower_bound=50)
+_NUM_WORKERS = flags.DEFINE_integer(
+    "num_workers", os.cpu_count() or 1, "Programs that run at the same time.", lower_bound=1
+)
+_ISOLATION = flags.DEFINE_enum("isolation", "auto", CHOICES[:-1], "Wall around the programs.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the order of programs.")
+
+_NUM_REPORTS = 20
+_BENIGN_SHARE = 0.5
+# Of the process that scores: its allocator keeps some of what it was given at the busiest moment.
+_MAX_GROWTH_BYTES = 16 << 20
+_LISTENER = 9  # no program gets that far: nothing listens there
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What could grow.
+
+    Attributes:
+      own_bytes: resident memory of this process.
+      zygote_bytes: resident memory of the largest process below it.
+      descriptors: open in this process.
+      processes: below this process.
+      files: left by programs in the folders where everybody may write.
+    """
+
+    own_bytes: int
+    zygote_bytes: int
+    descriptors: int
+    processes: int
+    files: int
+
+    def __str__(self) -> str:
+        return (
+            f"own {self.own_bytes / 1e6:.1f} MB, zygote {self.zygote_bytes / 1e6:.1f} MB, "
+            f"{self.descriptors} descriptors, {self.processes} processes, {self.files} files"
+        )
+
+
+def main() -> int:
+    """Runs the programs."""
+    rng = random.Random(_SEED.value)
+    dataset = load_dataset("balance_scale")
+    hostile = _hostile_bodies()
+    wrong = 0
+    history = []
+    with CodeExecutor(
+        dataset,
+        num_workers=_NUM_WORKERS.value,
+        timeout_s=10.0,
+        memory_bytes=2**28,
+        num_splits=2,
+        isolation=_ISOLATION.value,
+    ) as executor:
+        (expected,) = executor.run([BENIGN_BODY])
+        print(f"isolation {executor.isolation}, a benign program scores {expected.reward:.4f}")
+        start = time.monotonic()
+        for report in range(_NUM_REPORTS):
+            bodies = [
+                BENIGN_BODY if rng.random() < _BENIGN_SHARE else rng.choice(hostile)
+                for _ in range(_NUM_EXECUTIONS.value // _NUM_REPORTS)
+            ]
+            for body, result in zip(bodies, executor.run(bodies), strict=True):
+                wrong += body is BENIGN_BODY and result.split_scores != expected.split_scores
+            time.sleep(1.0)  # until what has ended is gone
+            history.append(_measure())
+            rate = (report + 1) * len(bodies) / (time.monotonic() - start)
+            print(f"{(report + 1) * len(bodies):7d}  {rate:5.1f}/s  {history[-1]}", flush=True)
+    problems = [f"{wrong} benign programs scored otherwise"] if wrong else []
+    problems += _growth(history[_NUM_REPORTS // 4], history[-1])
+    for problem in problems:
+        print(f"GROWN: {problem}")
+    print("nothing has grown" if not problems else "")
+    return 1 if problems else 0
+
+
+def _hostile_bodies() -> list[str]:
+    machine = os.uname().machine
+    allowed = seccomp.numbers(seccomp.cell_rules(0), machine)
+    values = {
+        "CANARY": "/tmp/etpo-canary",
+        "FOLDERS": ["/tmp", "/dev/shm"],
+        "PID": os.getpid(),
+        "ROWS": 63,
+        "ALLOWED": sorted(allowed.values()),
+        "CLONE": allowed["clone"],
+        "TCP": _LISTENER,
+        "UDP": _LISTENER,
+        "UNIX": "/tmp/etpo-listener",
+        "ABSTRACT": "\0etpo-listener",
+    }
+    return [attack.body(values) for attack in ATTACKS if not attack.is_slow]
+
+
+def _growth(early: Figures, late: Figures) -> list[str]:
+    problems = []
+    for field in dataclasses.fields(Figures):
+        before, after = getattr(early, field.name), getattr(late, field.name)
+        allowed = _MAX_GROWTH_BYTES if field.name.endswith("_bytes") else 0
+        if after > before + allowed:
+            problems.append(f"{field.name} from {before} to {after}")
+    return problems
+
+
+def _measure() -> Figures:
+    sizes = {}
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        parents[int(path.parent.name)] = int(fields[1])
+        sizes[int(path.parent.name)] = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+    below: set[int] = set()
+    generation = {os.getpid()}
+    while generation:
+        generation = {pid for pid, parent in parents.items() if parent in generation}
+        below |= generation
+    return Figures(
+        own_bytes=sizes[os.getpid()],
+        zygote_bytes=max((sizes[pid] for pid in below), default=0),
+        descriptors=len(os.listdir("/proc/self/fd")),
+        processes=len(below),
+        files=sum(_is_from_a_program(path) for path in _writable_by_all()),
+    )
+
+
+def _writable_by_all() -> Iterator[Path]:
+    for folder in {tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"}:
+        if os.path.isdir(folder):
+            yield from Path(folder).iterdir()
+
+
+def _is_from_a_program(path: Path) -> bool:
+    try:
+        is_by_a_cell = path.lstat().st_uid in DYNAMIC_USERS
+    except OSError:  # another process has removed it
+        return False
+    return is_by_a_cell or path.name.startswith("etpo-")
+
+
+if __name__ == "__main__":
+    command_line.run(main)
