@@ -132,6 +132,7 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
 _F_DUPFD, _F_GETFD, _F_SETFD, _F_GETFL, _F_DUPFD_CLOEXEC = 0, 1, 2, 3, 1030
 _TCGETS, _FIONREAD, _TIOCGWINSZ = 0x5401, 0x541B, 0x5413
 _MAP_HUGETLB = 0x40000
+_PR_SET_NAME, _PR_GET_NAME = 15, 16  # of a thread, as some versions of Python do
 _CLONE_THREAD = 0x10000
 _CLONE_NAMESPACES = 0x7E020000  # new mount, cgroup, uts, ipc, user, pid, net namespace
 
@@ -152,6 +153,7 @@ _COMPUTE: Rules = {
     "fcntl": (Test(2, (_F_DUPFD, _F_GETFD, _F_SETFD, _F_GETFL, _F_DUPFD_CLOEXEC)),),
     "ioctl": (Test(2, (_TCGETS, _FIONREAD, _TIOCGWINSZ)),),
     "mmap": (Test(6, (0,), _MAP_HUGETLB),),
+    "prctl": (Test(0, (_PR_SET_NAME, _PR_GET_NAME)),),
 }
 
 ZYGOTE: Rules = {

@@ -324,7 +324,6 @@ _PROCESSES = [
         "kernel_interfaces",
         "check(libc.prctl(22, 2, None, 0, 0))",  # PR_SET_SECCOMP
         "check(libc.prctl(4, 1, 0, 0, 0))",  # PR_SET_DUMPABLE
-        "check(libc.prctl(15, b'init', 0, 0, 0))",  # PR_SET_NAME
         "check(libc.personality(0x0040000))",
         "check(libc.sysinfo(ctypes.create_string_buffer(512)))",
         "check(libc.mlockall(1))",

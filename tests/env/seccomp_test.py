@@ -102,7 +102,8 @@ FORK = 0x1200011
         ("tgkill", (PID, PID, 6), ALLOW, ALLOW),
         ("tgkill", (PID + 1, PID + 1, 9), ALLOW, "EPERM"),
         ("kill", (1, 9), ALLOW, "EPERM"),
-        ("prctl", (4, 1), ALLOW, "EPERM"),
+        ("prctl", (4, 1), ALLOW, "EPERM"),  # PR_SET_DUMPABLE
+        ("prctl", (15, 1), ALLOW, ALLOW),  # PR_SET_NAME
         ("seccomp", (1, 0, 0), ALLOW, "EPERM"),
         ("sendmsg", (3,), ALLOW, "EPERM"),
         ("socketpair", (1, 1, 0), ALLOW, "EPERM"),
