@@ -61,13 +61,15 @@ def run(
         sys.exit(main())
     except for_the_user as error:
         _fail(error)
-    except OSError as error:
-        if error.errno not in _USER_ERRNOS:
-            raise
-        _fail(error)
+    except Exception as error:
+        if _is_disk_full(error):
+            _fail(f"no space left on the disk: free some and run the same command again ({error})")
+        if isinstance(error, OSError) and error.errno in _USER_ERRNOS:
+            _fail(error)
+        raise
 
 
-def _fail(error: BaseException) -> NoReturn:
+def _fail(error: BaseException | str) -> NoReturn:
     text = " ".join(str(error).split()).removeprefix("ERROR:: ")
     print(f"error: {text}", file=sys.stderr, flush=True)
     sys.exit(2)
@@ -81,8 +83,11 @@ def _usage(main: Callable[[], int | None], flag_values: flags.FlagValues) -> str
     return f"{description}\n\nflags:\n{listing}\n  --flagfile: Insert flags from a file."
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether `error`, or what caused it, is the operating system saying that the disk is full."""
+def _is_disk_full(error: BaseException) -> bool:
+    """Whether `error`, or what led to it, says that the disk is full.
+
+    Libraries that write in the background report it as text in exceptions of their own.
+    """
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):

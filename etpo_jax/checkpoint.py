@@ -1,6 +1,7 @@
 """Checkpoints of a whole run with orbax: train state, replay, and the host's counters."""
 
 import contextlib
+import logging
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +25,9 @@ class Checkpoints:
     def __init__(self, path: Path, keep: int):
         training = ocp.training
         self._context = contextlib.ExitStack()
+        logger = logging.getLogger("absl")
+        logger.addFilter(_is_news)
+        self._context.callback(logger.removeFilter, _is_news)
         self._context.enter_context(_context())
         # The default policies skip saves silently; which updates are saved is the caller's choice.
         self._checkpointer = self._context.enter_context(
@@ -101,6 +105,12 @@ def read_state(path: Path, state: Any) -> Any:
         return ocp.load_checkpointables(path.absolute(), {"state": _abstract(state)})["state"]
     except ValueError as error:
         raise UsageError(f"checkpoint {path} does not fit its run: {error}") from error
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Orbax logs, with its traceback, what a background save raises in the trainer anyway."""
+    is_raised = record.exc_info or "raised an exception" in record.getMessage()
+    return not ("orbax" in record.pathname and is_raised)
 
 
 def _context() -> ocp.Context:

@@ -244,6 +244,34 @@ def test_another_configuration_is_refused_by_name(uninterrupted, tmp_path):
     assert rows(path / "metrics.jsonl") == rows(uninterrupted[0] / "metrics.jsonl")
 
 
+def can_mount():
+    """Whether a file system of a few megabytes can be had."""
+    return os.geteuid() == 0 and shutil.which("mount") is not None
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4M", "tmpfs", str(folder)]
+    if not can_mount() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(uninterrupted, small_disk):
+    path = small_disk / "run"
+    result = run(f"--run_dir={path}", *SMALL)
+    assert result.returncode == 2, result.stdout + result.stderr
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: no space left on the disk")
+    subprocess.run(["mount", "-o", "remount,size=64M", str(small_disk)], check=True)
+    result = run(f"--run_dir={path}", *SMALL)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert_same_run(path, uninterrupted[0])
+
+
 def test_dry_run_and_help_change_nothing(tmp_path):
     result = run("--dry_run", f"--run_dir={tmp_path / 'run'}", "--num_env_steps=100")
     assert result.returncode == 0, result.stderr
