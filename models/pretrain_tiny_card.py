@@ -59,8 +59,8 @@ bytes. The corpus has {documents:,} documents of {tokens:,} tokens: {first:.0%} 
 ({fixed:.0%} answered with a program that runs) and {plain:.0%} whole programs. The tokenizer is a
 byte-level BPE; the lines of the prompts and frequent names, arguments and values are single tokens.
 {steps:,} steps of AdamW on the tokens of the answers, {batch_tokens:,} tokens each with their
-prompts, ended at {last_loss:.3f} nats per answer token. `heldout.jsonl` holds programs whose bodies
-are not in the corpus, for perplexity.
+prompts, ended at a training loss of {last_loss:.3f} nats per token (the mean of the last batches).
+`heldout.jsonl` holds programs whose bodies are not in the corpus, for perplexity.
 
 ## Figures
 

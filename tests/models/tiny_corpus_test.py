@@ -126,7 +126,7 @@ def test_held_out_programs_are_unseen():
     assert held_out == tiny_corpus.held_out(7, 10, known)
 
 
-def test_two_pipelines_can_share_a_module():
+def test_names_of_nested_calls_are_found():
     assert tiny_corpus_grammar.names_in(
         Call("BaggingClassifier", (("", Call("GaussianNB")), ("n_estimators", "5")))
     ) == ["BaggingClassifier", "GaussianNB"]
