@@ -1,10 +1,11 @@
 import dataclasses
 import sys
 
+import jax
 import numpy as np
 import pytest
 
-from benchmarks import update
+from benchmarks import update_parity
 from env.base import UsageError
 from models.config import DecoderConfig
 
@@ -25,15 +26,23 @@ DECODER = DecoderConfig(
 )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    """Half the time; the benchmark itself compares the optimised program."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module")
 def peer():
     pytest.importorskip("torch", reason="torch is only compared with, never required")
-    return update.import_peer()
+    return update_parity.import_peer()
 
 
 @pytest.fixture
 def problem(request):
-    return update.make_problem(DECODER, request.param, transitions=4, prompt=8, action=6)
+    return update_parity.make_problem(DECODER, request.param, transitions=4, prompt=8, action=6)
 
 
 @pytest.mark.parametrize(
@@ -42,8 +51,8 @@ def problem(request):
     indirect=True,
 )
 def test_losses_and_gradients_are_those_of_pytorch(peer, problem):
-    ours, theirs = update.Ours(problem), update.make_theirs(peer, problem)
-    assert 0 < update.largest_difference(ours, theirs) <= update.TOLERANCE
+    ours, theirs = update_parity.Ours(problem), update_parity.make_theirs(peer, problem)
+    assert 0 < update_parity.largest_difference(ours, theirs) <= update_parity.TOLERANCE
 
 
 @pytest.mark.parametrize("problem", ["path"], indirect=True)
@@ -54,9 +63,9 @@ def test_losses_and_gradients_are_those_of_pytorch(peer, problem):
 def test_another_setting_in_the_peer_is_found(peer, problem, field, value, differing):
     learning = dataclasses.replace(problem.config.learning, **{field: value})
     config = dataclasses.replace(problem.config, learning=learning)
-    other = update.make_theirs(peer, dataclasses.replace(problem, config=config))
+    other = update_parity.make_theirs(peer, dataclasses.replace(problem, config=config))
     with pytest.raises(RuntimeError, match=f"programs differ by .* in .*({differing})"):
-        update.largest_difference(other, update.make_theirs(peer, problem))
+        update_parity.largest_difference(other, update_parity.make_theirs(peer, problem))
 
 
 @pytest.mark.parametrize("problem", ["retrace"], indirect=True)
@@ -74,4 +83,4 @@ def test_without_torch_there_is_one_clear_line(monkeypatch):
     monkeypatch.delitem(sys.modules, "benchmarks.update_torch", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UsageError, match="torch is not installed"):
-        update.import_peer()
+        update_parity.import_peer()
