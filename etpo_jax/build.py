@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 import models
 from env import metrics, reward_cache
-from env.base import Task
+from env.base import Task, UsageError
 from env.code_task import CodeTask
 from env.datasets import Dataset, load_dataset
 from env.executor import CodeExecutor
@@ -122,7 +122,19 @@ def _make_executor(config: Config, dataset: Dataset) -> Executor:
 
 
 def make_actor(config: Config, language: Language, mesh: Mesh) -> Actor:
-    """The actor that samples as configured."""
+    """The actor that samples as configured.
+
+    Raises:
+      UsageError: if a longest prompt with a longest action exceeds the model's window.
+    """
+    window = language.model.config.max_position_embeddings
+    longest = config.model.max_prompt_length + config.sampling.max_new_tokens
+    if longest > window:
+        raise UsageError(
+            f"--max_prompt_length={config.model.max_prompt_length} and "
+            f"--max_new_tokens={config.sampling.max_new_tokens}: together more than the model's "
+            f"window of {window} tokens"
+        )
     sampler = Sampler(
         language.model.config,
         language.tokenizer.eos_ids,
@@ -131,6 +143,7 @@ def make_actor(config: Config, language: Language, mesh: Mesh) -> Actor:
         mesh=mesh,
     )
     return Actor(
+        language.model,
         sampler,
         language.tokenizer,
         config.model.max_prompt_length,

@@ -17,6 +17,7 @@ from etpo_jax.sampler import Sampler
 from etpo_jax.train_state import Role
 from models import decode
 from models.tokenizer import Tokenizer
+from models.transformer import Decoder
 
 
 class Prompts:
@@ -69,18 +70,29 @@ class Actor:
     """Turns prompts into actions with the sampler."""
 
     def __init__(
-        self, sampler: Sampler, tokenizer: Tokenizer, max_prompt_length: int, length_multiple: int
+        self,
+        model: Decoder,
+        sampler: Sampler,
+        tokenizer: Tokenizer,
+        max_prompt_length: int,
+        length_multiple: int,
     ):
         self._sampler = sampler
         self._tokenizer = tokenizer
         self._max_prompt_length = max_prompt_length
         self._length_multiple = length_multiple
-        config = sampler.config
-        self._unstack = jax.jit(
-            lambda base, trunk: decode.unstack(
-                trunk.get("params", base), config, lora=trunk.get("lora")
+
+        def unstack(base: Any, trunk: Role) -> Any:
+            adapters = trunk.get("lora")
+            return decode.unstack(
+                trunk.get("params", base),
+                model.config,
+                dtype=model.dtype,
+                lora=adapters,
+                lora_config=None if adapters is None else model.lora,
             )
-        )
+
+        self._unstack = jax.jit(unstack)
 
     def weights(self, base: Any, trunk: Role) -> Any:
         """A role's variables laid out for generation; made once per update."""

@@ -192,6 +192,9 @@ def _score_fixed(
     distribution = hyper.distribution
     raw_bjv = networks.logits(base, {}, _action_hidden(networks, base, {}, batch))
     support_bjv = distribution.support(raw_bjv)
+    # A sampled token was in the support; at its edge, rounding in another program may say otherwise
+    # and would make its probability nearly 0.
+    support_bjv |= jax.nn.one_hot(batch.action_tokens_bj, raw_bjv.shape[-1], dtype=jnp.bool_)
     reference_logits_bjv = distribution.logits(raw_bjv, support_bjv)
     target = None
     if learning.critic_loss != "path":

@@ -197,6 +197,7 @@ BAD = {
     "choice": (("--run_dir=X", "--critic_loss=td"), "critic_loss"),
     "a number": (("--run_dir=X", "--gamma=high"), "gamma"),
     "unwritable": (("--run_dir=/proc/run",), "/proc/run"),
+    "window": (("--run_dir=X", "--max_new_tokens=5000"), "window of"),
     "mesh": (("--run_dir=X", "--mesh=fsdp:7"), "--mesh=fsdp:7"),
 }
 
