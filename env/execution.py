@@ -3,8 +3,6 @@
 import concurrent.futures
 import dataclasses
 
-from env.cell import Cell
-
 FAILURE_REWARD = -1.0
 
 
@@ -26,7 +24,7 @@ class ExecutionResult:
 
 
 class Execution:
-    """Which splits of a body have run, and the wall-clock time that they have used.
+    """Which splits of a body have run, and how they ended.
 
     Splits may run at the same time and end in any order; the outcome is that of running them one
     after the other until one fails.
@@ -34,42 +32,24 @@ class Execution:
     Attributes:
       source: the program, UTF-8.
       future: gets the result.
-      running: the cells that work on it.
 
     Args:
       num_splits: how many splits make the reward.
-      timeout_s: wall-clock seconds that all splits may take together.
     """
 
-    def __init__(self, num_splits: int, timeout_s: float):
+    def __init__(self, num_splits: int):
         self.source = b""
         self.num_splits = num_splits
         self.future: concurrent.futures.Future[ExecutionResult] = concurrent.futures.Future()
-        self.running: set[Cell] = set()
         self._scores: dict[int, float] = {}
         self._errors: dict[int, str] = {}
         self._lost: set[int] = set()
-        self._timeout_s = timeout_s
-        self._spent_s = 0.0
         self._started_at: float | None = None
 
-    def start(self, cell: Cell, now: float) -> None:
-        """`cell` has been given one of the splits."""
-        self.running.add(cell)
-        cell.started_at = now
+    def start(self, now: float) -> None:
+        """One of the splits starts."""
         if self._started_at is None:
             self._started_at = now
-
-    def stop(self, cell: Cell, now: float, *, is_charged: bool = True) -> None:
-        """`cell` does not work for this execution any more; its time counts if `is_charged`."""
-        self.running.discard(cell)
-        if is_charged:
-            self._spent_s += now - cell.started_at
-
-    def deadline(self, now: float) -> float:
-        """When the time is used up if what runs now runs on."""
-        used_s = self._spent_s + sum(now - cell.started_at for cell in self.running)
-        return now + (self._timeout_s - used_s) / len(self.running)
 
     def score(self, split: int, score: float) -> None:
         """Split `split` went well."""

@@ -30,11 +30,11 @@ class CodeExecutor:
     Args:
       dataset: the table that programs are scored on.
       num_workers: programs that run at the same time.
-      timeout_s: wall-clock seconds of one execution; see `env.limits.Limits`.
+      timeout_s: wall-clock seconds of one split.
       memory_bytes: memory of one process beyond what the libraries take.
       num_splits: splits of the reward (Eq. 10 uses 5).
       isolation: `auto`, or a tier by name; see `env.isolation`.
-      cpu_s: processor seconds of one split; by default half of an even share of `timeout_s`.
+      cpu_s: processor seconds of one split; by default half of `timeout_s`.
       max_threads: threads of one process beside its first.
       libraries: modules that programs may import beyond the standard library, numpy, scipy,
         scikit-learn and pandas.
@@ -63,10 +63,9 @@ class CodeExecutor:
         for name, value in (("num_workers", num_workers), ("num_splits", num_splits)):
             if value < 1:
                 raise ValueError(f"{name} is {value} and must be at least 1")
-        self._limits = limits = Limits.of(
+        limits = Limits.of(
             timeout_s=timeout_s,
             memory_bytes=memory_bytes,
-            num_splits=num_splits,
             cpu_s=cpu_s,
             max_threads=max_threads,
         )
@@ -96,7 +95,7 @@ class CodeExecutor:
         try:
             for body in bodies:
                 self._capacity.acquire()
-                execution = Execution(self._num_splits, self._limits.timeout_s)
+                execution = Execution(self._num_splits)
                 execution.future.add_done_callback(lambda _: self._capacity.release())
                 executions.append(execution)
                 self._submit(execution, body)

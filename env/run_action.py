@@ -34,9 +34,9 @@ _NUM_SPLITS = flags.DEFINE_integer(
 _NUM_WORKERS = flags.DEFINE_integer(
     "num_workers", 1, "Splits that run at the same time.", lower_bound=1
 )
-_TIMEOUT_S = flags.DEFINE_float("timeout_s", 10.0, "Wall-clock seconds of all splits together.")
+_TIMEOUT_S = flags.DEFINE_float("timeout_s", 10.0, "Wall-clock seconds of one split.")
 _CPU_S = flags.DEFINE_integer(
-    "cpu_s", None, "Processor seconds of one split; default: half a share of --timeout_s."
+    "cpu_s", None, "Processor seconds of one split; default: half of --timeout_s."
 )
 _MEMORY_MB = flags.DEFINE_integer(
     "memory_mb", 1024, "MiB that a program may use on top of its libraries."

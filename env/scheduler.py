@@ -149,7 +149,7 @@ class Scheduler:
     def _wait_s(self, now: float) -> float | None:
         times = [nursery.next_time(now) for nursery in self._nurseries]
         for job in self._jobs():
-            times += [job.execution.deadline(now), job.linger_until]
+            times += [job.cell.started_at + self._limits.timeout_s, job.linger_until]
         if len(self._nurseries) < self._num_zygotes:
             times.append(self._start_at)
         known = [at for at in times if at is not None]
@@ -203,7 +203,7 @@ class Scheduler:
         self._selector.unregister(nursery.zygote.control)
         lost = list(nursery.working.values())
         for job in lost:
-            self._forget(nursery, job, is_charged=False)
+            self._forget(nursery, job)
         was_ready = nursery.zygote.is_ready
         last_words = nursery.close().strip()
         for job in lost:
@@ -234,7 +234,8 @@ class Scheduler:
             nursery = min(free, key=lambda nursery: len(nursery.working))
             job = Job(execution, split, nursery.waiting.popleft())
             nursery.working[job.cell.cell_id] = job
-            execution.start(job.cell, now)
+            job.cell.started_at = now
+            execution.start(now)
             self._selector.register(
                 job.cell.sock,
                 selectors.EVENT_READ,
@@ -301,13 +302,12 @@ class Scheduler:
         job.linger()
         if job.death is None or not job.connection_ended:
             return
+        self._forget(nursery, job)
         death, cpu_s = job.death, self._limits.cpu_s
         if death.exit_code == -signal.SIGKILL and death.cpu_s < cpu_s:
             # Not killed from here: most likely by the operating system, out of memory.
-            self._forget(nursery, job, is_charged=False)
             self._try_again(job, _KILLED)
         else:
-            self._forget(nursery, job)
             self._fail(job, _explain(death, cpu_s))
 
     def _end(self, nursery: Nursery, job: Job) -> None:
@@ -319,9 +319,8 @@ class Scheduler:
             except ZygoteError as error:
                 self._lose_nursery(nursery, str(error))
 
-    def _forget(self, nursery: Nursery, job: Job, *, is_charged: bool = True) -> None:
+    def _forget(self, nursery: Nursery, job: Job) -> None:
         del nursery.working[job.cell.cell_id]
-        job.execution.stop(job.cell, time.monotonic(), is_charged=is_charged)
         if not job.connection_ended:
             self._selector.unregister(job.cell.sock)
         job.cell.sock.close()
@@ -379,7 +378,7 @@ class Scheduler:
             for job in list(nursery.working.values()):
                 if not self._is_working(nursery, job):
                     continue
-                if job.execution.deadline(now) <= now:
+                if job.cell.started_at + self._limits.timeout_s <= now:
                     self._end(nursery, job)
                     self._fail(job, _too_slow(self._limits))
                 elif job.linger_until is not None and job.linger_until <= now:
@@ -398,13 +397,13 @@ def _error_text(payload: bytes) -> str:
 
 
 def _too_slow(limits: Limits) -> str:
-    return f"TimeoutError: the program took longer than {limits.timeout_s:g} s"
+    return f"TimeoutError: the program took longer than {limits.timeout_s:g} s on one split"
 
 
 def _explain(death: CellEnded, cpu_s: int) -> str:
     """What to say about a program that ended its process without a result."""
     if death.exit_code in (-signal.SIGXCPU, -signal.SIGKILL):
-        return f"TimeoutError: the program used more than {cpu_s} s of processor time"
+        return f"TimeoutError: the program used more than {cpu_s} s of processor time on one split"
     if death.exit_code < 0:
         name = signal.Signals(-death.exit_code).name
         return f"SystemError: the program crashed with {name}"

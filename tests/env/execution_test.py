@@ -4,17 +4,12 @@ import itertools
 
 import pytest
 
-from env.cell import Cell
 from env.execution import Execution
-
-
-def _cell(cell_id: int) -> Cell:
-    return Cell(cell_id, None, 0)
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_order_of_arrival_does_not_matter(order):
-    execution = Execution(3, 10.0)
+    execution = Execution(3)
     for split in order:
         assert not execution.is_complete()
         execution.score(split, 0.5 + split / 8)
@@ -26,7 +21,7 @@ def test_order_of_arrival_does_not_matter(order):
 
 
 def test_the_first_failure_counts_whenever_it_comes():
-    execution = Execution(4, 10.0)
+    execution = Execution(4)
     execution.score(0, 0.5)
     execution.fail(3, "third")
     assert not execution.is_complete()  # splits 1 and 2 may still fail
@@ -40,37 +35,22 @@ def test_the_first_failure_counts_whenever_it_comes():
     assert (result.reward, result.split_scores, result.error) == (-1.0, (0.5, 0.75), "second")
 
 
-def test_time_is_that_of_the_splits_together():
-    execution = Execution(3, 10.0)
-    first, second, third = _cell(0), _cell(1), _cell(2)
-    execution.start(first, 100.0)
-    assert execution.deadline(100.0) == 110.0
-    execution.stop(first, 104.0)
-    execution.start(second, 200.0)  # waiting for it is free
-    assert execution.deadline(200.0) == 206.0
-    execution.start(third, 202.0)
-    assert execution.deadline(202.0) == 204.0  # two seconds for each of two
-    execution.stop(third, 203.0, is_charged=False)
-    assert execution.deadline(203.0) == 206.0
-
-
 def test_wall_time_runs_from_the_first_start():
-    execution = Execution(1, 10.0)
-    cell = _cell(0)
-    execution.start(cell, 100.0)
+    execution = Execution(1)
+    execution.start(100.0)
+    execution.start(101.0)
     execution.score(0, 1.0)
-    execution.stop(cell, 101.0)
     assert execution.result(102.5).wall_s == 2.5
 
 
 def test_a_split_may_be_lost_once():
-    execution = Execution(2, 10.0)
+    execution = Execution(2)
     assert execution.lose(0)
     assert execution.lose(1)
     assert not execution.lose(0)
 
 
 def test_nothing_is_wanted_of_what_was_cancelled():
-    execution = Execution(2, 10.0)
+    execution = Execution(2)
     execution.future.cancel()
     assert not execution.is_wanted(0)

@@ -254,7 +254,7 @@ noise = rng.normal(size=x_train.shape) + random.random() + np.random.random()
 model = RandomForestClassifier(n_estimators=3).fit(x_train + noise, y_train)""")
     (alone,) = executor.run([unseeded])
     assert alone.error == ""
-    crowd = executor.run([unseeded, "while True: pass"] + [unseeded, LOGISTIC] * 5)
+    crowd = executor.run([unseeded, "for _ in range(10**7): pass"] + [unseeded, LOGISTIC] * 5)
     assert {r.split_scores for r in crowd[::2]} == {alone.split_scores}
     with CodeExecutor(TABLE, **{**OPTIONS, "num_workers": 9}) as other:
         assert other.run([unseeded])[0].split_scores == alone.split_scores
@@ -300,17 +300,15 @@ def test_failure_on_a_later_split_keeps_the_scores_before_it(executor):
 @pytest.mark.parametrize(
     ("body", "error"),
     [
-        ("import time; time.sleep(100)", "TimeoutError: the program took longer than 1.5 s"),
         (
-            # In total more than 1.5 seconds, in no split.
-            LOGISTIC + "\n    import time; time.sleep(0.6)",
-            "TimeoutError: the program took longer than 1.5 s",
+            "import time; time.sleep(100)",
+            "TimeoutError: the program took longer than 1.5 s on one split",
         ),
         ("while True: pass", "TimeoutError: the program"),
         ("x = 7 ** 10 ** 9", "TimeoutError: the program"),
         ("x = [bytearray(2**20) for _ in range(2**12)]", "MemoryError"),
     ],
-    ids=["sleep", "sum_of_splits", "loop", "loop_in_c", "memory"],
+    ids=["sleep", "loop", "loop_in_c", "memory"],
 )
 def test_limits(body, error, strict_executor):
     start = time.monotonic()
@@ -330,7 +328,10 @@ def strict_executor():
 def test_processor_time_is_limited_before_wall_time():
     with CodeExecutor(TABLE, **{**OPTIONS, "timeout_s": 60.0}, cpu_s=1) as executor:
         (result,) = executor.run(["while True: pass"])
-    assert result.error == "TimeoutError: the program used more than 1 s of processor time"
+    assert (
+        result.error
+        == "TimeoutError: the program used more than 1 s of processor time on one split"
+    )
 
 
 def test_memory_just_below_the_limit_is_there():

@@ -41,8 +41,8 @@ def test_two_classes_need_no_probabilities() -> None:
     assert RocAuc(labels)(scores) == _published(labels, scores)
 
 
-@pytest.mark.parametrize("factor", [2.0, 1e308])
-def test_refuses_what_does_not_sum_up_to_one(factor: float) -> None:
-    scores = np.full((6, 3), factor / 3)
+@pytest.mark.parametrize("value", [(1 + 2e-5) / 3, 2 / 3, 1e307, 1e308])
+def test_refuses_what_does_not_sum_up_to_one(value: float) -> None:
+    scores = np.full((6, 3), value)  # the sums of the largest overflow
     with pytest.raises(ValueError, match="sum up to 1"):
         RocAuc(np.array([0, 1, 2, 0, 1, 2]))(scores)
