@@ -3,9 +3,11 @@
 import contextlib
 import ctypes
 import dataclasses
+import errno
 import mmap
 import os
 import resource
+import secrets
 import signal
 
 from env import landlock, seccomp
@@ -57,9 +59,9 @@ def enclose_zygote(confinement: Confinement) -> None:
       ConfinementError: when one of them does not stand.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    # Fails in a process with several threads and does nothing otherwise. After a fork the OpenMP
-    # runtime of a process that had threads waits for them for ever.
-    if libc.unshare(_CLONE_THREAD):
+    # Invalid in a process with several threads; does nothing otherwise, and may be forbidden. After
+    # a fork the OpenMP runtime of a process that had threads waits for them for ever.
+    if libc.unshare(_CLONE_THREAD) and ctypes.get_errno() == errno.EINVAL:
         raise ConfinementError("a library has started threads before the first fork")
     os.nice(_NICE)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
@@ -84,7 +86,7 @@ def enclose_zygote(confinement: Confinement) -> None:
 
 def _drop_privileges(libc: ctypes.CDLL) -> None:
     if os.geteuid() == 0:
-        user = DYNAMIC_USERS[os.getpid() % len(DYNAMIC_USERS)]
+        user = secrets.choice(DYNAMIC_USERS)  # threads are counted per user
         try:
             _become(user)
         except OSError:  # not mapped into this container's user namespace

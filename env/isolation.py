@@ -86,7 +86,8 @@ def _remedy(tiers: Sequence[str]) -> str:
         "landlock": "use Linux 5.13 or later with Landlock enabled",
         "seccomp": "run on Linux (x86_64 or aarch64) where seccomp filters are allowed",
     }
-    return " Or ".join(remedies[tier] for tier in tiers).capitalize() + "."
+    text = ", or ".join(remedies[tier] for tier in tiers)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def probe(tier: str) -> str:

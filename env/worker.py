@@ -160,7 +160,6 @@ class _Zygote:
                 "cell_id": self._cells.pop(pid),
                 "exit_code": os.waitstatus_to_exitcode(status),
                 "cpu_s": usage.ru_utime + usage.ru_stime,
-                "peak_bytes": 1024 * usage.ru_maxrss,
             }
             self._send(b"X", json.dumps(ended).encode())
 

@@ -36,13 +36,11 @@ class CellEnded:
     Attributes:
       exit_code: negative for the signal that ended it, as in `subprocess`.
       cpu_s: processor time that it used.
-      peak_bytes: its largest resident size.
     """
 
     cell_id: int
     exit_code: int
     cpu_s: float
-    peak_bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
