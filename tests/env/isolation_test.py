@@ -195,6 +195,8 @@ HOSTS = {
 def test_poorer_hosts(host):
     if os.geteuid() != 0:
         pytest.skip("only root can make a host poorer")
+    if host == "read_only_tmp" and os.path.realpath(os.getcwd()).startswith("/tmp/"):
+        pytest.skip("this checkout is in /tmp, which the test hides")
     command = [sys.executable, "-m", "env.run_action", "--action_file=-", "--num_splits=1"]
     body = "from sklearn.naive_bayes import GaussianNB\n    model = GaussianNB()\n"
     body += "    model.fit(x_train, y_train)"
