@@ -20,7 +20,14 @@ _CAPABILITY_VERSION_3 = 0x20080522
 DYNAMIC_USERS = range(61184, 65520)
 _NOBODY = 65534
 _NICE = 5
-_MAX_DESCRIPTORS = 64
+# Of zygotes and cells alike.
+_COMMON_LIMITS = {
+    resource.RLIMIT_CORE: 0,
+    resource.RLIMIT_FSIZE: 0,
+    resource.RLIMIT_MEMLOCK: 0,
+    resource.RLIMIT_MSGQUEUE: 0,
+    resource.RLIMIT_NOFILE: 64,
+}
 _PRIVATE_ANONYMOUS = 0x22
 _MAP_FAILED = (1 << 8 * ctypes.sizeof(ctypes.c_void_p)) - 1
 
@@ -68,6 +75,8 @@ def enclose_zygote(confinement: Confinement) -> None:
         file.write("1000")  # sooner a cell than the trainer
     os.chdir("/")
     os.environ.clear()
+    for name, limit in _COMMON_LIMITS.items():
+        resource.setrlimit(name, _at_most(name, limit))
     if not (confinement.has_landlock or confinement.has_seccomp):
         return
     _drop_privileges(libc)
@@ -143,11 +152,6 @@ class CellWalls:
                 resource.RLIMIT_CPU,
                 *_at_most(resource.RLIMIT_CPU, confinement.cpu_s, confinement.cpu_s + 1),
             ),
-            (resource.RLIMIT_FSIZE, 0, 0),
-            (resource.RLIMIT_CORE, 0, 0),
-            (resource.RLIMIT_MEMLOCK, 0, 0),
-            (resource.RLIMIT_MSGQUEUE, 0, 0),
-            (resource.RLIMIT_NOFILE, *_at_most(resource.RLIMIT_NOFILE, _MAX_DESCRIPTORS)),
             (resource.RLIMIT_NPROC, *_at_most(resource.RLIMIT_NPROC, confinement.max_tasks)),
         ]
         self._filter = None

@@ -3,6 +3,8 @@
 import concurrent.futures
 import dataclasses
 
+import numpy as np
+
 FAILURE_REWARD = -1.0
 
 
@@ -79,7 +81,7 @@ class Execution:
         wall_s = 0.0 if self._started_at is None else now - self._started_at
         if self._errors:
             return ExecutionResult(FAILURE_REWARD, scores, self._errors[self._end()], wall_s)
-        return ExecutionResult(sum(scores) / len(scores), scores, "", wall_s)
+        return ExecutionResult(float(np.mean(scores)), scores, "", wall_s)
 
     def _end(self) -> int:
         return min(self._errors, default=self.num_splits)

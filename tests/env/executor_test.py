@@ -62,7 +62,7 @@ def published_reward(body: str, table: Table, num_splits: int = 5) -> float:
             two = {"y_score": p[:, 1]}
             more = {"y_score": p, "multi_class": "ovo"}
             scores.append(roc_auc_score(y_test, **(two if p.shape[1] == 2 else more)))
-    return sum(scores) / num_splits
+    return float(np.mean(scores))
 
 
 def _body(code: str) -> str:
@@ -189,7 +189,7 @@ def test_scores_as_published(executor, name):
     # In here other processes would be started for it.
     assert result.reward == published_reward(body.replace("n_jobs=-1", "n_jobs=None"), TABLE)
     assert len(result.split_scores) == 5
-    assert result.reward == sum(result.split_scores) / 5
+    assert result.reward == np.mean(result.split_scores)
     assert 0 < result.wall_s < OPTIONS["timeout_s"]
 
 
