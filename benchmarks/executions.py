@@ -7,6 +7,7 @@ Prints a table in Markdown. Times are medians; processor time counts the process
 and the trusted side; the reference is the published procedure in one process.
 """
 
+import contextlib
 import os
 import signal
 import statistics
@@ -159,7 +160,8 @@ def _throughput(executor: CodeExecutor, in_flight: int, before_bytes: int) -> tu
 def _recovery_s(executor: CodeExecutor) -> float:
     """From the death of all workers to the next result."""
     for pid in _descendants():
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # cells die with their zygote
+            os.kill(pid, signal.SIGKILL)
     start = time.perf_counter()
     executor.run([PROGRAMS["constant model"]])
     return time.perf_counter() - start
