@@ -11,18 +11,20 @@ import socket
 from typing import Any, NoReturn
 
 from env import canary, wire
+from env.output import Output
 
 
-def live(sock: socket.socket) -> NoReturn:
-    """Waits for a program, runs it and ends."""
+def live(sock: socket.socket, output: Output) -> NoReturn:
+    """Waits for a program, runs it and ends; what it prints goes to `output`."""
     try:
-        _work(sock)
+        output.redirect()
+        _work(sock, output)
     finally:
         # Without the program's exit handlers, destructors and buffered output.
         os._exit(0)
 
 
-def _work(sock: socket.socket) -> None:
+def _work(sock: socket.socket, output: Output) -> None:
     job = json.loads(wire.receive(sock, wire.JOB))
     source = wire.receive(sock, wire.PROGRAM).decode()
     x_train = _receive_array(sock, wire.TRAIN_X, (job["train_rows"], job["columns"]), "float64")
@@ -30,10 +32,12 @@ def _work(sock: socket.socket) -> None:
     _seed(job["split"])
     try:
         model = _fit(source, x_train, y_train)
+        output.check()
         wire.send(sock, wire.FITTED)
         shape = (job["validation_rows"], job["columns"])
         x_validation = _receive_array(sock, wire.VALIDATION_X, shape, "float64")
         predictions = _predict(model, x_validation, job["classes"])
+        output.check()
         wire.send(sock, wire.PREDICTIONS, predictions.reshape(-1).data.cast("B"))
     except BaseException as error:
         wire.send(sock, wire.ERROR, _describe(error))

@@ -45,6 +45,7 @@ class Confinement:
       cpu_s: processor seconds of a cell.
       memory_bytes: address space of a cell beyond that of the zygote.
       max_tasks: threads and processes of the cells' user at which no cell can start another thread.
+      max_output_bytes: what a cell may print; see `env.output`.
     """
 
     has_landlock: bool
@@ -52,6 +53,7 @@ class Confinement:
     cpu_s: int
     memory_bytes: int
     max_tasks: int
+    max_output_bytes: int
 
 
 def die_with_parent() -> None:

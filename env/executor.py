@@ -36,6 +36,7 @@ class CodeExecutor:
       isolation: `auto`, or a tier by name; see `env.isolation`.
       cpu_s: processor seconds of one split; by default half of `timeout_s`.
       max_threads: threads of one process beside its first.
+      max_output_bytes: what one process may print; nothing of it is kept.
       libraries: modules that programs may import beyond the standard library, numpy, scipy,
         scikit-learn and pandas.
       metric: what the reward averages over the splits; by default the ROC AUC.
@@ -57,6 +58,7 @@ class CodeExecutor:
         isolation: str = "auto",
         cpu_s: int | None = None,
         max_threads: int = 32,
+        max_output_bytes: int = 1 << 20,
         libraries: Sequence[str] = (),
         metric: Metric | None = None,
     ):
@@ -68,6 +70,7 @@ class CodeExecutor:
             memory_bytes=memory_bytes,
             cpu_s=cpu_s,
             max_threads=max_threads,
+            max_output_bytes=max_output_bytes,
         )
         self._num_splits = num_splits
         self._capacity = threading.Semaphore(_QUEUE_PER_WORKER * num_workers)

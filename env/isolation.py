@@ -141,6 +141,7 @@ def launch(tier: str, limits: Limits, libraries: Sequence[str] | None = ()) -> Z
         cpu_s=limits.cpu_s,
         memory_bytes=limits.memory_bytes,
         max_tasks=_max_tasks(tier, limits),
+        max_output_bytes=limits.max_output_bytes,
     )
     settings = {
         "confinement": dataclasses.asdict(confinement),

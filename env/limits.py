@@ -14,16 +14,24 @@ class Limits:
         the limit that does not depend on how loaded the machine is.
       memory_bytes: memory, on top of what the libraries take.
       max_threads: threads beside the first.
+      max_output_bytes: what may be printed; nothing of it is kept.
     """
 
     timeout_s: float
     cpu_s: int
     memory_bytes: int
     max_threads: int = 32
+    max_output_bytes: int = 1 << 20
 
     @classmethod
     def of(
-        cls, *, timeout_s: float, memory_bytes: int, cpu_s: int | None, max_threads: int
+        cls,
+        *,
+        timeout_s: float,
+        memory_bytes: int,
+        cpu_s: int | None,
+        max_threads: int,
+        max_output_bytes: int,
     ) -> "Limits":
         """Checks each value; `cpu_s` None is half of `timeout_s`, at least 1.
 
@@ -38,7 +46,8 @@ class Limits:
             ("cpu_s", cpu_s, 1),
             ("memory_bytes", memory_bytes, 16 * 2**20),
             ("max_threads", max_threads, 0),
+            ("max_output_bytes", max_output_bytes, 0),
         ):
             if value < low:
                 raise ValueError(f"{name} is {value} and must be at least {low}")
-        return cls(timeout_s, cpu_s, memory_bytes, max_threads)
+        return cls(timeout_s, cpu_s, memory_bytes, max_threads, max_output_bytes)

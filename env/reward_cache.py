@@ -171,6 +171,7 @@ def reward_context(
     metric: Metric,
     memory_bytes: int,
     max_threads: int = 32,
+    max_output_bytes: int = 1 << 20,
     libraries: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What rewards depend on beside body, usual libraries and machine.
@@ -185,6 +186,7 @@ def reward_context(
         "metric_version": metric.version,
         "memory_bytes": memory_bytes,
         "max_threads": max_threads,
+        "max_output_bytes": max_output_bytes,
         "libraries": {name: _version(name) for name in sorted(libraries)},
     }
 

@@ -42,6 +42,9 @@ _MEMORY_MB = flags.DEFINE_integer(
     "memory_mb", 1024, "MiB that a program may use on top of its libraries."
 )
 _MAX_THREADS = flags.DEFINE_integer("max_threads", 32, "Threads of a program beside its first.")
+_MAX_OUTPUT_KB = flags.DEFINE_integer(
+    "max_output_kb", 1024, "KiB that a program may print on one split."
+)
 _LIBRARIES = flags.DEFINE_list(
     "libraries",
     [],
@@ -78,6 +81,7 @@ def main() -> int:
             isolation=_ISOLATION.value,
             cpu_s=_CPU_S.value,
             max_threads=_MAX_THREADS.value,
+            max_output_bytes=_MAX_OUTPUT_KB.value * 2**10,
             libraries=_LIBRARIES.value,
         ) as executor:
             (result,) = executor.run([body])

@@ -29,6 +29,7 @@ from env.confinement import (
     die_with_parent,
     enclose_zygote,
 )
+from env.output import Output
 from env.preload import preload
 
 CELL_ID = struct.Struct("<Q")
@@ -47,7 +48,7 @@ def main() -> NoReturn:
     die_with_parent()
     if settings["libraries"] is not None:
         preload(settings["libraries"])
-    zygote = _Zygote(control)
+    zygote = _Zygote(control, Output(confinement.max_output_bytes))
     try:
         enclose_zygote(confinement)
     except ConfinementError as error:
@@ -59,8 +60,9 @@ def main() -> NoReturn:
 class _Zygote:
     """Forks cells on request and reports how they end."""
 
-    def __init__(self, control: socket.socket):
+    def __init__(self, control: socket.socket, output: Output):
         self._control = control
+        self._output = output
         self._cells: dict[int, int] = {}  # process id: cell id
         self._next_id = 0
         self._child_ended, wakeup = socket.socketpair()
@@ -126,7 +128,7 @@ class _Zygote:
                 return
             if pid == 0:
                 self._enter(cell)
-                cell_main.live(cell)
+                cell_main.live(cell, self._output)
             self._cells[pid] = self._next_id
             message = b"C" + CELL_ID.pack(self._next_id)
             socket.send_fds(self._control, [message], [trusted.fileno()])

@@ -491,7 +491,15 @@ for _ in range(100_000):
         "^OSError",
     ),
     Attack(
-        "flood_output", "import sys\nwhile True:\n    print('x' * 10**6)", "^TimeoutError", True
+        "flood_output",
+        "while True:\n    print('x' * 10**6)",
+        "^OSError: the program printed more than 1048576 bytes$",
+    ),
+    Attack(
+        "flood_output_and_go_on",
+        "import sys\nfor _ in range(3):\n    try:\n        sys.stderr.write('x' * 10**6)\n"
+        "    except OSError:\n        pass",
+        "^OSError: the program printed more than 1048576 bytes$",
     ),
     Attack(
         "flood_output_descriptors",

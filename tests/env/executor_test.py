@@ -297,6 +297,21 @@ def test_failure_on_a_later_split_keeps_the_scores_before_it(executor):
     assert result.split_scores == whole.split_scores[:2]
 
 
+def test_what_is_printed_is_dropped(executor):
+    body = """import contextlib, io, os, sys
+    print("a", file=sys.__stderr__)
+    sys.stdout.buffer.write(b"b")
+    os.write(sys.stdout.fileno(), b"c")
+    with contextlib.redirect_stdout(io.StringIO()) as kept:
+        print("d" * 2**21)
+    assert len(kept.getvalue()) == 2**21 + 1
+    sys.stdout = io.TextIOWrapper(sys.stdout.detach(), "ascii")
+    sys.stderr.close()
+    """
+    (result,) = executor.run([body + LOGISTIC])
+    assert result.error == ""
+
+
 @pytest.mark.parametrize(
     ("body", "error"),
     [
@@ -374,6 +389,7 @@ def test_more_libraries_can_be_offered():
         ({"memory_bytes": 1}, "memory_bytes is 1 and must be at least 16777216"),
         ({"cpu_s": 0}, "cpu_s is 0 and must be at least 1"),
         ({"max_threads": -1}, "max_threads is -1 and must be at least 0"),
+        ({"max_output_bytes": -1}, "max_output_bytes is -1 and must be at least 0"),
         ({"isolation": "none"}, "isolation is 'none' and must be one of auto"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

@@ -90,6 +90,7 @@ def test_whatever_a_reward_depends_on_keeps_results_apart(tmp_path, monkeypatch)
         reward_context(dataset, **{**plain, "num_splits": 3}),
         reward_context(dataset, **{**plain, "memory_bytes": 2**20}),
         reward_context(dataset, **plain, max_threads=1),
+        reward_context(dataset, **plain, max_output_bytes=1),
         reward_context(dataset, **plain, libraries=["no_such_library"]),
         reward_context(dataset, **{**plain, "metric": metrics.find("accuracy")}),
         reward_context(
