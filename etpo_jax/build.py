@@ -100,22 +100,27 @@ def _make_task(config: Config) -> Task:
 def _make_executor(config: Config, dataset: Dataset) -> Executor:
     execution = config.execution
     metric = metrics.find(config.task.metric)
-    memory_bytes = execution.memory_mb * 2**20
+    # What rewards depend on; limits of time are left out, as what ends at them is not remembered.
+    rules: dict[str, Any] = {
+        "num_splits": config.task.num_splits,
+        "metric": metric,
+        "memory_bytes": execution.memory_bytes,
+        "max_threads": execution.max_threads,
+        "max_output_bytes": execution.max_output_bytes,
+        "libraries": execution.library_names,
+    }
     executor = CodeExecutor(
         dataset,
         num_workers=execution.num_workers or os.cpu_count() or 1,
         timeout_s=execution.timeout_s,
-        memory_bytes=memory_bytes,
-        num_splits=config.task.num_splits,
+        cpu_s=execution.cpu_s,
         isolation=execution.isolation,
-        metric=metric,
+        **rules,
     )
     if execution.reward_cache == "off":
         return executor
     folder = execution.reward_cache
-    context = reward_cache.reward_context(
-        dataset, num_splits=config.task.num_splits, metric=metric, memory_bytes=memory_bytes
-    )
+    context = reward_cache.reward_context(dataset, **rules)
     return CachedExecutor(
         executor, reward_cache.default_folder() if folder == "auto" else folder, context
     )

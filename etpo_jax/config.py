@@ -136,7 +136,17 @@ class ExecutionConfig(Section):
     timeout_s: float = option(
         10.0, "Seconds a program may take per split.", lower=0.0, exclusive_lower=True
     )
+    cpu_s: int | None = option(
+        None, "Processor seconds a program may take per split; none: half of timeout_s.", lower=1
+    )
     memory_mb: int = option(1024, "MiB a program may use on top of its libraries.", lower=16)
+    max_threads: int = option(32, "Threads of a program beside its first.", lower=0)
+    max_output_kb: int = option(1024, "KiB a program may print per split.", lower=0)
+    libraries: str = option(
+        "",
+        "Modules, separated by commas, that programs may import beyond the standard library, numpy, "
+        "scipy, scikit-learn and pandas.",
+    )
     reward_cache: str = option(
         "auto",
         "Folder that remembers rewards of programs by content; auto is in ~/.cache, off runs every "
@@ -149,6 +159,21 @@ class ExecutionConfig(Section):
         choices=("auto", "bwrap", "landlock", "seccomp", "unsafe"),
         may_differ=True,
     )
+
+    @property
+    def memory_bytes(self) -> int:
+        """`memory_mb` in bytes."""
+        return self.memory_mb * 2**20
+
+    @property
+    def max_output_bytes(self) -> int:
+        """`max_output_kb` in bytes."""
+        return self.max_output_kb * 2**10
+
+    @property
+    def library_names(self) -> list[str]:
+        """The modules in `libraries`."""
+        return [name.strip() for name in self.libraries.split(",") if name.strip()]
 
 
 @dataclasses.dataclass(frozen=True)
