@@ -144,8 +144,8 @@ class ExecutionConfig(Section):
     max_output_kb: int = option(1024, "KiB a program may print per split.", lower=0)
     libraries: str = option(
         "",
-        "Modules, separated by commas, that programs may import beyond the standard library, numpy, "
-        "scipy, scikit-learn and pandas.",
+        "Modules, separated by commas, that programs may import beyond the standard library, "
+        "numpy, scipy, scikit-learn and pandas.",
     )
     reward_cache: str = option(
         "auto",
