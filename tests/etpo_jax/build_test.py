@@ -1,0 +1,78 @@
+"""Flags of execution reach the executor, and what rewards depend on reaches their cache."""
+
+import dataclasses
+
+import pytest
+
+from env.datasets import load_dataset
+from etpo_jax import build
+from etpo_jax.config import Config, ExecutionConfig
+
+
+class RecordingExecutor:
+    """Takes the place of `env.executor.CodeExecutor`; starts nothing."""
+
+    isolation = "seccomp"
+
+    def __init__(self, dataset, **options):
+        self.options = options
+
+
+@pytest.fixture
+def make(monkeypatch, tmp_path):
+    monkeypatch.setattr(build, "CodeExecutor", RecordingExecutor)
+
+    def make(**settings):
+        settings = {"reward_cache": str(tmp_path), **settings}
+        config = dataclasses.replace(Config(), execution=ExecutionConfig(**settings))
+        return build._make_executor(config, load_dataset("balance_scale"))
+
+    return make
+
+
+def test_limits_reach_the_executor(make):
+    executor = make(
+        reward_cache="off",
+        num_workers=3,
+        timeout_s=4.0,
+        cpu_s=3,
+        memory_mb=64,
+        max_threads=5,
+        max_output_kb=6,
+        libraries="absl.flags, tqdm",
+        isolation="seccomp",
+    )
+    options = executor.options
+    assert options.pop("metric").name == "roc_auc"
+    assert options == {
+        "num_workers": 3,
+        "timeout_s": 4.0,
+        "cpu_s": 3,
+        "memory_bytes": 64 * 2**20,
+        "max_threads": 5,
+        "max_output_bytes": 6 * 2**10,
+        "libraries": ["absl.flags", "tqdm"],
+        "num_splits": 5,
+        "isolation": "seccomp",
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_own_rewards"),
+    [
+        ({"memory_mb": 64}, True),
+        ({"max_threads": 1}, True),
+        ({"max_output_kb": 1}, True),
+        ({"libraries": "tqdm"}, True),
+        ({"num_workers": 1}, False),
+        ({"timeout_s": 1.0}, False),
+        ({"cpu_s": 1}, False),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_limits_that_change_rewards_have_rewards_of_their_own(
+    make, tmp_path, settings, has_own_rewards
+):
+    make()
+    make(**settings)
+    assert len(list(tmp_path.iterdir())) == 1 + has_own_rewards
