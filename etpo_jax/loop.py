@@ -187,8 +187,13 @@ class Loop:
             metrics = self._fetch(learned)
         self._counters.update = update
         self._counters.recent.extend(row["action"] for row in rows)
-        generated = {"tokens_per_s": num_tokens / timer.seconds["generate_s"]}
-        return self._row(rows, metrics) | generated | timer.seconds, rows
+        # Of the machine and of what its disk remembers; all else is the same for the same seed.
+        of_the_machine = {
+            "reward_cache_hit_rate": float(np.mean([row["cached"] for row in rows])),
+            "tokens_per_s": num_tokens / timer.seconds["generate_s"],
+            **timer.seconds,
+        }
+        return self._row(rows, metrics) | of_the_machine, rows
 
     def _act(self, weights: Any, key: jax.Array, t: int) -> Actions:
         return self._actor.act(

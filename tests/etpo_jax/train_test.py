@@ -27,7 +27,16 @@ SMALL = (
     "--num_workers=1",
     "--reward_cache=off",
 )
-TIMES = ("generate_s", "execute_s", "update_s", "tokens_per_s", "wall_s")
+# What differs between runs of one seed: times, and what the disk remembers.
+OF_THE_MACHINE = (
+    "generate_s",
+    "execute_s",
+    "update_s",
+    "tokens_per_s",
+    "wall_s",
+    "cached",
+    "reward_cache_hit_rate",
+)
 
 
 def command(*arguments, program="train"):
@@ -53,15 +62,28 @@ def run(*arguments, program="train"):
 
 
 def rows(path):
-    """The rows of a log without what a clock says."""
+    """The rows of a log without what clock and disk say."""
     lines = path.read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in OF_THE_MACHINE} for line in lines
+    ]
+
+
+def column(path, name):
+    """One value of every row of a log."""
+    return [json.loads(line)[name] for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+def rewards(tmp_path_factory):
+    """A folder that remembers rewards, empty before the uninterrupted run."""
+    return tmp_path_factory.mktemp("rewards")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, rewards):
     path = tmp_path_factory.mktemp("run") / "uninterrupted"
-    result = run(f"--run_dir={path}", *SMALL)
+    result = run(f"--run_dir={path}", *SMALL, f"--reward_cache={rewards}")
     assert result.returncode == 0, result.stdout + result.stderr
     return path, result.stdout
 
@@ -125,10 +147,16 @@ def wait_for(process, is_reached):
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_cleanly_and_the_same_command_resumes(uninterrupted, tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "is_warm"), [(signal.SIGINT, False), (signal.SIGTERM, True)], ids=["INT", "TERM"]
+)
+def test_a_signal_ends_cleanly_and_the_same_command_resumes(
+    uninterrupted, rewards, tmp_path, number, is_warm
+):
+    """Also with rewards that the disk remembers: they are the same numbers."""
     path = tmp_path / "run"
-    process = start(f"--run_dir={path}", *SMALL)
+    flags = [*SMALL, f"--reward_cache={rewards}"] if is_warm else SMALL
+    process = start(f"--run_dir={path}", *flags)
     log = path / "metrics.jsonl"
     wait_for(process, lambda: log.exists() and log.read_text().count("\n") >= 2)
     process.send_signal(number)
@@ -136,10 +164,14 @@ def test_a_signal_ends_cleanly_and_the_same_command_resumes(uninterrupted, tmp_p
     assert process.returncode == 128 + number
     assert "the same command again" in output
     assert len(rows(log)) < 5
-    result = run(f"--run_dir={path}", *SMALL)
+    result = run(f"--run_dir={path}", *flags)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Resuming" in result.stdout
     assert_same_run(path, uninterrupted[0])
+    is_cached = column(path / "episodes.jsonl", "cached")
+    means = [sum(is_cached[start : start + 4]) / 4 for start in range(0, 20, 4)]
+    assert column(log, "reward_cache_hit_rate") == means
+    assert (sum(is_cached) > sum(column(uninterrupted[0] / "episodes.jsonl", "cached"))) == is_warm
 
 
 def test_kill_during_and_between_saves_loses_nothing_but_the_work_since(uninterrupted, tmp_path):
@@ -188,6 +220,25 @@ def test_evaluate_and_inspect_read_the_run(uninterrupted):
     )
     assert "20 of 20 environment steps, 5 updates" in inspected.stdout
     assert "critic/trunk/params/lm_head/kernel" in inspected.stdout
+
+
+@pytest.mark.parametrize("dataset", ["toy", "questions:csv:TABLE"])
+def test_a_task_that_is_not_about_code(tmp_path, dataset):
+    path, table = tmp_path / "run", tmp_path / "t.csv"
+    # Short prompts, which fit the bucket of the other runs and need no compilation of their own.
+    table.write_text("a,b,c\n" + "".join(f"{i},{i % 3},{i % 2}\n" for i in range(24)))
+    flags = [f"--dataset={dataset.replace('TABLE', str(table))}", "--max_steps=2"]
+    target = ["--target=c"] if "TABLE" in dataset else []
+    result = run(f"--run_dir={path}", *SMALL, *flags, *target, "--num_env_steps=12")
+    assert result.returncode == 0, result.stdout + result.stderr
+    episodes = rows(path / "episodes.jsonl")
+    assert [row["t"] for row in episodes] == [0] * 4 + [1] * 4 + [0] * 4
+    metrics = rows(path / "metrics.jsonl")
+    assert [row["gradient_steps"] for row in metrics] == [1, 3, 5]
+    # The stand-in finds no answer to a question, but letters of the toy's words.
+    assert any(row["reward"] > 0 for row in episodes) == (dataset == "toy")
+    assert metrics[-1]["kl_to_reference"] > 0 or dataset != "toy"
+    assert "executes no programs" in json.loads((path / "versions.json").read_text())["isolation"]
 
 
 BAD = {
