@@ -87,7 +87,7 @@ def token_targets(
     shifted_bj = jnp.concatenate(
         [soft_value_bj[:, 1:], jnp.zeros_like(soft_value_bj[:, :1])], axis=1
     )
-    targets_bj = jnp.where(_is_last(mask_bj), final_b[:, None], gamma_within * shifted_bj)
+    targets_bj = jnp.where(is_last_token(mask_bj), final_b[:, None], gamma_within * shifted_bj)
     return jax.lax.stop_gradient(jnp.where(mask_bj, targets_bj, 0.0))
 
 
@@ -139,7 +139,7 @@ def retrace_targets(
         carry = jnp.where(is_real_b, value_b + trace_b * (target_b - q_b), 0.0)
         return carry, target_b
 
-    columns = (soft_value_bj, q_taken_bj, trace_bj, _is_last(mask_bj), mask_bj)
+    columns = (soft_value_bj, q_taken_bj, trace_bj, is_last_token(mask_bj), mask_bj)
     columns = jax.tree.map(lambda array: jnp.swapaxes(array, 0, 1), columns)
     _, targets_jb = jax.lax.scan(backward, jnp.zeros_like(final_b), columns, reverse=True)
     return jax.lax.stop_gradient(jnp.swapaxes(targets_jb, 0, 1))
@@ -151,7 +151,7 @@ def _final_target(next_state_value_b, reward_b, continues_b, gamma):
     return reward_b + gamma * continues_b * bootstrap_b
 
 
-def _is_last(mask_bj: Bool[Array, "b j"]) -> Bool[Array, "b j"]:
+def is_last_token(mask_bj: Bool[Array, "b j"]) -> Bool[Array, "b j"]:
     """True at the last real token of each row."""
     following = jnp.concatenate([mask_bj[:, 1:], jnp.zeros_like(mask_bj[:, :1])], axis=1)
     return mask_bj & ~following
