@@ -6,5 +6,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from jaxtyping import install_import_hook
 
-_CHECKED = ("etpo_jax.divergence", "etpo_jax.losses", "etpo_jax.soft_q")
+_MATHEMATICS = ("divergence", "losses", "poad", "ppo_kl", "soft_q")
+_CHECKED = tuple(f"etpo_jax.{name}" for name in _MATHEMATICS)
 install_import_hook(_CHECKED, "beartype.beartype")
