@@ -7,9 +7,12 @@ from typing import Any, Self
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from env.base import UsageError
+from etpo_jax.train_state import Role
+from models.sharding import shardings
 
 METADATA = "_CHECKPOINT_METADATA"
 """The file that marks a folder as a committed orbax checkpoint."""
@@ -89,6 +92,56 @@ def committed_steps(path: Path) -> list[int]:
         for child in path.iterdir()
         if child.name.isdecimal() and (child / METADATA).is_file()
     )
+
+
+def choose(path: Path, wanted: int | None) -> int:
+    """The step of a committed checkpoint in a folder: the wanted one, or the newest for None.
+
+    Raises:
+      UsageError: there is none, or not that one.
+    """
+    steps = committed_steps(path)
+    if not steps:
+        raise UsageError(f"{path.parent} has no checkpoint yet")
+    if wanted is None:
+        return steps[-1]
+    if wanted not in steps:
+        present = ", ".join(map(str, steps))
+        raise UsageError(f"--checkpoint={wanted}: the run has those of updates {present}")
+    return wanted
+
+
+def read_role(path: Path, keys: tuple[str, ...], mesh: Mesh) -> Role:
+    """The variables of one network out of a checkpoint; nothing else is read.
+
+    Args:
+      path: the folder of the checkpoint itself.
+      keys: where they are in the train state, such as ("critic", "trunk").
+      mesh: what they are split over, whatever they were split over when they were saved.
+
+    Raises:
+      UsageError: the checkpoint cannot be read, or holds no such thing.
+    """
+    try:
+        subtree: Any = ocp.checkpointables_metadata(path.absolute()).metadata["state"]
+        for key in keys:
+            subtree = subtree[key]
+        abstract: Any = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            subtree,
+            shardings(subtree, mesh),
+        )
+        for key in reversed(keys):
+            abstract = {key: abstract}
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        with context:
+            loaded = ocp.load_checkpointables(path.absolute(), {"state": abstract})["state"]
+    except (KeyError, ValueError, OSError) as error:
+        raise UsageError(f"checkpoint {path} cannot be read: {error}") from error
+    for key in keys:
+        loaded = loaded[key]
+    return loaded
 
 
 def read_state(path: Path, state: Any) -> Any:

@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from models.config import DecoderConfig, read_json
 from models.errors import ModelError
+from models.lora import LoraConfig
 from models.repository import local_folder
 from models.sharding import path_name, shardings
 from models.transformer import Decoder
@@ -102,9 +103,13 @@ def save(
     *,
     dtype: Any = None,
     extra: Mapping[str, Any] | None = None,
+    values: Mapping[str, Any] | None = None,
+    adapters: tuple[Mapping, LoraConfig] | None = None,
     max_file_bytes: int = _MAX_FILE_BYTES,
 ) -> None:
     """Writes config.json and safetensors that `load` and Hugging Face's tools read.
+
+    Tensors are fetched, merged and converted one by one: the host holds one file at a time.
 
     Args:
       folder: made if absent; weights that lie there are replaced.
@@ -112,6 +117,8 @@ def save(
       params: nested dictionaries of arrays, on the host or on devices that this process can read.
       dtype: of all stored weights; None is that of the embedding.
       extra: further values of config.json, such as token ids.
+      values: config.json but for its dtype, where a published one is to be kept as it is.
+      adapters: a tree of adapters and its sizes, which are added to the kernels in float32.
       max_file_bytes: a file is closed before it grows beyond this.
 
     Raises:
@@ -126,15 +133,17 @@ def save(
     sources = published_tensors(config)
     files = _split(sources, stored.itemsize, max_file_bytes)
     for file_name, names in files.items():
-        tensors = {name: _published_tensor(params, sources[name], stored) for name in names}
+        tensors = {
+            name: _published_tensor(params, sources[name], stored, adapters) for name in names
+        }
         safetensors.numpy.save_file(tensors, folder / file_name, metadata={"format": "pt"})
     if len(files) > 1:
         total = sum(math.prod(source.shape) for source in sources.values()) * stored.itemsize
         weight_map = {name: file_name for file_name, names in files.items() for name in names}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    values = {**config.to_dict(), "dtype": stored.name, **(extra or {})}
-    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+    written = {**(values or config.to_dict()), "dtype": stored.name, **(extra or {})}
+    (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n")
 
 
 def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
@@ -331,14 +340,34 @@ def _cast(rows: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return rows.astype(dtype, copy=False)
 
 
-def _published_tensor(params: Mapping, source: PublishedTensor, dtype: np.dtype) -> np.ndarray:
+def _published_tensor(
+    params: Mapping,
+    source: PublishedTensor,
+    dtype: np.dtype,
+    adapters: tuple[Mapping, LoraConfig] | None,
+) -> np.ndarray:
     leaf: Any = params
     for name in source.path.split("/"):
         leaf = leaf[name]
-    tensor = np.asarray(leaf if source.layer is None else leaf[source.layer]).astype(dtype)
+    tensor = np.asarray(leaf if source.layer is None else leaf[source.layer])
+    if adapters is not None and (pair := adapter_of(adapters[0], source)) is not None:
+        delta = pair["a"] @ pair["b"] * np.float32(adapters[1].scale)
+        tensor = tensor.astype(np.float32) + delta
     if tensor.shape != (source.shape[::-1] if source.is_transposed else source.shape):
         raise ValueError(f"{source.path} has shape {leaf.shape}, not that of the configuration")
+    tensor = tensor.astype(dtype)
     return np.ascontiguousarray(tensor.T if source.is_transposed else tensor)
+
+
+def adapter_of(lora: Mapping, source: PublishedTensor) -> dict[str, np.ndarray] | None:
+    """The factors a [in, r] and b [r, out] that belong to a published tensor, if it has any."""
+    scope, *path = source.path.split("/")
+    if scope != "layers" or len(path) != 3 or path[2] != "kernel":
+        return None
+    pair = lora["layers"].get(path[0], {}).get(path[1])
+    if pair is None:
+        return None
+    return {name: np.asarray(factor[source.layer], np.float32) for name, factor in pair.items()}
 
 
 def _split(

@@ -15,9 +15,10 @@ import pytest
 import safetensors.numpy
 
 import models
-from models import convert
+from models import convert, lora
 from models.config import DecoderConfig
 from models.errors import ModelError
+from models.lora import LoraConfig
 
 CONFIG = DecoderConfig(
     vocab_size=130,
@@ -154,6 +155,29 @@ def test_saved_extra_values_and_wrong_parameters(tmp_path):
         models.save(tmp_path, CONFIG, params)
     with pytest.raises(ModelError, match=r"needs config\.json"):
         models.load(tmp_path)
+
+
+def test_adapters_are_added_layer_by_layer_while_saving(tmp_path):
+    """To what `lora.merge` gives; all other weights stay as they are."""
+    adapted = LoraConfig(rank=2, alpha=6.0, targets=("k", "down"))
+    params = random_params()
+    adapters = jax.tree.map(
+        lambda leaf: jnp.asarray(np.random.default_rng(1).normal(size=leaf.shape), jnp.float32),
+        jax.eval_shape(lambda key: lora.init(key, params, adapted), jax.random.key(0)),
+    )
+    models.save(tmp_path, CONFIG, params, adapters=(adapters, adapted), max_file_bytes=20_000)
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5),
+        lora.merge(params, adapters, adapted),
+        models.load(tmp_path)[1],
+    )
+
+
+def test_a_published_configuration_is_kept(tmp_path):
+    values = {**CONFIG.to_dict(), "rope_theta": 10000.0, "eos_token_id": 2}
+    models.save(tmp_path, CONFIG, random_params(), values=values, dtype=jnp.bfloat16)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored == {**values, "dtype": "bfloat16"}
 
 
 def rewrite(folder, change):
