@@ -1,0 +1,1 @@
+"""Parts of `etpo_jax.reproduce`: a grid of runs, statistics over them, tables and figures."""
