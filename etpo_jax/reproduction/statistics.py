@@ -68,9 +68,13 @@ def bootstrap(
       num_resamples: of the whole grid.
     """
     rng = np.random.default_rng(seed)
+    draws = [
+        [runs[rng.integers(len(runs), size=(num_resamples, len(runs)))] for runs in scores]
+        for scores in methods
+    ]
     found = [
-        statistic(*([rng.choice(runs, len(runs)) for runs in scores] for scores in methods))
-        for _ in range(num_resamples)
+        statistic(*([runs[resample] for runs in scores] for scores in draws))
+        for resample in range(num_resamples)
     ]
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(found, [tail, 1 - tail])

@@ -1,0 +1,242 @@
+"""Tables of a grid as Markdown and CSV: the paper's own with its figures beside ours, and ours."""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from etpo_jax import durable
+from etpo_jax.reproduction import measures, published, statistics
+from etpo_jax.reproduction.measures import Results, Run
+from etpo_jax.reproduction.statistics import Estimate
+
+MISSING = "-"
+_NO_INTERVAL = "one run has no interval"
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of text.
+
+    Attributes:
+      name: of its files.
+      title: what it is.
+      header: one text per column.
+      rows: as long as the header.
+      notes: sentences below it.
+    """
+
+    name: str
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+    def markdown(self) -> str:
+        """The table with its title and notes."""
+        lines = [
+            f"### {self.title}",
+            "",
+            *(f"| {' | '.join(row)} |" for row in [self.header, ["---"] * len(self.header)]),
+            *(f"| {' | '.join(row)} |" for row in self.rows),
+            "",
+            *(f"{note}\n" for note in self.notes),
+        ]
+        return "\n".join(lines)
+
+    def write(self, folder: Path) -> None:
+        """Writes NAME.md and NAME.csv."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.header, *self.rows])
+        durable.replace(folder / f"{self.name}.md", self.markdown())
+        durable.replace(folder / f"{self.name}.csv", text.getvalue())
+
+
+def methods(results: Results) -> Table:
+    """Every algorithm over all common data sets: reward, diversity, distance to the reference."""
+    datasets = measures.common_datasets(results)
+    columns = {
+        name: measures.scores(by_dataset, "reward_last_fifth", datasets)
+        for name, by_dataset in results.items()
+    }
+    ranks = statistics.mean_ranks(columns) if datasets else {}
+    header = [
+        "algorithm",
+        "runs",
+        *(text for name, text in measures.MEASURES.items() if name != "reward_first_fifth"),
+        "mean rank",
+        *(f"P(better than {name})" for name in results if len(results) > 1),
+    ]
+    rows = []
+    for name, by_dataset in results.items():
+        cells = [name, str(sum(len(by_dataset[dataset]) for dataset in datasets))]
+        for measure in measures.MEASURES:
+            if measure != "reward_first_fifth":
+                cells.append(_aggregate(measures.scores(by_dataset, measure, datasets)))
+        cells.append(f"{ranks[name]:.2f}" if datasets else MISSING)
+        for other in results if len(results) > 1 else ():
+            cells.append(_improvement(columns[name], columns[other]) if other != name else MISSING)
+        rows.append(cells)
+    return Table(
+        "methods",
+        f"Methods over {len(datasets)} data sets",
+        header,
+        rows,
+        [
+            f"Data sets: {', '.join(datasets) or 'none that every algorithm has finished'}. "
+            "Interquartile means over runs with 95 % stratified bootstrap intervals; rank and "
+            "probability of improvement are by the mean reward of the last fifth of the actions "
+            "(a program that fails counts -1).",
+        ],
+    )
+
+
+def by_dataset(results: Results) -> Table:
+    """Mean reward of the last fifth, data set by data set, and each algorithm's rank there."""
+    datasets = list(dict.fromkeys(name for rows in results.values() for name in rows))
+    rows = []
+    for dataset in datasets:
+        present = {name: [rows[dataset]] for name, rows in results.items() if dataset in rows}
+        rewards = {
+            name: [np.array([run.measures["reward_last_fifth"] for run in runs])]
+            for name, (runs,) in present.items()
+        }
+        ranks = statistics.mean_ranks(rewards)
+        rows.append(
+            [dataset]
+            + [
+                f"{_aggregate(rewards[name])}, rank {ranks[name]:g}" if name in rewards else MISSING
+                for name in results
+            ]
+        )
+    return Table(
+        "datasets",
+        "Mean reward of the last fifth, by data set",
+        ["data set", *results],
+        rows,
+        ["Interquartile means over seeds with 95 % bootstrap intervals; rank 1 is best."],
+    )
+
+
+def pairs(results: Results, baseline: str) -> Table:
+    """Differences to one algorithm, paired by data set and seed."""
+    names = ("reward_last_fifth", "reward_best", "distinct_programs", "kl_to_reference")
+    rows = []
+    for name in results:
+        if name == baseline:
+            continue
+        cells = [name]
+        for measure in names:
+            ours, theirs = measures.paired(results, (name, baseline), measure)
+            cells.append(
+                _text(statistics.paired_difference(ours, theirs), signed=True) if ours else MISSING
+            )
+        rows.append(cells)
+    return Table(
+        f"against_{baseline}",
+        f"Differences to {baseline}, run by run",
+        ["algorithm", *(measures.MEASURES[name] for name in names)],
+        rows,
+        [
+            f"Interquartile mean of (algorithm - {baseline}) on the same data set and seed, with "
+            "the 95 % paired bootstrap interval: an interval without 0 is a difference."
+        ],
+    )
+
+
+def published_scores(
+    name: str, title: str, results: Results, columns: Mapping[str, Sequence[str]]
+) -> Table:
+    """Best reward by data set beside the paper's figures (Tables 2, 4 and 5).
+
+    Args:
+      name: of the table's files.
+      title: its title.
+      results: finished runs.
+      columns: algorithm of ours to the paper's columns that stand before it; an algorithm without
+        runs leaves out its own column only.
+    """
+    datasets = list(dict.fromkeys(dataset for rows in results.values() for dataset in rows))
+    header = ["data set"]
+    for algorithm, theirs in columns.items():
+        header += [f"{method}, paper" for method in theirs]
+        header += [f"{algorithm}, ours"] if algorithm in results else []
+    rows = []
+    for dataset in [*published.SCORES, *(d for d in datasets if d not in published.SCORES)]:
+        printed = published.SCORES.get(dataset, {})
+        cells = [dataset]
+        for algorithm, theirs in columns.items():
+            cells += [str(printed.get(method, MISSING)) for method in theirs]
+            if algorithm in results:
+                cells.append(_best(results[algorithm].get(dataset, ())))
+        rows.append(cells)
+    return Table(
+        name,
+        title,
+        header,
+        rows,
+        [
+            "The paper's figures are of CodeLlama-7B: the best program of one run and its "
+            "deviation over five splits. Ours are of the model that was run: interquartile mean "
+            "over seeds of the best reward, in brackets the 95 % bootstrap interval, after ± the "
+            "mean over seeds of the best program's deviation over its splits."
+        ],
+    )
+
+
+def perplexity(rows: Sequence[tuple[str, str, float, float]]) -> Table:
+    """Table 3: perplexity before and after, ours below the paper's.
+
+    Args:
+      rows: what was trained, on which text, before, after.
+    """
+
+    def row(name: str, text: str, before: float, after: float) -> list[str]:
+        return [name, text, f"{before:.4f}", f"{after:.4f}", f"{100 * (after / before - 1):+.2f} %"]
+
+    printed = [
+        row("CodeLlama-7B, ETPO, paper", text, before, after)
+        for text, (before, after) in published.PERPLEXITY.items()
+    ]
+    return Table(
+        "table3",
+        "Table 3: perplexity before and after training",
+        ["run", "text", "before", "after", "change"],
+        [*printed, *(row(*values) for values in rows)],
+        ["Sliding window, weighted by tokens; texts and tokenizers differ between the two parts."],
+    )
+
+
+def _aggregate(scores: statistics.Scores) -> str:
+    if not scores:
+        return MISSING
+    if sum(len(runs) for runs in scores) == 1:
+        return f"{statistics.aggregate(scores):.3f} ({_NO_INTERVAL})"
+    return _text(statistics.bootstrap(statistics.aggregate, scores))
+
+
+def _improvement(ours: statistics.Scores, theirs: statistics.Scores) -> str:
+    if not ours:
+        return MISSING
+    return _text(statistics.bootstrap(statistics.probability_of_improvement, ours, theirs))
+
+
+def _text(estimate: Estimate, *, signed: bool = False) -> str:
+    spec = "+.3f" if signed else ".3f"
+    low, high = format(estimate.low, spec), format(estimate.high, spec)
+    return f"{estimate.value:{spec}} [{low}, {high}]"
+
+
+def _best(runs: Sequence[Run]) -> str:
+    if not runs:
+        return MISSING
+    best = np.array([run.measures["reward_best"] for run in runs])
+    text = f"{statistics.interquartile_mean(best):.4f}"
+    if len(runs) > 1:
+        interval = statistics.bootstrap(statistics.aggregate, [best])
+        text += f" [{interval.low:.4f}, {interval.high:.4f}]"
+    deviations = [np.std(run.best.split_scores) for run in runs if run.best is not None]
+    return f"{text} ± {np.mean(deviations):.3f}" if deviations else text

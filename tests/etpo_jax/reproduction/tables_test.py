@@ -1,0 +1,196 @@
+"""Tables and figures from runs that are written here, so that every figure is known."""
+
+import csv
+import json
+import xml.etree.ElementTree
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from etpo_jax.reproduction import figures, measures, published, tables
+from etpo_jax.reproduction.grid import Cell
+from etpo_jax.run_directory import Best
+
+STEPS = 40
+
+
+def make_run(folder, algorithm, dataset, seed, level):
+    """Half failures, then programs of reward `level`, the last a little better."""
+    rewards = np.concatenate([np.full(20, -1.0), np.full(19, level), [level + 0.01]])
+    path = folder / algorithm / dataset / str(seed)
+    path.mkdir(parents=True)
+    with open(path / "episodes.jsonl", "w") as file:
+        for step, reward in enumerate(rewards, start=1):
+            row = {
+                "env_step": step,
+                "reward": reward,
+                "error": "ValueError: no" if reward < 0 else "",
+                "action": f"x = 1\nmodel = Model({reward:.2f})",
+            }
+            file.write(json.dumps(row) + "\n")
+    with open(path / "metrics.jsonl", "w") as file:
+        for update in range(1, 11):
+            chosen = rewards[4 * (update - 1) : 4 * update]
+            row = {
+                "env_step": 4 * update,
+                "reward_mean": chosen.mean(),
+                "runnable_rate": float((chosen > -1).mean()),
+                "distinct_programs": 10 + update,
+                "entropy": 5.0,
+                "kl_to_reference": 0.5 * update,
+            }
+            file.write(json.dumps(row) + "\n")
+    best = Best(level + 0.01, (level, level + 0.02), STEPS, dataset, seed, "body", "code")
+    (path / "best.json").write_text(json.dumps(best.to_json()))
+    for name in ("config.json", "versions.json"):
+        (path / name).write_text('{"run_directory_format": 1}')
+    return measures.read(Cell(algorithm, dataset, seed), path)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    levels = {
+        ("etpo", "balance_scale"): (0.8, 0.9, 0.85),
+        ("etpo", "tic_tac_toe"): (0.6, 0.7, 0.65),
+        ("reflection", "balance_scale"): (0.5, 0.5, 0.5),
+        ("reflection", "tic_tac_toe"): (0.4, 0.5, 0.45),
+        # A data set that only one algorithm has finished.
+        ("etpo", "csv:mine.csv"): (0.1,),
+    }
+    return [
+        make_run(folder, algorithm, dataset.replace(":", "_"), seed, level)
+        for (algorithm, dataset), values in levels.items()
+        for seed, level in enumerate(values)
+    ]
+
+
+@pytest.fixture(scope="module")
+def results(runs):
+    return measures.group(runs)
+
+
+def cells(table, row, column):
+    header = list(table.header)
+    (found,) = [line for line in table.rows if line[0] == row]
+    return found[header.index(column)]
+
+
+def test_measures_of_a_run_by_hand(runs):
+    run = runs[0]
+    assert run.measures["reward_last_fifth"] == pytest.approx(0.8 + 0.01 / 8)
+    assert run.measures["reward_first_fifth"] == -1.0
+    assert run.measures["reward_best"] == pytest.approx(0.81)
+    # Entropy, KL and runnable share: the last two of ten updates; distinct: the last one.
+    assert run.measures["kl_to_reference"] == pytest.approx(4.75)
+    assert run.measures["distinct_programs"] == 20
+    assert run.measures["runnable"] == 1.0
+    assert (run.best_until(20), run.best_until(21), run.best_until(40)) == (-1.0, 0.8, 0.81)
+
+
+def test_only_what_all_have_run_is_aggregated(results):
+    assert measures.common_datasets(results) == ["balance_scale", "tic_tac_toe"]
+    table = tables.methods(results)
+    assert cells(table, "etpo", "runs") == "6"
+    # Interquartile mean of .8 .9 .85 .6 .7 .65 (weights .5 1 1 .5 in the middle), + 0.01 / 8.
+    expected = (0.5 * 0.65 + 0.7 + 0.8 + 0.5 * 0.85) / 3 + 0.01 / 8
+    text = cells(table, "etpo", "mean reward, last fifth")
+    assert text.startswith(f"{expected:.3f} [")
+    assert cells(table, "etpo", "mean rank") == "1.00"
+    assert cells(table, "etpo", "P(better than reflection)") == "1.000 [1.000, 1.000]"
+    assert cells(table, "etpo", "P(better than etpo)") == tables.MISSING
+
+
+def test_by_dataset_has_ranks_and_gaps(results):
+    table = tables.by_dataset(results)
+    assert cells(table, "tic_tac_toe", "reflection").endswith("rank 2")
+    assert cells(table, "csv_mine.csv", "reflection") == tables.MISSING
+    assert "one run has no interval" in cells(table, "csv_mine.csv", "etpo")
+
+
+def test_pairs_are_matched_by_seed(results):
+    table = tables.pairs(results, "reflection")
+    # Differences .3 .4 .35 and .2 .2 .2.
+    assert cells(table, "etpo", "best reward").startswith("+0.2")
+    assert cells(table, "etpo", "KL to the reference, nats per action") == "+0.000 [+0.000, +0.000]"
+
+
+def test_published_figures_stand_beside_ours(results):
+    table = tables.published_scores(
+        "table2",
+        "Table 2",
+        results,
+        {"reflection": [published.GPT_4, published.REFLECTION], "ppo_kl": [published.PPO_KL]},
+    )
+    assert list(table.header) == [
+        "data set",
+        "GPT-4 reflection, paper",
+        "reflection, paper",
+        "reflection, ours",
+        "PPO-KL, paper",
+    ]
+    assert len(table.rows) == 15
+    assert cells(table, "tic_tac_toe", "PPO-KL, paper") == "0.7356 ± 0.036"
+    assert cells(table, "balance_scale", "reflection, ours") == "0.5100 [0.5100, 0.5100] ± 0.010"
+    assert cells(table, "pc1", "reflection, ours") == tables.MISSING
+
+
+def test_the_published_averages_are_those_of_the_paper():
+    """The typed-in figures add up to the row AVERAGE of Tables 2 and 4."""
+    columns = {
+        published.GPT_4: 0.7973,
+        published.REFLECTION: 0.7965,
+        published.PPO_KL: 0.8005,
+        published.ETPO: 0.8090,
+        published.DISCOUNTED: 0.8015,
+        published.ONE_STEP: 0.8037,
+    }
+    assert len(published.SCORES) == 14
+    for name, expected in columns.items():
+        mean = np.mean([row[name].mean for row in published.SCORES.values()])
+        assert mean == pytest.approx(expected, abs=6e-5), name
+
+
+def test_markdown_and_csv_hold_the_same_rows(results, tmp_path):
+    table = tables.perplexity([("etpo on x, seed 0", "code.txt", 2.0, 2.1)])
+    table.write(tmp_path)
+    with open(tmp_path / "table3.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[-1] == ["etpo on x, seed 0", "code.txt", "2.0000", "2.1000", "+5.00 %"]
+    markdown = (tmp_path / "table3.md").read_text()
+    assert all(f"| {' | '.join(row)} |" in markdown for row in rows)
+
+
+def test_figures_are_drawn_and_name_what_they_show(results, tmp_path):
+    for name, figure in (
+        ("figure3", figures.best_reward(results, "Best reward")),
+        ("figure4", figures.average_reward(results, "Average reward")),
+        ("figure1", figures.evolution(results["etpo"]["balance_scale"][0])),
+    ):
+        figures.save(figure, tmp_path, name)
+        picture = matplotlib.image.imread(tmp_path / f"{name}.png")
+        assert picture.shape[:2] == (576, 900)
+        assert picture.std() > 0.02
+        text = (tmp_path / f"{name}.svg").read_text()
+        xml.etree.ElementTree.fromstring(text)
+        words = ("etpo", "reflection", "2 data sets") if name != "figure1" else ("best so far",)
+        assert all(word in text for word in words)
+
+
+def test_the_curves_are_the_runs(results):
+    figure = figures.best_reward(results, "Best reward")
+    (axes,) = figure.axes
+    lines = {line.get_label(): line.get_xydata() for line in axes.lines}
+    assert lines["reflection"][0].tolist() == [1.0, -1.0]
+    # .5 .5 .5 .4 .5 .45, sorted: weights 0 .5 1 1 .5 0 of six.
+    expected = (0.5 * 0.45 + 0.5 + 0.5 + 0.5 * 0.5) / 3 + 0.01
+    assert lines["reflection"][-1] == pytest.approx([40, expected])
+
+
+def test_evolution_shows_what_changed(results):
+    text = figures.evolution_text(results["etpo"]["tic_tac_toe"][1])
+    assert "Environment step 21, reward 0.7000" in text
+    assert "Environment step 40, reward 0.7100" in text
+    assert "- model = Model(0.70)\n+ model = Model(0.71)" in text
+    assert "  x = 1\n" in text
