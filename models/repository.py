@@ -7,6 +7,7 @@ from models.errors import ModelError
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FILES = ["*.json", "*.safetensors"]
+_ARCHITECTURES = pathlib.Path(__file__).parent / "configs"
 _OTHER_FORMATS = ["original/*", "consolidated*", "onnx/*"]
 
 
@@ -17,6 +18,24 @@ def local_folder(path: str | pathlib.Path) -> pathlib.Path:
       ModelError: there is no such folder or repository, it may not be read, or the hub cannot be
         reached and the cache does not have it.
     """
+    return _folder(path, _FILES)
+
+
+def config_folder(path: str | pathlib.Path) -> pathlib.Path:
+    """A folder with the config.json of a model, whose weights need not be there.
+
+    For some repositories it is among our own files and needs no network.
+
+    Raises:
+      ModelError: as `local_folder`.
+    """
+    known = _ARCHITECTURES / path
+    if not pathlib.Path(path).expanduser().is_dir() and (known / "config.json").is_file():
+        return known
+    return _folder(path, ["config.json"])
+
+
+def _folder(path: str | pathlib.Path, patterns: list[str]) -> pathlib.Path:
     folder = pathlib.Path(path).expanduser()
     if folder.is_dir():
         return folder
@@ -25,17 +44,17 @@ def local_folder(path: str | pathlib.Path) -> pathlib.Path:
         raise ModelError(f"{path}: no such model folder")
     if not _REPOSITORY.fullmatch(str(path)):
         raise ModelError(f"{path}: no such model folder")
-    return _download(str(path))
+    return _download(str(path), patterns)
 
 
-def _download(repository: str) -> pathlib.Path:
+def _download(repository: str, patterns: list[str]) -> pathlib.Path:
     # Slow to import, and not needed for a folder.
     import huggingface_hub
     from huggingface_hub import errors
 
     try:
         folder = huggingface_hub.snapshot_download(
-            repository, allow_patterns=_FILES, ignore_patterns=_OTHER_FORMATS
+            repository, allow_patterns=patterns, ignore_patterns=_OTHER_FORMATS
         )
     except errors.GatedRepoError as error:
         raise ModelError(

@@ -1,13 +1,16 @@
 """A folder is taken as it is; a repository is downloaded; what fails is said in one line."""
 
+import math
 import types
 
 import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
+from models.config import DecoderConfig
+from models.convert import parameter_shapes
 from models.errors import ModelError
-from models.repository import local_folder
+from models.repository import config_folder, local_folder
 
 RESPONSE = types.SimpleNamespace(headers={}, request=None)
 
@@ -45,6 +48,25 @@ def test_repository_is_downloaded_without_other_formats(hub, tmp_path):
     assert "*.safetensors" in options["allow_patterns"]
     assert not any(".bin" in pattern for pattern in options["allow_patterns"])
     assert "original/*" in options["ignore_patterns"]
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    [("7b", 6_738_546_688), ("13b", 13_016_028_160), ("34b", 33_743_970_304)],
+)
+def test_published_architectures_need_no_hub(hub, size, parameters):
+    config = DecoderConfig.from_folder(config_folder(f"codellama/CodeLlama-{size}-hf"))
+    assert sum(map(math.prod, parameter_shapes(config).values())) == parameters
+    assert config.rope_theta == 1e6
+    assert not hub.calls
+
+
+def test_of_other_repositories_the_configuration_alone_is_downloaded(hub, tmp_path):
+    assert config_folder(tmp_path) == config_folder("org/name") == tmp_path
+    ((_, options),) = hub.calls
+    assert options["allow_patterns"] == ["config.json"]
+    with pytest.raises(ModelError, match="no such model folder"):
+        config_folder("absent")
 
 
 @pytest.mark.parametrize("name", ["absent", "./absent", "/absent/model", "a/b/c", "org/na me"])
