@@ -3,7 +3,7 @@
 import math
 
 import jax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from env.base import UsageError
 
@@ -18,20 +18,36 @@ def build_mesh(text: str = "") -> Mesh:
         the number of devices.
     """
     num_devices = jax.device_count()
-    sizes = {"fsdp": num_devices, "tensor": 1}
-    if text:
-        sizes = dict.fromkeys(AXES, 1)
-        for part in text.split(","):
-            name, _, size = part.strip().partition(":")
-            if name not in AXES or not size.isdecimal() or int(size) < 1:
-                raise UsageError(
-                    f"--mesh={text}: {part!r} is not AXIS:SIZE with an axis of {', '.join(AXES)}"
-                )
-            sizes[name] = int(size)
-        if math.prod(sizes.values()) != num_devices:
+    sizes = axis_sizes(text, num_devices)
+    if math.prod(sizes) != num_devices:
+        raise UsageError(f"--mesh={text}: {math.prod(sizes)} devices wanted, {num_devices} present")
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def abstract_mesh(text: str = "") -> AbstractMesh:
+    """As `build_mesh`, of devices that need not be there; empty: all that are.
+
+    Raises:
+      UsageError: for an unknown axis or a size that is no positive integer.
+    """
+    sizes = axis_sizes(text, 0 if text else jax.device_count())
+    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def axis_sizes(text: str, num_devices: int) -> tuple[int, ...]:
+    """Sizes in the order of `AXES`; all devices on fsdp where the text is empty.
+
+    Raises:
+      UsageError: for an unknown axis or a size that is no positive integer.
+    """
+    if not text:
+        return (num_devices, *(1 for _ in AXES[1:]))
+    sizes = dict.fromkeys(AXES, 1)
+    for part in text.split(","):
+        name, _, size = part.strip().partition(":")
+        if name not in AXES or not size.isdecimal() or int(size) < 1:
             raise UsageError(
-                f"--mesh={text}: {math.prod(sizes.values())} devices wanted, {num_devices} present"
+                f"--mesh={text}: {part!r} is not AXIS:SIZE with an axis of {', '.join(AXES)}"
             )
-    return jax.make_mesh(
-        tuple(sizes[axis] for axis in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES)
-    )
+        sizes[name] = int(size)
+    return tuple(sizes[axis] for axis in AXES)
