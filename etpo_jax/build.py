@@ -17,6 +17,7 @@ from env.base import Task, UsageError
 from env.code_task import CodeTask
 from env.datasets import Dataset, load_dataset
 from env.executor import CodeExecutor
+from env.ray_executor import RayExecutor
 from env.reward_cache import CachedExecutor, Executor
 from env.table_questions import TableQuestions
 from env.toy import ToyTask
@@ -100,7 +101,7 @@ def _make_task(config: Config) -> Task:
 def _make_executor(config: Config, dataset: Dataset) -> Executor:
     execution = config.execution
     metric = metrics.find(config.task.metric)
-    # What rewards depend on; limits of time are left out, as what ends at them is not remembered.
+    # What rewards depend on; limits of time are not part of it: what ends at them is not remembered.
     rules: dict[str, Any] = {
         "num_splits": config.task.num_splits,
         "metric": metric,
@@ -109,14 +110,26 @@ def _make_executor(config: Config, dataset: Dataset) -> Executor:
         "max_output_bytes": execution.max_output_bytes,
         "libraries": execution.library_names,
     }
-    executor = CodeExecutor(
-        dataset,
-        num_workers=execution.num_workers or os.cpu_count() or 1,
-        timeout_s=execution.timeout_s,
-        cpu_s=execution.cpu_s,
-        isolation=execution.isolation,
-        **rules,
-    )
+    limits: dict[str, Any] = {"timeout_s": execution.timeout_s, "cpu_s": execution.cpu_s}
+    executor: CodeExecutor | RayExecutor
+    if execution.executor == "ray":
+        executor = RayExecutor(
+            dataset,
+            address=execution.ray_address,
+            num_actors=execution.num_ray_actors,
+            num_workers=execution.num_workers,
+            isolation=execution.isolation,
+            **limits,
+            **rules,
+        )
+    else:
+        executor = CodeExecutor(
+            dataset,
+            num_workers=execution.num_workers or os.cpu_count() or 1,
+            isolation=execution.isolation,
+            **limits,
+            **rules,
+        )
     if execution.reward_cache == "off":
         return executor
     folder = execution.reward_cache

@@ -130,8 +130,26 @@ class TaskConfig(Section):
 class ExecutionConfig(Section):
     """How programs are executed."""
 
+    executor: str = option(
+        "local",
+        "local executes programs on this machine, ray on the nodes of a Ray cluster "
+        "(requirements-ray.txt).",
+        choices=("local", "ray"),
+        may_differ=True,
+    )
+    ray_address: str = option(
+        "",
+        "Address of the Ray cluster; empty is RAY_ADDRESS or else this machine alone.",
+        may_differ=True,
+    )
+    num_ray_actors: int = option(
+        0, "Executors on the Ray cluster; 0 is one per node.", lower=0, may_differ=True
+    )
     num_workers: int = option(
-        0, "Programs executed at the same time; 0 is one per core.", lower=0, may_differ=True
+        0,
+        "Programs executed at the same time, with Ray by each executor; 0 is one per core.",
+        lower=0,
+        may_differ=True,
     )
     timeout_s: float = option(
         10.0, "Seconds a program may take per split.", lower=0.0, exclusive_lower=True
