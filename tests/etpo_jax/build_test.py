@@ -10,7 +10,7 @@ from etpo_jax.config import Config, ExecutionConfig
 
 
 class RecordingExecutor:
-    """Takes the place of `env.executor.CodeExecutor`; starts nothing."""
+    """Takes the place of an executor; starts nothing."""
 
     isolation = "seccomp"
 
@@ -20,7 +20,8 @@ class RecordingExecutor:
 
 @pytest.fixture
 def make(monkeypatch, tmp_path):
-    monkeypatch.setattr(build, "CodeExecutor", RecordingExecutor)
+    for name in ("CodeExecutor", "RayExecutor"):
+        monkeypatch.setattr(build, name, type(name, (RecordingExecutor,), {}))
 
     def make(**settings):
         settings = {"reward_cache": str(tmp_path), **settings}
@@ -54,6 +55,28 @@ def test_limits_reach_the_executor(make):
         "libraries": ["absl.flags", "tqdm"],
         "num_splits": 5,
         "isolation": "seccomp",
+    }
+
+
+def test_programs_are_executed_elsewhere_by_flag(make):
+    assert type(make(reward_cache="off")).__name__ == "CodeExecutor"
+    executor = make(
+        reward_cache="off", executor="ray", ray_address="head:6379", num_ray_actors=4, cpu_s=2
+    )
+    assert type(executor).__name__ == "RayExecutor"
+    assert executor.options.pop("metric").name == "roc_auc"
+    assert executor.options == {
+        "address": "head:6379",
+        "num_actors": 4,
+        "num_workers": 0,
+        "timeout_s": 10.0,
+        "cpu_s": 2,
+        "memory_bytes": 2**30,
+        "max_threads": 32,
+        "max_output_bytes": 2**20,
+        "libraries": [],
+        "num_splits": 5,
+        "isolation": "auto",
     }
 
 
