@@ -101,7 +101,7 @@ def _make_task(config: Config) -> Task:
 def _make_executor(config: Config, dataset: Dataset) -> Executor:
     execution = config.execution
     metric = metrics.find(config.task.metric)
-    # What rewards depend on; limits of time are not part of it: what ends at them is not remembered.
+    # What rewards depend on; what ends at a limit of time is not remembered.
     rules: dict[str, Any] = {
         "num_splits": config.task.num_splits,
         "metric": metric,
