@@ -16,6 +16,7 @@ from env.base import UsageError
 from etpo_jax import update
 from etpo_jax.batch import Batch
 from etpo_jax.config import Config
+from etpo_jax.hyperparameters import Hyperparameters
 from etpo_jax.mesh import build_mesh
 from etpo_jax.networks import Networks
 from etpo_jax.train_state import Critic, TrainState
@@ -155,7 +156,7 @@ class Ours:
         self._mesh = build_mesh()
         with jax.set_mesh(self._mesh):
             self._step = update.make_update_step(networks, config, self._mesh)
-        self._hyper = update.Hyperparameters.of(config)
+        self._hyper = Hyperparameters.of(config)
         # Copies: the state is donated.
         self._state, self._base, self._batch = jax.tree.map(
             jnp.array, (problem.state, problem.base, problem.batch)

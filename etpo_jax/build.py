@@ -58,7 +58,9 @@ def load_language(config: Config, mesh: Mesh) -> Language:
     """
     tokenizer = Tokenizer(config.model.model)
     model, base = models.load(config.model.model, mesh=mesh, dtype=jnp.dtype(config.model.dtype))
-    return Language(model.clone(remat=config.model.remat), base, tokenizer)
+    return Language(
+        model.clone(remat=config.model.remat, lora=config.finetune.lora), base, tokenizer
+    )
 
 
 def open_dataset(config: TaskConfig, name: str) -> Dataset:

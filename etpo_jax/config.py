@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 from absl import flags
 
 from env.base import UsageError
+from models.lora import LoraConfig
 
 
 def option(
@@ -222,6 +223,63 @@ class ModelConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class FinetuneConfig(Section):
+    """What of the model is trained, in which precision, and how a gradient step is cut up."""
+
+    finetune: str = option(
+        "full",
+        "full trains copies of all weights; lora trains adapters over one shared frozen base.",
+        choices=("full", "lora"),
+    )
+    lora_rank: int = option(16, "Columns of an adapter's factors.", lower=1)
+    lora_alpha: float = option(
+        32.0, "An adapter is scaled by alpha / rank.", lower=0.0, exclusive_lower=True
+    )
+    lora_targets: str = option(
+        "q,k,v,o,gate,up,down", "Kernels of every layer that have an adapter."
+    )
+    trained_dtype: str = option(
+        "float32",
+        "Storage of weights that --finetune=full trains: float32, or bfloat16 with stochastic "
+        "rounding. Adapters and the target critic are always float32.",
+        choices=("float32", "bfloat16"),
+    )
+    microbatch_size: int = option(
+        0,
+        "Transitions of a minibatch that are on the device at once, their gradients accumulated; "
+        "0 is all of them.",
+        lower=0,
+    )
+    loss_chunk_size: int = option(
+        0,
+        "Positions of the actions whose logits exist at the same time in a gradient step; 0 is all "
+        "of them.",
+        lower=0,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.finetune == "lora":
+            if self.trained_dtype != "float32":
+                raise ValueError(
+                    f"--trained_dtype={self.trained_dtype}: --finetune=lora needs float32, its "
+                    "adapters are small"
+                )
+            try:
+                _ = self.lora
+            except ValueError as error:
+                raise ValueError(f"--lora_{error}") from error
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """Sizes of the adapters, None for full fine-tuning."""
+        if self.finetune == "full":
+            return None
+        targets = tuple(name.strip() for name in self.lora_targets.split(","))
+        return LoraConfig(self.lora_rank, self.lora_alpha, targets)
+
+
+@dataclasses.dataclass(frozen=True)
 class SamplingConfig(Section):
     """How actions are drawn; the probability of what is really sampled is kept with the action."""
 
@@ -354,6 +412,7 @@ class Config:
     task: TaskConfig = TaskConfig()
     execution: ExecutionConfig = ExecutionConfig()
     model: ModelConfig = ModelConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     sampling: SamplingConfig = SamplingConfig()
     learning: LearningConfig = LearningConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -363,6 +422,12 @@ class Config:
             raise ValueError(
                 f"--support_threshold={self.sampling.support_threshold:g}: must be 0 with "
                 "--policy_loss=uniform, whose mean over the vocabulary includes masked tokens"
+            )
+        microbatch = self.finetune.microbatch_size
+        if microbatch and self.learning.minibatch_size % microbatch:
+            raise ValueError(
+                f"--microbatch_size={microbatch}: must divide "
+                f"--minibatch_size={self.learning.minibatch_size}"
             )
         if self.model.max_prompt_length % self.model.length_multiple:
             raise ValueError(

@@ -166,9 +166,7 @@ def _checkpoint(run_path: Path) -> int:
 def _restore_policy(
     config: Config, run_path: Path, update: int, language: build.Language, mesh: jax.sharding.Mesh
 ) -> Role:
-    networks = Networks(
-        language.model, config.learning.q_parameterization, config.learning.tie_policy
-    )
+    networks = Networks.of(language.model, config)
     learner = make_learner(networks, language.base, config, mesh)
     folder = run_path / run_directory.CHECKPOINTS / str(update)
     learner.state = read_state(folder, learner.state)

@@ -10,10 +10,10 @@ from jax.sharding import Mesh
 
 from etpo_jax.batch import Batch
 from etpo_jax.config import Config
+from etpo_jax.hyperparameters import Hyperparameters
 from etpo_jax.networks import Networks
 from etpo_jax.train_state import Critic, Role, TrainState
 from etpo_jax.update import (
-    Hyperparameters,
     Metrics,
     constrain,
     initial_state,

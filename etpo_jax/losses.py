@@ -79,7 +79,22 @@ def policy_loss(
     beta: float | Float[Array, ""],
     target: PolicyTarget = "reference_exp_q",
 ) -> Float[Array, ""]:
-    """beta * KL(pi || target) up to a constant, mean over real tokens, exact over the vocabulary.
+    """Mean over real tokens of `policy_objective`."""
+    objective_bj = policy_objective(
+        policy_logits_bjv, reference_logits_bjv, q_bjv, beta=beta, target=target
+    )
+    return masked_mean(objective_bj, mask_bj)
+
+
+def policy_objective(
+    policy_logits_bjv: Float[Array, "*b v"],
+    reference_logits_bjv: Float[Array, "*b v"],
+    q_bjv: Float[Array, "*b v"],
+    *,
+    beta: float | Float[Array, ""],
+    target: PolicyTarget = "reference_exp_q",
+) -> Float[Array, "*b"]:
+    """beta * KL(pi || target) up to a constant for each token, exact over the vocabulary.
 
     "reference_exp_q" aims at rho * exp(Q / beta) (Eq. 8 and 9), "exp_q" at exp(Q / beta) (Eq. 7 as
     printed, which equals Eq. 9 only for a uniform rho). Q and rho are constants here.
@@ -89,21 +104,19 @@ def policy_loss(
     if target == "reference_exp_q":
         reference_log_probs = jax.nn.log_softmax(reference_logits_bjv.astype(jnp.float32))
         score_bjv -= beta * jax.lax.stop_gradient(reference_log_probs)
-    return masked_mean(jnp.sum(jnp.exp(policy_log_probs) * score_bjv, axis=-1), mask_bj)
+    return jnp.sum(jnp.exp(policy_log_probs) * score_bjv, axis=-1)
 
 
-def uniform_policy_loss(
-    policy_logits_bjv: Float[Array, "b j v"],
-    q_bjv: Float[Array, "b j v"],
-    mask_bj: Bool[Array, "b j"],
+def uniform_policy_objective(
+    policy_logits_bjv: Float[Array, "*b v"],
+    q_bjv: Float[Array, "*b v"],
     *,
     beta: float | Float[Array, ""],
-) -> Float[Array, ""]:
-    """The loss of the authors' released code: a plain mean over the vocabulary of beta log pi - Q.
+) -> Float[Array, "*b"]:
+    """The authors' released code: for each token the plain mean over v of beta log pi - Q.
 
     Its gradient holds neither Q nor the reward: on the logits it is beta * (1 / V - pi), which
     sharpens pi around its own mode without bound. Kept for reproducing that code, not for use.
     """
     policy_log_probs = jax.nn.log_softmax(policy_logits_bjv.astype(jnp.float32))
-    score_bjv = beta * policy_log_probs - jax.lax.stop_gradient(q_bjv)
-    return masked_mean(jnp.mean(score_bjv, axis=-1), mask_bj)
+    return jnp.mean(beta * policy_log_probs - jax.lax.stop_gradient(q_bjv), axis=-1)

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
+from etpo_jax.config import Config
 from etpo_jax.soft_q import optimal_soft_value
 from etpo_jax.train_state import Critic, Role
+from models import lora
 from models.transformer import Decoder, positions
 
 MASKED = -1e9  # finite: 0 * -inf would be NaN
@@ -95,28 +97,42 @@ class Networks:
     """The trunk and how its roles are read; holds no arrays.
 
     Attributes:
-      model: the decoder.
+      model: the decoder; with `lora`, roles are adapters over the base.
       q_parameterization: see `read_soft_q`.
       tie_policy: whether the policy is the softmax of the critic's logits.
+      trained_dtype: storage of what full fine-tuning trains.
     """
 
     model: Decoder
     q_parameterization: str
     tie_policy: bool
+    trained_dtype: Any = jnp.float32
 
-    def initial_policy(self, base: Any) -> Role:
-        """pi <- rho; a copy, since the state is donated while the base is kept."""
-        return {} if self.tie_policy else self._copy(base)
+    @classmethod
+    def of(cls, model: Decoder, config: Config) -> "Networks":
+        """The networks of a run over this trunk, which has the configured adapters."""
+        return cls(
+            model,
+            config.learning.q_parameterization,
+            config.learning.tie_policy,
+            jnp.dtype(config.finetune.trained_dtype),
+        )
 
-    def initial_critic(self, base: Any) -> Critic:
-        """Q <- rho, with b0 = 0 (see `set_offset`) and a value head of zeros."""
+    def initial_policy(self, base: Any, key: Key[Array, ""]) -> Role:
+        """pi <- rho: a copy, since the state is donated while the base is kept, or a zero delta."""
+        return {} if self.tie_policy else self._initial_role(base, key)
+
+    def initial_critic(self, base: Any, key: Key[Array, ""]) -> Critic:
+        """Q <- rho, with b0 = 0 (the learner sets it later) and a value head of zeros."""
         value = None
         if self.q_parameterization == "dueling":
             value = jnp.zeros((self.model.config.hidden_size,), jnp.float32)
-        return Critic(self._copy(base), offset=jnp.zeros((), jnp.float32), value=value)
+        return Critic(self._initial_role(base, key), offset=jnp.zeros((), jnp.float32), value=value)
 
-    def _copy(self, base: Any) -> Role:
-        return {"params": jax.tree.map(jnp.copy, base)}
+    def _initial_role(self, base: Any, key: Key[Array, ""]) -> Role:
+        if self.model.lora is not None:
+            return {"lora": lora.init(key, base, self.model.lora)}
+        return {"params": jax.tree.map(lambda leaf: jnp.array(leaf, self.trained_dtype), base)}
 
     def policy_trunk(self, policy: Role, critic: Critic) -> Role:
         """The variables that actions are sampled with."""

@@ -1,18 +1,95 @@
-"""Directions of the gradient steps; learning rates are applied by the update as traced scalars."""
+"""Gradient steps: their directions, and how they are applied to weights of little precision.
 
+Learning rates are applied as traced scalars. Directions and optimiser states are computed in
+float32 whatever the weights are stored in.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Key
 
 from etpo_jax.config import OptimizerConfig
 
 
-def build(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping, then AdamW or Lion with rate 1: its updates are to be scaled by -learning_rate."""
+def build(
+    config: OptimizerConfig, *, momentum_dtype: Any = jnp.float32
+) -> optax.GradientTransformation:
+    """Clipping, then AdamW or Lion with rate 1: its updates are to be scaled by -learning_rate.
+
+    Args:
+      config: which optimiser, and its settings.
+      momentum_dtype: storage of the first moment; the second is float32.
+    """
+    b1, b2 = config.adam_b1, config.adam_b2
     if config.optimizer == "lion":
-        direction = optax.scale_by_lion(b1=config.adam_b1, b2=config.adam_b2)
+        direction = optax.scale_by_lion(b1=b1, b2=b2, mu_dtype=momentum_dtype)
     else:
-        direction = optax.scale_by_adam(b1=config.adam_b1, b2=config.adam_b2, eps=config.adam_eps)
+        direction = optax.scale_by_adam(b1=b1, b2=b2, eps=config.adam_eps, mu_dtype=momentum_dtype)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         direction,
         optax.add_decayed_weights(config.weight_decay),
     )
+
+
+def initial(transformation: optax.GradientTransformation, parameters: Any) -> Any:
+    """The state before the first step."""
+    return transformation.init(_wide(parameters))
+
+
+def step(
+    transformation: optax.GradientTransformation,
+    gradients: Any,
+    optimizer_state: Any,
+    parameters: Any,
+    learning_rate: Float[Array, ""],
+    key: Key[Array, ""],
+) -> tuple[Any, Any]:
+    """One step.
+
+    Args:
+      transformation: of `build`.
+      gradients: of the loss, a tree like `parameters`.
+      optimizer_state: of `initial` or the step before.
+      parameters: float32 leaves are moved exactly, narrower ones by stochastic rounding.
+      learning_rate: multiplies the direction.
+      key: for the rounding.
+
+    Returns:
+      The new parameters, in their dtypes, and the new optimiser state.
+    """
+    wide = _wide(parameters)
+    direction, optimizer_state = transformation.update(_wide(gradients), optimizer_state, wide)
+    moved = jax.tree.map(lambda old, way: old - learning_rate * way, wide, direction)
+    leaves: list[Array] = jax.tree.leaves(moved)
+    rounded = [
+        _as_stored(leaf, old.dtype, jax.random.fold_in(key, index))
+        for index, (leaf, old) in enumerate(zip(leaves, jax.tree.leaves(parameters), strict=True))
+    ]
+    return jax.tree.unflatten(jax.tree.structure(moved), rounded), optimizer_state
+
+
+def stochastic_round(x: Float[Array, "*b"], key: Key[Array, ""]) -> Float[Array, "*b"]:
+    """bfloat16 neighbours of float32 values, each with the probability that keeps the mean.
+
+    A step far below the spacing of bfloat16 (2^-8 of the value) is lost by rounding to the nearest,
+    but not on average here. Infinities and NaN are kept.
+    """
+    # The 16 bits that bfloat16 lacks: adding a random number below 2^16 carries with just the
+    # probability that they stand for, also for negative values, whose magnitude grows.
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    cut = (bits + noise) & jnp.uint32(0xFFFF0000)
+    rounded = jax.lax.bitcast_convert_type(jnp.where(jnp.isfinite(x), cut, bits), jnp.float32)
+    return rounded.astype(jnp.bfloat16)
+
+
+def _as_stored(x: Array, dtype: Any, key: Array) -> Array:
+    return stochastic_round(x, key) if dtype == jnp.bfloat16 else x.astype(dtype)
+
+
+def _wide(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)

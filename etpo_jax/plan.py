@@ -1,80 +1,245 @@
-"""What a run will be, from its flags and the model's config.json alone: no weights are read."""
+"""What a run will be and whether it fits, before it is started: no weights and no accelerator.
+
+  python -m etpo_jax.plan --flagfile=launch/codellama_7b_v5e_16.flags --device=v5e
+  python -m etpo_jax.plan --flagfile=launch/codellama_7b_v5e_16.flags --aot=v5e:4x4
+
+`--model` may be a folder with config.json alone, or a repository. The devices of `--mesh` need not
+be there. With libtpu installed, `--aot` asks the TPU compiler itself.
+"""
 
 import math
-from typing import Any
+from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
+from absl import flags
+from jax.sharding import AbstractMesh
 
+from env import command_line
+from etpo_jax import accelerators, aot, memory
+from etpo_jax import config as config_lib
+from etpo_jax.accelerators import Accelerator
 from etpo_jax.config import Config
-from etpo_jax.mesh import build_mesh
-from etpo_jax.networks import Networks
-from etpo_jax.update import initial_state
+from etpo_jax.memory import Item, Memory, total
+from etpo_jax.mesh import abstract_mesh
 from models.config import DecoderConfig
-from models.sharding import shardings
-from models.transformer import Decoder
+from models.errors import ModelError
+from models.repository import config_folder
+
+_LOSS_CHUNK = 32
+_MOST_DEVICES = 1024
+
+_flags = flags.FlagValues()
+config_lib.define_flags(_flags)
+flags.adopt_module_key_flags(config_lib, _flags)
+flags.DEFINE_string("flagfile", None, "Insert flags from a file.", flag_values=_flags)
+flags.DEFINE_enum(
+    "device",
+    None,
+    list(accelerators.ACCELERATORS),
+    "Kind of the devices of --mesh; says whether the run fits.",
+    flag_values=_flags,
+)
+flags.DEFINE_string(
+    "aot",
+    None,
+    "TPU topology such as v5e:4x4 that the run's programs are compiled for.",
+    flag_values=_flags,
+)
+
+
+def main() -> int:
+    """Prints the plan; the exit code is 1 where it is known not to fit."""
+    # A look at a plan must not take an accelerator from a run that is under way.
+    jax.config.update("jax_platforms", "cpu")
+    config = config_lib.from_flags(_flags)
+    device = accelerators.find(_flags["device"].value) if _flags["device"].value else None
+    text, fits = _describe(config, device)
+    print(text)
+    if _flags["aot"].value:
+        lines, is_compiled = _compiler_lines(config, _flags["aot"].value)
+        print("\n".join(lines))
+        fits = fits and is_compiled
+    return 0 if fits else 1
 
 
 def describe(config: Config) -> str:
-    """The plan of a run as text: how much is collected and learnt, and bytes per device.
+    """The plan of a run on the devices of this machine, as text.
 
     Raises:
       models.errors.ModelError: if the model's folder or config cannot be used.
-      UsageError: if the mesh does not fit the devices.
+      UsageError: if the mesh cannot be made.
     """
-    mesh = build_mesh(config.model.mesh)
-    decoder = DecoderConfig.from_folder(config.model.model)
+    return _describe(config, accelerators.of_kind(jax.devices()[0].device_kind))[0]
+
+
+def cheapest_changes(
+    config: Config, decoder: DecoderConfig, mesh: AbstractMesh, limit: int
+) -> dict[str, object] | None:
+    """Flags with which a run fits into `limit` bytes per device, None if there are none.
+
+    They are tried in the order of what they cost: chunks and what is computed again take little
+    time, less precision and fewer environments change the run a little, adapters change it most.
+    """
+    found: dict[str, object] = {}
+    for name, value in _candidates(config, mesh):
+        proposed = found | {name: value}
+        if name == "finetune":
+            proposed.pop("trained_dtype", None)
+            proposed["trained_dtype"] = "float32"
+        if _peak(config, proposed, decoder, mesh) < _peak(config, found, decoder, mesh):
+            found = proposed
+        if _peak(config, found, decoder, mesh) <= limit:
+            break
+    else:
+        return None
+    for name in list(found):
+        without = {other: value for other, value in found.items() if other != name}
+        if _peak(config, without, decoder, mesh) <= limit:
+            found = without
+    values = config.to_dict()
+    return {name: value for name, value in found.items() if values[name] != value}
+
+
+def _candidates(config: Config, mesh: AbstractMesh) -> Iterator[tuple[str, object]]:
+    yield "loss_chunk_size", _LOSS_CHUNK
+    yield "remat", "full"
+    yield "dtype", "bfloat16"
+    if config.finetune.finetune == "full":
+        yield "trained_dtype", "bfloat16"
+        yield "optimizer", "lion"
+    rows = mesh.shape["fsdp"]
+    for name, start in (
+        ("microbatch_size", config.finetune.microbatch_size or config.learning.minibatch_size),
+        ("num_envs", config.learning.num_envs),
+    ):
+        while start % 2 == 0 and start // 2 >= rows:
+            start //= 2
+            yield name, start
+    yield "finetune", "lora"
+
+
+def _peak(
+    config: Config, changes: dict[str, object], decoder: DecoderConfig, mesh: AbstractMesh
+) -> float:
+    try:
+        changed = Config.from_dict({**config.to_dict(), **changes})
+    except ValueError:  # these flags do not go together
+        return math.inf
+    return memory.estimate(changed, decoder, mesh).peak
+
+
+def _describe(config: Config, device: Accelerator | None) -> tuple[str, bool]:
+    """The plan, and False if it is known that the run does not fit."""
+    mesh = abstract_mesh(config.model.mesh)
+    decoder = DecoderConfig.from_folder(config_folder(config.model.model))
+    needed = memory.estimate(config, decoder, mesh)
+    lines = [*_run_lines(config, decoder, mesh), "", *_memory_lines(needed)]
+    if device is None:
+        return "\n".join(lines), True
+    free = device.num_bytes - needed.peak
+    if free >= 0:
+        lines.append(f"{device.name}: {_gib(device.num_bytes)}; fits, {_gib(free)} are left")
+    else:
+        lines.append(f"{device.name}: {_gib(device.num_bytes)}; does not fit, {_gib(-free)} short")
+        lines += _advice(config, decoder, mesh, device)
+    return "\n".join(lines), free >= 0
+
+
+def _run_lines(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> Iterator[str]:
     learning, run = config.learning, config.run
     per_update = learning.num_envs * learning.steps_per_update
     axes = ", ".join(f"{name}:{size}" for name, size in mesh.shape.items())
-    lines = [
-        f"{run.algorithm} on {config.task.dataset}, seed {run.seed}",
-        f"{run.num_env_steps} environment steps = {math.ceil(run.num_env_steps / per_update)} "
-        f"updates of {per_update} actions"
-        + (
-            f", {learning.updates_per_batch} gradient steps of {learning.minibatch_size} each"
-            if run.algorithm != "reflection"
-            else ""
-        ),
-        f"mesh {axes} over {mesh.devices.size} {jax.default_backend()} device(s)",
+    yield f"{run.algorithm} on {config.task.dataset}, seed {run.seed}"
+    steps = ""
+    if run.algorithm != "reflection":
+        steps = f", {learning.updates_per_batch} gradient steps of {learning.minibatch_size} each"
+    updates = math.ceil(run.num_env_steps / per_update)
+    yield (
+        f"{run.num_env_steps} environment steps = {updates} updates of {per_update} actions{steps}"
+    )
+    yield (
+        f"prompts up to {config.model.max_prompt_length} tokens, actions up to "
+        f"{config.sampling.max_new_tokens}"
+    )
+    yield f"mesh {axes}: {math.prod(mesh.shape.values())} device(s)"
+    yield (
         f"model {config.model.model}: {decoder.num_layers} layers, width {decoder.hidden_size}, "
-        f"vocabulary {decoder.vocab_size}",
-        "",
-        "parameters and bytes per device",
-    ]
-    lines += [
-        f"  {name:18} {count / 1e6:10.2f} M  {size / 2**20:10.1f} MiB"
-        for name, count, size in _roles(config, decoder, mesh)
-    ]
-    return "\n".join(lines)
+        f"vocabulary {decoder.vocab_size}, {config.model.dtype}"
+    )
 
 
-def _roles(config: Config, decoder: DecoderConfig, mesh: Mesh) -> list[tuple[str, int, int]]:
-    """Name, number of parameters and bytes per device of everything that stays on the device."""
-    model = Decoder(decoder, param_dtype=jnp.dtype(config.model.dtype))
-    token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    mask = jax.ShapeDtypeStruct((1, 1), jnp.bool_)
-    base = jax.eval_shape(model.init, jax.random.key(0), token, token, mask)["params"]
-    trees: dict[str, Any] = {"base (reference)": base}
-    if config.run.algorithm != "reflection":
-        networks = Networks(model, config.learning.q_parameterization, config.learning.tie_policy)
-        state = jax.eval_shape(lambda tree: initial_state(networks, tree, config), base)
-        trees |= {
-            "policy": state.policy,
-            "critic": state.critic,
-            "target critic": state.target_critic,
-            "optimiser states": (state.policy_optimizer, state.critic_optimizer),
-        }
-    rows = [(name, *_size(tree, mesh)) for name, tree in trees.items()]
-    return [*rows, ("sum", sum(row[1] for row in rows), sum(row[2] for row in rows))]
+def _memory_lines(needed: Memory) -> Iterator[str]:
+    yield f"{'on each device':32}{'parameters':>14}{'memory':>14}"
+    yield from _phase_lines("always", needed.resident)
+    yield from _phase_lines("while actions are sampled, about", needed.generation)
+    phase = "while actions are sampled"
+    if needed.update:
+        yield from _phase_lines("in a gradient step, about", needed.update)
+        if total(needed.update) > total(needed.generation):
+            phase = "in a gradient step"
+    yield f"{'peak':46}{_gib(needed.peak):>14}  {phase}"
 
 
-def _size(tree: Any, mesh: Mesh) -> tuple[int, int]:
-    count = size = 0
-    for leaf, sharding in zip(
-        jax.tree.leaves(tree), jax.tree.leaves(shardings(tree, mesh)), strict=True
-    ):
-        count += leaf.size
-        size += math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    return count, size
+def _phase_lines(title: str, items: tuple[Item, ...]) -> Iterator[str]:
+    yield title
+    for item in items:
+        count = f"{item.num_parameters / 1e6:,.2f} M" if item.num_parameters else ""
+        yield f"  {item.name:30}{count:>14}{_gib(item.num_bytes):>14}"
+    yield f"  {'sum':44}{_gib(total(items)):>14}"
+
+
+def _advice(
+    config: Config, decoder: DecoderConfig, mesh: AbstractMesh, device: Accelerator
+) -> Iterator[str]:
+    changes = cheapest_changes(config, decoder, mesh, device.num_bytes)
+    if changes is None:
+        yield "no change of flags makes it fit on these devices"
+    else:
+        text = " ".join(f"--{name}={value}" for name, value in changes.items())
+        peak = _peak(config, changes, decoder, mesh)
+        yield f"with {text} it fits: {_gib(int(peak))}"
+    rows, columns = mesh.shape["fsdp"], mesh.shape["tensor"]
+    while (rows := 2 * rows) * columns <= _MOST_DEVICES:
+        text = f"fsdp:{rows},tensor:{columns}"
+        peak = _peak(config, {}, decoder, abstract_mesh(text))
+        if peak <= device.num_bytes:
+            yield f"with --mesh={text} it fits as it is: {_gib(int(peak))}"
+            return
+
+
+def _compiler_lines(config: Config, topology: str) -> tuple[list[str], bool]:
+    is_learning = config.run.algorithm != "reflection"
+    programs = aot.PROGRAMS if is_learning else ("generation",)
+    limit = accelerators.find(topology.split(":")[0]).num_bytes
+    lines = ["", f"compiled for {topology}, on each chip ({_gib(limit)})"]
+    columns = ("arguments", "temporaries", "results", "sum", "host", "seconds")
+    lines.append(f"  {'program':12}" + "".join(f"{name:>13}" for name in columns))
+    fits = True
+    for compiled in aot.compile_for(config, topology, programs):
+        if compiled.error:
+            lines.append(f"  {compiled.program:12}  does not fit: {compiled.error}")
+            fits = False
+            continue
+        sizes = (
+            compiled.arguments,
+            compiled.temporaries,
+            compiled.results,
+            compiled.total,
+            compiled.host_bytes,
+        )
+        lines.append(
+            f"  {compiled.program:12}"
+            + "".join(f"{_gib(size):>13}" for size in sizes)
+            + f"{compiled.compile_s:>13.0f}"
+        )
+    if is_learning:
+        lines.append("  a gradient step has the weights of generation beside it, see above")
+    return lines, fits
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:,.2f} GiB"
+
+
+if __name__ == "__main__":
+    command_line.run(main, errors=(ModelError,), flag_values=_flags)

@@ -67,9 +67,7 @@ def _run(config: Config, run: RunDirectory, mesh: jax.sharding.Mesh, stop: StopS
     ):
         run.record(isolation=isolation, devices=[str(device) for device in mesh.devices.flat])
         language = build.load_language(config, mesh)
-        networks = Networks(
-            language.model, config.learning.q_parameterization, config.learning.tie_policy
-        )
+        networks = Networks.of(language.model, config)
         loop = Loop(
             config,
             run,

@@ -35,7 +35,7 @@ class TrainState:
     Attributes:
       policy: pi_phi; an empty dict where the policy is tied to the critic.
       critic: Q_theta.
-      target_critic: its Polyak average.
+      target_critic: its Polyak average, in float32: it moves by small parts of differences.
       policy_optimizer, critic_optimizer: optax states.
       step: gradient steps taken.
     """

@@ -16,6 +16,7 @@ import pytest
 from etpo_jax import update
 from etpo_jax.batch import Batch
 from etpo_jax.config import Config
+from etpo_jax.hyperparameters import Hyperparameters
 from etpo_jax.mesh import build_mesh
 from etpo_jax.networks import Networks
 from models import sharding
@@ -75,7 +76,7 @@ def main(mesh_text, output):
             lambda tree: update.constrain(update.initial_state(networks, tree, config), mesh)
         )(base)
         step = update.make_update_step(networks, config, mesh)
-        hyper = update.Hyperparameters.of(config)
+        hyper = Hyperparameters.of(config)
         for _ in range(2):
             state, metrics = step(state, base, make_batch(), hyper)
         assert step._cache_size() == 1, "the state came back laid out in another way"

@@ -9,6 +9,7 @@ import pytest
 from etpo_jax import soft_q, update
 from etpo_jax.batch import Batch
 from etpo_jax.config import Config
+from etpo_jax.hyperparameters import Hyperparameters
 from etpo_jax.losses import path_loss
 from etpo_jax.mesh import build_mesh
 from etpo_jax.networks import Networks, read_soft_q
@@ -52,7 +53,7 @@ def model():
 @pytest.fixture(scope="module")
 def base(model):
     token = jnp.zeros((1, 1), jnp.int32)
-    params = model.init(jax.random.key(0), token, token, token == 0)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), token, token, token == 0)["params"]
     # Larger than at initialisation, so that distributions are far from uniform.
     return jax.tree.map(lambda leaf: leaf * 8.0 if leaf.ndim > 1 else leaf, params)
 
@@ -79,7 +80,7 @@ def make_batch(seed=0, b=4, p=6, j=5):
 def compiled_step(model, *modes):
     """One jitted step per set of modes: compiling is what takes the time here."""
     config = Config.from_dict({**DEFAULTS, **dict(modes)})
-    networks = Networks(model, config.learning.q_parameterization, config.learning.tie_policy)
+    networks = Networks.of(model, config)
     return update.make_update_step(networks, config, build_mesh()), networks
 
 
@@ -91,7 +92,7 @@ def make(model, base, **values):
     state = jax.jit(
         lambda tree: update.constrain(update.initial_state(networks, tree, config), build_mesh())
     )(base)
-    return step, state, update.Hyperparameters.of(config), networks
+    return step, state, Hyperparameters.of(config), networks
 
 
 def run(model, base, batches, **values):
@@ -139,12 +140,27 @@ def networks_apart(model, base, **values):
     return step, state, hyper, networks
 
 
-def logits_at(model, params, prompt, action):
-    """Logits that score each action token of one unpadded sequence, without any of our code."""
-    tokens = jnp.asarray(np.concatenate([prompt, action]))[None]
+@functools.partial(jax.jit, static_argnums=0)
+def forward(model, params, tokens):
     positions = jnp.arange(tokens.shape[1])[None]
-    logits = model.apply({"params": params}, tokens, positions, jnp.ones_like(tokens, bool))
-    return np.asarray(logits[0, len(prompt) - 1 : -1], np.float64)
+    mask = jnp.ones_like(tokens, bool)
+    hidden = model.apply({"params": params}, tokens, positions, mask, method="hidden")
+    return hidden[0], model.apply({"params": params}, hidden, method="logits")[0]
+
+
+def score_sequence(model, params, prompt, action):
+    """Hidden states and logits that score each action token, without any of our code.
+
+    What follows the sequence is read by none of them: one length for all.
+    """
+    sequence = np.concatenate([prompt, action])
+    tokens = np.pad(sequence, (0, 16 - len(sequence)), constant_values=3)[None]
+    rows = slice(len(prompt) - 1, len(sequence) - 1)
+    return [np.asarray(array[rows], np.float64) for array in forward(model, params, tokens)]
+
+
+def logits_at(model, params, prompt, action):
+    return score_sequence(model, params, prompt, action)[1]
 
 
 def log_softmax(logits):
@@ -212,15 +228,13 @@ def test_one_step_losses_equal_algorithm_1_token_by_token(model, base):
 
 def test_path_loss_of_the_dueling_critic_row_by_row(model, base):
     batch = make_batch(6)
-    step, state, hyper, networks = networks_apart(model, base, critic_loss="path", gamma=0.9)
+    step, state, hyper, _ = networks_apart(model, base, critic_loss="path", gamma=0.9)
     violations = []
     for row, prompt, action, next_prompt in rows(batch):
 
         def values(critic, prompt, action):
-            tokens = jnp.asarray(np.concatenate([prompt, action]))[None]
-            hidden = networks.hidden(base, critic.trunk, tokens, jnp.ones_like(tokens, bool))
-            value = hidden[0, len(prompt) - 1 : -1] @ critic.value + critic.offset
-            return np.asarray(value, np.float64)
+            hidden, _ = score_sequence(model, critic.trunk["params"], prompt, action)
+            return hidden @ np.asarray(critic.value, np.float64) + float(critic.offset)
 
         target = float(batch.reward_b[row])
         if batch.continues_b[row]:
@@ -363,3 +377,70 @@ def test_the_dueling_head_is_the_optimal_soft_value(model, base):
         head, jnp.zeros_like(head), head[:, 0] * 0 + 1, jnp.ones_like(head, bool), beta=0.3
     )
     np.testing.assert_allclose(zero, np.mean((np.asarray(head) - 1) ** 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"critic_loss": "path", "path_starts": "root"},
+        {"critic_loss": "retrace", "q_parameterization": "residual"},
+    ],
+    ids=["root", "retrace"],
+)
+def test_microbatches_and_chunks_change_no_loss_and_no_gradient(model, base, values):
+    batch = make_batch(9)
+
+    def one_step(**cut):
+        step, state, hyper, _ = networks_apart(model, base, **values, **cut)
+        state, metrics = step(state, base, batch, hyper)
+        return metrics, (state.critic_optimizer[1].mu, state.policy_optimizer[1].mu)
+
+    whole, gradients = one_step()
+    # Two transitions and two positions at a time; the last chunk of five positions is short.
+    cut, cut_gradients = one_step(microbatch_size=2, loss_chunk_size=2)
+    for name in whole:
+        np.testing.assert_allclose(cut[name], whole[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    for one, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(cut_gradients), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5 * np.abs(one).max())
+
+
+LORA = {"finetune": "lora", "lora_rank": 2, "lora_targets": "q,v,down"}
+RETRACE = {"critic_loss": "retrace", "q_parameterization": "residual"}
+
+
+def test_adapters_learn_over_one_base_that_stays(model, base):
+    before = jax.tree.map(np.asarray, base)
+    lora_model = model.clone(lora=Config.from_dict(LORA).finetune.lora)
+    state, history = run(
+        lora_model, base, [make_batch()] * 8, critic_learning_rate=1e-2, **LORA, **RETRACE
+    )
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, base))
+    assert abs(history[0]["kl_to_reference"]) < 1e-4
+    assert history[-1]["kl_to_reference"] > 1e-4
+    assert history[-1]["critic_loss"] < history[0]["critic_loss"]
+    assert state.policy.keys() == state.critic.trunk.keys() == {"lora"}
+    sizes = [leaf.size for leaf in jax.tree.leaves((state.policy, state.critic.trunk))]
+    assert sum(sizes) < 0.5 * sum(leaf.size for leaf in jax.tree.leaves(base))
+    names = {str(path[-1].key) for path, _ in jax.tree.leaves_with_path(state.policy)}
+    assert names == {"a", "b"}
+
+
+@pytest.mark.parametrize("trained_dtype", ["float32", "bfloat16"])
+def test_a_small_step_of_lion_moves_weights_by_its_length_on_average(model, base, trained_dtype):
+    """Rounded to the nearest bfloat16, nearly no weight would move by 1e-5."""
+    rate = 1e-5
+    values = RETRACE | {"optimizer": "lion", "trained_dtype": trained_dtype}
+    step, state, hyper, _ = make(model, base, **values)
+    hyper = hyper._replace(policy_learning_rate=jnp.float32(rate))
+    kernels = []
+    for _ in range(5):
+        kernels.append(np.asarray(state.policy["params"]["lm_head"]["kernel"], np.float32))
+        state, _ = step(state, base, make_batch(), hyper)
+    assert state.policy["params"]["lm_head"]["kernel"].dtype == trained_dtype
+    assert state.target_critic.trunk["params"]["lm_head"]["kernel"].dtype == jnp.float32
+    moved = np.abs(np.diff(kernels, axis=0))
+    # Lion moves every weight by the rate; a rounded weight by 0 or the spacing, so on average.
+    standard_error = np.std(moved) / np.sqrt(moved.size)
+    assert abs(np.mean(moved) - rate) < 5 * standard_error + 0.01 * rate
+    if trained_dtype == "bfloat16":
+        assert np.mean(moved > 0) < 0.2, "the spacing is not above the step"
