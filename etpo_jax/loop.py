@@ -156,12 +156,15 @@ class Loop:
         rows: list[dict[str, Any]] = []
         num_tokens = 0
         weights = self._actor.weights(self._language.base, self._learner.policy_trunk())
-        for t in range(self._config.learning.steps_per_update):
+        num_steps = self._config.learning.steps_per_update
+        for t in range(num_steps):
             remaining = self._config.run.num_env_steps - self.env_step
             if not remaining:
                 break
             with timer.measure("generate_s"):
                 actions = self._act(weights, jax.random.fold_in(self._key, update), t)
+            if t + 1 == num_steps:
+                weights = None  # a copy of the model, whose memory a gradient step can use
             num_tokens += actions.num_tokens
             started = time.monotonic()
             executing = self._episodes.start(actions.texts[:remaining])

@@ -232,8 +232,6 @@ def _compiler_lines(config: Config, topology: str) -> tuple[list[str], bool]:
             + "".join(f"{_gib(size):>13}" for size in sizes)
             + f"{compiled.compile_s:>13.0f}"
         )
-    if is_learning:
-        lines.append("  a gradient step has the weights of generation beside it, see above")
     return lines, fits
 
 
