@@ -58,7 +58,7 @@ class CodeExecutor:
         isolation: str = "auto",
         cpu_s: int | None = None,
         max_threads: int = 32,
-        max_output_bytes: int = 1 << 20,
+        max_output_bytes: int = 1 << 24,
         libraries: Sequence[str] = (),
         metric: Metric | None = None,
     ):

@@ -21,7 +21,7 @@ class Limits:
     cpu_s: int
     memory_bytes: int
     max_threads: int = 32
-    max_output_bytes: int = 1 << 20
+    max_output_bytes: int = 1 << 24
 
     @classmethod
     def of(

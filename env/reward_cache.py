@@ -171,7 +171,7 @@ def reward_context(
     metric: Metric,
     memory_bytes: int,
     max_threads: int = 32,
-    max_output_bytes: int = 1 << 20,
+    max_output_bytes: int = 1 << 24,
     libraries: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What rewards depend on beside body, usual libraries and machine.

@@ -43,7 +43,7 @@ _MEMORY_MB = flags.DEFINE_integer(
 )
 _MAX_THREADS = flags.DEFINE_integer("max_threads", 32, "Threads of a program beside its first.")
 _MAX_OUTPUT_KB = flags.DEFINE_integer(
-    "max_output_kb", 1024, "KiB that a program may print on one split."
+    "max_output_kb", 16384, "KiB that a program may print on one split."
 )
 _LIBRARIES = flags.DEFINE_list(
     "libraries",

@@ -493,13 +493,13 @@ for _ in range(100_000):
     Attack(
         "flood_output",
         "while True:\n    print('x' * 10**6)",
-        "^OSError: the program printed more than 1048576 bytes$",
+        "^OSError: the program printed more than 16777216 bytes$",
     ),
     Attack(
         "flood_output_and_go_on",
-        "import sys\nfor _ in range(3):\n    try:\n        sys.stderr.write('x' * 10**6)\n"
+        "import sys\nfor _ in range(30):\n    try:\n        sys.stderr.write('x' * 10**6)\n"
         "    except OSError:\n        pass",
-        "^OSError: the program printed more than 1048576 bytes$",
+        "^OSError: the program printed more than 16777216 bytes$",
     ),
     Attack(
         "flood_output_descriptors",

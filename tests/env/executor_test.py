@@ -303,8 +303,8 @@ def test_what_is_printed_is_dropped(executor):
     sys.stdout.buffer.write(b"b")
     os.write(sys.stdout.fileno(), b"c")
     with contextlib.redirect_stdout(io.StringIO()) as kept:
-        print("d" * 2**21)
-    assert len(kept.getvalue()) == 2**21 + 1
+        print("d" * 2**25)
+    assert len(kept.getvalue()) == 2**25 + 1
     sys.stdout = io.TextIOWrapper(sys.stdout.detach(), "ascii")
     sys.stderr.close()
     """

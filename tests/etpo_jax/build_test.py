@@ -73,7 +73,7 @@ def test_programs_are_executed_elsewhere_by_flag(make):
         "cpu_s": 2,
         "memory_bytes": 2**30,
         "max_threads": 32,
-        "max_output_bytes": 2**20,
+        "max_output_bytes": 2**24,
         "libraries": [],
         "num_splits": 5,
         "isolation": "auto",
