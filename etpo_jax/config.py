@@ -160,7 +160,7 @@ class ExecutionConfig(Section):
     )
     memory_mb: int = option(1024, "MiB a program may use on top of its libraries.", lower=16)
     max_threads: int = option(32, "Threads of a program beside its first.", lower=0)
-    max_output_kb: int = option(1024, "KiB a program may print per split.", lower=0)
+    max_output_kb: int = option(16384, "KiB a program may print per split.", lower=0)
     libraries: str = option(
         "",
         "Modules, separated by commas, that programs may import beyond the standard library, "
