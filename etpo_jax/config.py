@@ -82,8 +82,9 @@ class RunConfig(Section):
     )
     algorithm: str = option(
         "etpo",
-        "etpo is Algorithm 1; reflection samples the untrained model (the paper's baseline).",
-        choices=("etpo", "reflection"),
+        "etpo is Algorithm 1; ppo_kl (PPO on whole actions) and poad (on tokens, lambda-returns) "
+        "are policy gradients with a KL penalty; reflection samples the untrained model.",
+        choices=("etpo", "ppo_kl", "poad", "reflection"),
     )
     num_env_steps: int = option(
         480, "Environment steps (executed actions) in all.", lower=1, may_differ=True
@@ -361,6 +362,23 @@ class LearningConfig(Section):
         lower=0.0,
         exclusive_lower=True,
     )
+    clip_ratio: float = option(
+        0.2,
+        "ppo_kl and poad: how far the ratio to the sampling policy may go from 1.",
+        lower=0.0,
+        exclusive_lower=True,
+    )
+    baseline: str = option(
+        "value",
+        "ppo_kl: what a return is held against, a value network or the other actions' mean.",
+        choices=("value", "leave_one_out"),
+    )
+    gae_lambda: float = option(
+        0.95,
+        "poad: weight of later errors along the action; 1 is the action's return.",
+        lower=0.0,
+        upper=1.0,
+    )
     loss_temperature: float | None = option(
         None,
         "Temperature of policy and reference in the losses; none: that of sampling.",
@@ -380,6 +398,11 @@ class LearningConfig(Section):
             raise ValueError(
                 f"--q_parameterization={self.q_parameterization}: --tie_policy needs residual or "
                 "dueling, whose Q implies the softmax of the critic's logits as its policy"
+            )
+        if self.baseline == "leave_one_out" and self.num_envs * self.steps_per_update < 2:
+            raise ValueError(
+                f"--num_envs={self.num_envs}: --baseline=leave_one_out needs at least two actions "
+                "per update"
             )
 
 
@@ -422,6 +445,11 @@ class Config:
             raise ValueError(
                 f"--support_threshold={self.sampling.support_threshold:g}: must be 0 with "
                 "--policy_loss=uniform, whose mean over the vocabulary includes masked tokens"
+            )
+        if self.learning.tie_policy and self.run.algorithm in ("ppo_kl", "poad"):
+            raise ValueError(
+                f"--tie_policy: --algorithm={self.run.algorithm} has no critic over the vocabulary "
+                "that could be the policy"
             )
         microbatch = self.finetune.microbatch_size
         if microbatch and self.learning.minibatch_size % microbatch:

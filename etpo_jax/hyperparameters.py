@@ -17,6 +17,8 @@ class Hyperparameters(NamedTuple):
     gamma_within: Float[Array, ""]
     lambda_within: Float[Array, ""]
     polyak_lambda: Float[Array, ""]
+    clip_ratio: Float[Array, ""]
+    gae_lambda: Float[Array, ""]
     temperature: Float[Array, ""]
     support_threshold: Float[Array, ""]
     policy_learning_rate: Float[Array, ""]
@@ -31,6 +33,8 @@ class Hyperparameters(NamedTuple):
             "gamma_within": learning.gamma_within,
             "lambda_within": learning.lambda_within,
             "polyak_lambda": learning.polyak_lambda,
+            "clip_ratio": learning.clip_ratio,
+            "gae_lambda": learning.gae_lambda,
             "temperature": config.loss_temperature,
             "support_threshold": config.sampling.support_threshold,
             "policy_learning_rate": config.optimizer.policy_learning_rate,

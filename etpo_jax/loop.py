@@ -14,7 +14,7 @@ from etpo_jax.batch import Batch, Transition, collate
 from etpo_jax.build import Language
 from etpo_jax.checkpoint import Checkpoints
 from etpo_jax.config import Config
-from etpo_jax.learner import Learner
+from etpo_jax.learner import CollectionLearner, Learner, ReplayLearner
 from etpo_jax.replay import Replay
 from etpo_jax.rollout import Actions, Actor, Episodes, Prompts
 from etpo_jax.run_directory import Best, RunDirectory
@@ -182,11 +182,7 @@ class Loop:
             self._learner.start(float(np.mean([transition.reward for transition in new])))
         self._replay.add(new)
         with timer.measure("update_s"):
-            fresh = self._collate(self._fresh(new, update))
-            if self._learner.num_updates:
-                learned.append(self._learner.learn(fresh))
-            else:
-                learned.append(self._learner.measure(fresh))
+            learned += self._learn_from_new(new, update)
             metrics = self._fetch(learned)
         self._counters.update = update
         self._counters.recent.extend(row["action"] for row in rows)
@@ -208,7 +204,7 @@ class Loop:
 
     def _learn_from_replay(self, update: int) -> list[Metrics]:
         """All gradient steps but the last, which takes the new transitions."""
-        if not len(self._replay):
+        if not isinstance(self._learner, ReplayLearner) or not len(self._replay):
             return []
         size = self._config.learning.minibatch_size
         return [
@@ -216,10 +212,23 @@ class Loop:
             for index in range(self._learner.num_updates - 1)
         ]
 
+    def _learn_from_new(self, new: list[Transition], update: int) -> list[Metrics]:
+        """The gradient steps that take new transitions, or else what the policy is like."""
+        if isinstance(self._learner, CollectionLearner):
+            learning = self._config.learning
+            # The last collection may be smaller: filled up with itself, it has the same shape.
+            size = learning.num_envs * learning.steps_per_update
+            filled = [new[index % len(new)] for index in range(size)]
+            return self._learner.learn_collection(self._collate(filled), self._rng(update, 0))
+        fresh = self._collate(self._fresh(new, update))
+        if isinstance(self._learner, ReplayLearner):
+            return [self._learner.learn(fresh)]
+        return [self._learner.measure(fresh)]
+
     def _fresh(self, new: list[Transition], update: int) -> list[Transition]:
         """A minibatch of new transitions, filled up from the replay if they are too few."""
         size = self._config.learning.minibatch_size
-        rng = self._rng(update, self._learner.num_updates)
+        rng = self._rng(update, self._config.learning.updates_per_batch)
         if len(new) > size:
             chosen = rng.choice(len(new), size=size, replace=False)
             return [new[index] for index in chosen]
@@ -280,6 +289,7 @@ class Loop:
                 "target_mean",
                 "critic_grad_norm",
                 "policy_grad_norm",
+                "clipped_share",
             )
         }
         return {

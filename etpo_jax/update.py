@@ -40,7 +40,7 @@ class NonFiniteError(Exception):
 
 def initial_state(networks: Networks, base: Any, config: Config) -> TrainState:
     """Algorithm 1's initialisation: every network starts as rho."""
-    policy_key, critic_key = jax.random.split(_initial_key(config))
+    policy_key, critic_key = jax.random.split(initial_key(config))
     policy = networks.initial_policy(base, policy_key)
     critic = networks.initial_critic(base, critic_key)
     transformation = _transformation(networks, config)
@@ -66,8 +66,8 @@ def make_update_step(networks: Networks, config: Config, mesh: Mesh) -> UpdateSt
     def update_step(
         state: TrainState, base: Any, batch: Batch, hyper: Hyperparameters
     ) -> tuple[TrainState, Metrics]:
-        keys = jax.random.split(jax.random.fold_in(_initial_key(config), state.step))
-        batch = jax.tree.map(_over_devices, batch)
+        keys = jax.random.split(jax.random.fold_in(initial_key(config), state.step))
+        batch = jax.tree.map(over_devices, batch)
         backward = _backward(networks, config, base, state, batch, hyper, mesh)
         metrics = backward.metrics
         is_finite = jnp.all(jnp.isfinite(jnp.stack(list(metrics.values()))))
@@ -80,7 +80,7 @@ def make_update_step(networks: Networks, config: Config, mesh: Mesh) -> UpdateSt
             proposed = optimizer.step(
                 transformation, gradients, optimizer_state, parameters, rate, key
             )
-            kept = _where(is_taken, proposed, (parameters, optimizer_state))
+            kept = where(is_taken, proposed, (parameters, optimizer_state))
             return *kept, norm, is_taken
 
         critic, critic_optimizer, metrics["critic_grad_norm"], is_finite = step(
@@ -90,7 +90,7 @@ def make_update_step(networks: Networks, config: Config, mesh: Mesh) -> UpdateSt
             hyper.critic_learning_rate,
             keys[0],
         )
-        target_critic = _where(
+        target_critic = where(
             is_finite,
             polyak(state.target_critic, critic, hyper.polyak_lambda),
             state.target_critic,
@@ -127,7 +127,7 @@ def make_measure(
         policy_bjv = networks.logits(base, trunk, action_hidden(networks, base, trunk, batch))
         policy_bjv = hyper.distribution.logits(policy_bjv, support_bjv)
         reference_bjv = hyper.distribution.logits(reference_bjv, support_bjv)
-        return _divergences(categorical_kl(policy_bjv, reference_bjv), entropy(policy_bjv), batch)
+        return divergences(categorical_kl(policy_bjv, reference_bjv), entropy(policy_bjv), batch)
 
     return jax.jit(measure)
 
@@ -203,7 +203,7 @@ def _backward(
     trained = (state.critic, state.policy)
 
     def add(sums: Any, microbatch: Batch) -> tuple[Any, Metrics]:
-        microbatch = jax.tree.map(_over_devices, microbatch)
+        microbatch = jax.tree.map(over_devices, microbatch)
         share = _Share(1 / count, jnp.sum(microbatch.action_mask_bj) / num_tokens)
         part = _backward_at_once(networks, config, base, state, microbatch, hyper, mesh, share)
         critic_gradient = part.critic_gradient()
@@ -312,12 +312,12 @@ def _losses(
         )
         critic_share = share.tokens
         target_mean = masked_mean(target_bj, mask_bj) * share.tokens
-    divergences = _divergences(scores.kl_bj, scores.entropy_bj, batch)
+    per_action = divergences(scores.kl_bj, scores.entropy_bj, batch)
     return {
         "critic_loss": critic_objective * critic_share,
         "policy_loss": masked_mean(scores.policy_objective_bj, mask_bj) * share.tokens,
         "target_mean": target_mean,
-        **{name: value * share.actions for name, value in divergences.items()},
+        **{name: value * share.actions for name, value in per_action.items()},
     }
 
 
@@ -396,7 +396,7 @@ def _next_state_value(
     return jax.lax.stop_gradient(jnp.where(batch.continues_b > 0, value_b, 0.0))
 
 
-def _divergences(kl_bj: Array, entropy_bj: Array, batch: Batch) -> Metrics:
+def divergences(kl_bj: Array, entropy_bj: Array, batch: Batch) -> Metrics:
     def per_action(values_bj: Array) -> Array:
         return jnp.mean(jnp.sum(jnp.where(batch.action_mask_bj, values_bj, 0.0), axis=1))
 
@@ -407,14 +407,14 @@ def _transformation(networks: Networks, config: Config) -> optax.GradientTransfo
     return optimizer.build(config.optimizer, momentum_dtype=networks.trained_dtype)
 
 
-def _initial_key(config: Config) -> Array:
+def initial_key(config: Config) -> Array:
     """Of adapters, and folded with the step of stochastic rounding."""
     return jax.random.fold_in(jax.random.key(config.run.seed), 0x7057)
 
 
-def _over_devices(array: Array) -> Array:
+def over_devices(array: Array) -> Array:
     return sharding.shard(array, "b", *"-" * (array.ndim - 1))
 
 
-def _where(condition: Array, one: Any, other: Any) -> Any:
+def where(condition: Array, one: Any, other: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
