@@ -40,6 +40,16 @@ class Step:
     error: str
     info: Mapping[str, Any]
 
+    def to_json(self) -> dict[str, Any]:
+        """A dict of JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Step":
+        """The inverse of `to_json`."""
+        state = values["next_state"]
+        return cls(**{**values, "next_state": None if state is None else State(**state)})
+
 
 class Task(Protocol):
     """A family of episodes in which a text answers a prompt.

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
@@ -122,4 +121,4 @@ def collate(
         "next_prompt_tokens_bp": next_prompt_tokens_bp,
         "next_prompt_mask_bp": next_prompt_mask_bp,
     }
-    return Batch(**{name: jnp.asarray(array) for name, array in arrays.items()})
+    return Batch(**arrays)  # type: ignore[arg-type]

@@ -428,6 +428,21 @@ class OptimizerConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class HostsConfig(Section):
+    """Several hosts that run one program; no setting of the run, which may move between hosts."""
+
+    coordinator_address: str = option(
+        "",
+        "HOST:PORT of the first of several hosts; auto finds it on TPU pods, Slurm and Open MPI; "
+        "empty is a single host.",
+    )
+    num_processes: int | None = option(
+        None, "Hosts in all, with --coordinator_address=HOST:PORT.", lower=1
+    )
+    process_id: int | None = option(None, "Which of them this is, from 0.", lower=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """All settings of a run."""
 
@@ -547,5 +562,18 @@ def from_flags(
     }
     try:
         return Config.from_dict({**(defaults or {}), **given})
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def hosts_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> HostsConfig:
+    """The hosts that the parsed flags describe.
+
+    Raises:
+      UsageError: naming the flag, its value and the allowed range.
+    """
+    names = [field.name for field in dataclasses.fields(HostsConfig)]
+    try:
+        return HostsConfig(**{name: flag_values[name].value for name in names})
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from env.base import Step, Task
+from etpo_jax import hosts
 from etpo_jax.batch import Batch, Transition, collate
 from etpo_jax.build import Language
 from etpo_jax.checkpoint import Checkpoints
@@ -119,11 +120,11 @@ class Loop:
         """Updates until all environment steps are done or `is_stopped` says so.
 
         Args:
-          is_stopped: asked between updates.
+          is_stopped: asked between updates; of several hosts any may say so.
           on_update: called with each row of `metrics.jsonl`.
         """
         saved = self._counters.update
-        while self.env_step < self._config.run.num_env_steps and not is_stopped():
+        while self.env_step < self._config.run.num_env_steps and not hosts.any_of(is_stopped()):
             row, episode_rows = self._update()
             self._run.append_episodes(episode_rows)
             self._run.append_metrics(row)
@@ -172,7 +173,7 @@ class Loop:
                 # While programs execute, the device learns from what is already there.
                 with timer.measure("update_s"):
                     learned += self._learn_from_replay(update)
-            steps = executing.result()
+            steps = self._episodes.collect(executing)
             timer.add("execute_s", time.monotonic() - started)
             step_transitions, step_rows = self._episodes.finish(actions, steps)
             self._note_best(actions, steps)
@@ -248,7 +249,7 @@ class Loop:
 
     def _fetch(self, learned: list[Metrics]) -> dict[str, float]:
         """Mean over the gradient steps; KL and entropy are those of the new transitions."""
-        fetched = jax.device_get(learned)
+        fetched = hosts.fetch(learned)
         for metrics in fetched:
             if "is_finite" in metrics:
                 self._counters.gradient_steps += 1

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from env.base import State, Step, Task, UsageError
+from etpo_jax import hosts
 from etpo_jax.batch import Transition, pad_left
 from etpo_jax.buckets import bucket
 from etpo_jax.sampler import Sampler
@@ -118,15 +118,13 @@ class Actor:
         length = bucket(
             max(len(ids) for ids in prompt_tokens), self._length_multiple, self._max_prompt_length
         )
-        tokens_bp, mask_bp = pad_left(prompt_tokens, length, self._tokenizer.pad_id)
+        # All at their first prompt, as when a run starts: it is read once for all of them.
+        distinct = prompt_tokens[:1] if len({text for text, _ in encoded}) == 1 else prompt_tokens
+        tokens_bp, mask_bp = pad_left(distinct, length, self._tokenizer.pad_id)
         keys_b = jax.vmap(functools.partial(jax.random.fold_in, key))(np.arange(len(encoded)))
-        generation = jax.device_get(
+        generation = hosts.fetch(
             self._sampler.generate(
-                weights,
-                jnp.asarray(tokens_bp),
-                jnp.asarray(mask_bp),
-                keys_b,
-                reference_weights=reference_weights,
+                weights, tokens_bp, mask_bp, keys_b, reference_weights=reference_weights
             )
         )
         lengths_b = generation.action_mask_bj.sum(axis=1)
@@ -170,13 +168,28 @@ class Episodes:
         return [self._prompts.encode(state) for state in self._states]
 
     def start(self, texts: Sequence[str]) -> concurrent.futures.Future[list[Step]]:
-        """Begins to apply the first `len(texts)` episodes' actions in the background."""
-        count = len(texts)
-        rngs = [
-            self._rng(episode, state.t + 1)
-            for episode, state in zip(self._episodes[:count], self._states[:count], strict=True)
+        """Begins to apply the first `len(texts)` episodes' actions in the background.
+
+        Of several hosts each executes every n-th of them; `collect` brings them together.
+        """
+        mine = range(hosts.index(), len(texts), hosts.count())
+        return self._thread.submit(
+            self._task.step,
+            [self._states[index] for index in mine],
+            [texts[index] for index in mine],
+            [self._rng(self._episodes[index], self._states[index].t + 1) for index in mine],
+        )
+
+    def collect(self, executing: concurrent.futures.Future[list[Step]]) -> list[Step]:
+        """The outcome of every action that `start` was given, on every host."""
+        steps = executing.result()
+        if hosts.count() == 1:
+            return steps
+        shares = hosts.exchange([step.to_json() for step in steps])
+        return [
+            Step.from_json(shares[index % len(shares)][index // len(shares)])
+            for index in range(sum(map(len, shares)))
         ]
-        return self._thread.submit(self._task.step, self._states[:count], texts, rngs)
 
     def finish(
         self, actions: Actions, steps: Sequence[Step]

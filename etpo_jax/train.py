@@ -6,6 +6,7 @@ The same command again resumes the run from its last checkpoint.
 """
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,11 +14,12 @@ from absl import flags
 
 from env import command_line
 from env.base import UsageError
-from etpo_jax import build, metrics, plan, report
+from etpo_jax import build, hosts, metrics, plan, report
 from etpo_jax import config as config_lib
 from etpo_jax.checkpoint import Checkpoints
 from etpo_jax.config import Config
 from etpo_jax.event_files import EventWriter
+from etpo_jax.followed_run import FollowedRun
 from etpo_jax.learner import make_learner
 from etpo_jax.loop import Loop
 from etpo_jax.mesh import build_mesh
@@ -27,7 +29,7 @@ from etpo_jax.stopping import StopSignals
 from etpo_jax.update import NonFiniteError
 from models.errors import ModelError
 
-config_lib.define_flags()
+config_lib.define_flags(sections=(*config_lib.SECTIONS, config_lib.HostsConfig))
 flags.adopt_module_key_flags(config_lib)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Give up the run in --run_dir; start anew.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would run and stop.")
@@ -40,16 +42,21 @@ def main() -> int:
         return 0
     if not config.run.run_dir:
         raise UsageError("--run_dir is missing: name the folder that keeps the run")
+    run_dir = config.run.run_dir
     with StopSignals() as stop:
+        hosts.initialize(config_lib.hosts_from_flags())
         build.use_compilation_cache(config.model.compilation_cache_dir)
         mesh = build_mesh(config.model.mesh)
         with (
             jax.set_mesh(mesh),
-            RunDirectory.open(
-                config.run.run_dir,
-                config.to_dict(),
-                may_differ=config_lib.MAY_DIFFER,
-                overwrite=_OVERWRITE.value,
+            hosts.first_then_all(
+                lambda: RunDirectory.open(
+                    run_dir,
+                    config.to_dict(),
+                    may_differ=config_lib.MAY_DIFFER,
+                    overwrite=_OVERWRITE.value,
+                ),
+                lambda: FollowedRun(Path(run_dir).expanduser()),
             ) as run,
         ):
             return _run(config, run, mesh, stop)
@@ -58,7 +65,9 @@ def main() -> int:
 def _run(config: Config, run: RunDirectory, mesh: jax.sharding.Mesh, stop: StopSignals) -> int:
     finished = run.finished
     if finished is not None and finished["env_step"] >= config.run.num_env_steps:
-        print(f"This run is finished; --overwrite starts it anew.\n\n{metrics.summary(run.path)}")
+        if hosts.is_first():
+            summary = metrics.summary(run.path)
+            print(f"This run is finished; --overwrite starts it anew.\n\n{summary}")
         return 0
     # The executor starts its processes first: they get ready while the model is loaded.
     with (
@@ -85,17 +94,23 @@ def _run(config: Config, run: RunDirectory, mesh: jax.sharding.Mesh, stop: StopS
             return 1
         finally:
             loop.close()
+    status = 128 + stop.received if stop.received else 0
+    if not hosts.is_first():
+        return status
     if loop.env_step >= config.run.num_env_steps:
         run.mark_finished({"env_step": loop.env_step, "update": loop.counters.update})
     if loop.env_step:
         report.write_curve(run.path)
         report.write_report(run.path)
     print(f"\n{metrics.summary(run.path)}")
-    return 128 + stop.received if stop.received else 0
+    return status
 
 
 def _train(config: Config, run: RunDirectory, loop: Loop, stop: StopSignals) -> None:
     start, total = loop.env_step, config.run.num_env_steps
+    if not hosts.is_first():
+        loop.run(stop.is_stopped, lambda row: None)
+        return
     if start:
         print(f"Resuming {run.path} at environment step {start} of {total}.")
     events = EventWriter(run.tensorboard_path)
