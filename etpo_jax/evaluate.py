@@ -1,14 +1,17 @@
-"""Reward statistics of a run's policy, or of a model folder, without learning.
+"""Reward statistics and perplexity of a run's policy, or of a model folder, without learning.
 
   python -m etpo_jax.evaluate --run_dir=runs/tiny --num_samples=256
   python -m etpo_jax.evaluate --model=models/tiny --dataset=tic_tac_toe
+  python -m etpo_jax.evaluate --run_dir=runs/tiny --num_samples=0 --perplexity
 
-Settings of the run hold unless a flag gives another.
+Settings of the run hold unless a flag gives another. Perplexity is that of the base before and of
+the policy after training, on code held out from the stand-in or on texts of your own.
 """
 
 import collections
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,8 @@ import numpy as np
 from absl import flags
 
 from env import command_line
-from env.base import UsageError
-from etpo_jax import build, json_files, run_directory
+from env.base import Task, UsageError
+from etpo_jax import build, json_files, perplexity, run_directory
 from etpo_jax import config as config_lib
 from etpo_jax.checkpoint import committed_steps, read_state
 from etpo_jax.config import Config
@@ -34,17 +37,41 @@ config_lib.define_flags(sections=config_lib.EVALUATION_SECTIONS)
 flags.adopt_module_key_flags(config_lib)
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Run whose policy is evaluated; else --model is.")
 _CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "Update of the run; the newest by default.")
-_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 256, "Programs to execute.", lower_bound=1)
+_NUM_SAMPLES = flags.DEFINE_integer(
+    "num_samples", 256, "Programs to execute; 0 is none, for perplexity alone.", lower_bound=0
+)
 _NUM_ENVS = flags.DEFINE_integer("num_envs", 64, "Episodes side by side.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of sampling.", lower_bound=0)
+_PERPLEXITY = flags.DEFINE_bool("perplexity", False, "Measure perplexity on text too.")
+_PERPLEXITY_FILES = flags.DEFINE_list(
+    "perplexity_files",
+    [str(perplexity.HELD_OUT)],
+    "Text files, or JSON lines with a text each; needs --perplexity.",
+)
+_PERPLEXITY_WINDOW = flags.DEFINE_integer(
+    "perplexity_window",
+    0,
+    "Tokens of a window that slides by half; 0 is the model's, 2048 at most.",
+    lower_bound=0,
+)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 
 
 def main() -> int:
     config, run_path = _resolve()
+    if not _NUM_SAMPLES.value and not _PERPLEXITY.value:
+        raise UsageError("--num_samples=0: nothing to do without --perplexity")
+    documents = {
+        path: perplexity.read_documents(Path(path))
+        for path in (_PERPLEXITY_FILES.value if _PERPLEXITY.value else ())
+    }
     build.use_compilation_cache(config.model.compilation_cache_dir)
     mesh = build_mesh(config.model.mesh)
-    with jax.set_mesh(mesh), build.open_task(config) as (task, _):
+    with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+        # The executor starts its processes first: they get ready while the model is loaded.
+        task = None
+        if _NUM_SAMPLES.value:
+            task, _ = stack.enter_context(build.open_task(config))
         language = build.load_language(config, mesh)
         trunk: Role = {}
         title = config.model.model
@@ -52,32 +79,85 @@ def main() -> int:
             update = _checkpoint(run_path)
             trunk = _restore_policy(config, run_path, update, language, mesh)
             title = f"{run_path} after update {update}"
-        actor = build.make_actor(config, language, mesh)
-        weights = actor.weights(language.base, trunk)
-        reference_weights = (
-            actor.weights(language.base, {}) if config.sampling.support_threshold > 0 else None
-        )
-        prompts = Prompts(task, language.tokenizer, config.model.max_prompt_length)
-        episodes = Episodes(task, prompts, _NUM_ENVS.value, _SEED.value)
-        key = jax.random.key(_SEED.value)
-        rows: list[dict[str, Any]] = []
-        while (remaining := _NUM_SAMPLES.value - len(rows)) > 0:
-            actions = actor.act(
-                weights,
-                episodes.encode(),
-                jax.random.fold_in(key, len(rows)),
-                reference_weights=reference_weights,
-            )
-            steps = episodes.start(actions.texts[:remaining]).result()
-            rows += episodes.finish(actions, steps)[1]
-        episodes.close()
-    statistics = summarize(rows)
-    if _JSON.value:
-        print(json.dumps({"policy": title, "dataset": config.task.dataset, **statistics}, indent=2))
-    else:
-        print(f"{title} on {config.task.dataset}, temperature {config.sampling.temperature:g}\n")
-        print(render(statistics))
+        answer: dict[str, Any] = {"policy": title, "dataset": config.task.dataset}
+        lines = [f"{title} on {config.task.dataset}, temperature {config.sampling.temperature:g}"]
+        if task is not None:
+            statistics = summarize(_sample(config, language, trunk, task, mesh))
+            answer |= statistics
+            lines += ["", render(statistics)]
+        if _PERPLEXITY.value:
+            rows = _perplexities(config, language, trunk, documents)
+            answer["perplexity"] = rows
+            lines += ["", render_perplexity(rows)]
+    print(json.dumps(answer, indent=2) if _JSON.value else "\n".join(lines))
     return 0
+
+
+def _sample(
+    config: Config, language: build.Language, trunk: Role, task: Task, mesh: jax.sharding.Mesh
+) -> list[dict[str, Any]]:
+    """Rows of `episodes.jsonl` of as many programs as were asked for."""
+    actor = build.make_actor(config, language, mesh)
+    weights = actor.weights(language.base, trunk)
+    reference_weights = (
+        actor.weights(language.base, {}) if config.sampling.support_threshold > 0 else None
+    )
+    prompts = Prompts(task, language.tokenizer, config.model.max_prompt_length)
+    episodes = Episodes(task, prompts, _NUM_ENVS.value, _SEED.value)
+    key = jax.random.key(_SEED.value)
+    rows: list[dict[str, Any]] = []
+    while (remaining := _NUM_SAMPLES.value - len(rows)) > 0:
+        actions = actor.act(
+            weights,
+            episodes.encode(),
+            jax.random.fold_in(key, len(rows)),
+            reference_weights=reference_weights,
+        )
+        steps = episodes.start(actions.texts[:remaining]).result()
+        rows += episodes.finish(actions, steps)[1]
+    episodes.close()
+    return rows
+
+
+def _perplexities(
+    config: Config,
+    language: build.Language,
+    trunk: Role,
+    documents: Mapping[str, Sequence[str]],
+) -> list[dict[str, Any]]:
+    """One row per text file; `after` is of the policy, the base itself where there is no run.
+
+    Raises:
+      UsageError: for a window that the model does not have, or a file without two tokens.
+    """
+    largest = language.model.config.max_position_embeddings
+    window = _PERPLEXITY_WINDOW.value or min(largest, 2048)
+    if not 2 <= window <= largest:
+        raise UsageError(f"--perplexity_window={window}: must be from 2 to the model's {largest}")
+    scorer = perplexity.Scorer(
+        Networks.of(language.model, config),
+        language.tokenizer.pad_id,
+        length=window,
+        stride=max(1, window // 2),
+    )
+    rows = []
+    for path, texts in documents.items():
+        encoded = [language.tokenizer.encode(text) for text in texts]
+        try:
+            before = scorer.measure(language.base, {}, encoded)
+        except ValueError as error:
+            raise UsageError(f"--perplexity_files={path}: {error}") from error
+        after = scorer.measure(language.base, trunk, encoded) if trunk else before
+        rows.append(
+            {
+                "text": path,
+                "documents": before.num_documents,
+                "tokens": before.num_tokens,
+                "before": before.value,
+                "after": after.value,
+            }
+        )
+    return rows
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -136,6 +216,16 @@ def render(statistics: dict[str, Any]) -> str:
     if statistics["errors"]:
         lines.append("errors")
         lines += [f"  {count:5}  {kind}" for kind, count in statistics["errors"].items()]
+    return "\n".join(lines)
+
+
+def render_perplexity(rows: Sequence[dict[str, Any]]) -> str:
+    """Perplexity before and after as a table for the screen."""
+    lines = [f"{'perplexity':>10}{'before':>11}{'after':>11}{'tokens':>11}  text"]
+    lines += [
+        f"{'':10}{row['before']:>11.4f}{row['after']:>11.4f}{row['tokens']:>11,}  {row['text']}"
+        for row in rows
+    ]
     return "\n".join(lines)
 
 

@@ -17,12 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+import models
 from env.base import UsageError
 from etpo_jax.batch import pad_right
 from etpo_jax.buckets import bucket
 from etpo_jax.networks import Networks
 from etpo_jax.train_state import Role
 
+HELD_OUT = Path(models.__file__).parent / "tiny" / "heldout.jsonl"
+"""Code that the stand-in was not trained on, shipped with it."""
 _LENGTH_MULTIPLE = 64
 # Rows of one program; logits exist for one row at a time.
 _ROWS = 8

@@ -200,13 +200,23 @@ def test_kill_during_and_between_saves_loses_nothing_but_the_work_since(uninterr
     assert_same_run(path, uninterrupted[0])
 
 
-def test_evaluate_and_inspect_read_the_run(uninterrupted):
+def test_evaluate_and_inspect_read_the_run(uninterrupted, tmp_path):
     path, _ = uninterrupted
+    text = tmp_path / "text.txt"
+    text.write_text("from sklearn.svm import SVC\nmodel = SVC(probability=True)\n" * 9)
     result = run(
-        f"--run_dir={path}", "--num_samples=8", "--num_envs=4", "--json", program="evaluate"
+        *(f"--run_dir={path}", "--num_samples=8", "--num_envs=4", "--json"),
+        *("--perplexity", f"--perplexity_files={text}", "--perplexity_window=64"),
+        program="evaluate",
     )
     assert result.returncode == 0, result.stderr
     statistics = json.loads(result.stdout)
+    (perplexity,) = statistics["perplexity"]
+    assert perplexity["text"] == str(text)
+    # Several windows; training has changed the policy, and not by much.
+    assert perplexity["tokens"] > 100
+    assert 1 < perplexity["before"] < 1024
+    assert 0 < abs(perplexity["after"] / perplexity["before"] - 1) < 0.5
     assert statistics["programs"] == 8
     assert statistics["first_programs"] + statistics["reflective_programs"] == 8
     assert -1 <= statistics["reward_mean"] <= 1
