@@ -8,8 +8,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from etpo_jax.reproduction import figures, measures, published, tables
-from etpo_jax.reproduction.grid import Cell
+from etpo_jax.reproduction import figures, measures, page, published, tables
+from etpo_jax.reproduction.grid import Cell, Outcome
 from etpo_jax.run_directory import Best
 
 STEPS = 40
@@ -194,3 +194,44 @@ def test_evolution_shows_what_changed(results):
     assert "Environment step 40, reward 0.7100" in text
     assert "- model = Model(0.70)\n+ model = Model(0.71)" in text
     assert "  x = 1\n" in text
+
+
+def test_the_page_shows_every_table_and_figure_and_names_what_failed(results, tmp_path):
+    failure = Outcome(Cell("poad", "pc1", 3), "exit code 2, error: no such table")
+    path = page.write(
+        tmp_path,
+        results,
+        introduction="Commit `abc`.",
+        failures=[failure],
+        wanted_tables=["2", "3"],
+        wanted_figures=["1", "3", "10"],
+        perplexities=[("etpo on x, seed 0", "code.txt", 2.0, 2.1)],
+    )
+    text = path.read_text()
+    assert "Commit `abc`." in text
+    assert "Failed and left out: poad on pc1, seed 3: exit code 2, error: no such table" in text
+    for title in ("Methods over 2", "Table 2", "Table 3", "Differences to reflection", "Figure 3"):
+        assert f"### {title}" in text
+    assert "Table 4" not in text
+    # Figure 10 compares the ablations, of which only ETPO itself was run.
+    names = {"methods", "datasets", "against_reflection", "table2", "table3"}
+    assert {file.stem for file in tmp_path.glob("*.csv")} == names
+    assert {file.stem for file in tmp_path.glob("*.svg")} == {"figure1", "figure3", "figure10"}
+    for name in ("figure1", "figure3", "figure10"):
+        assert f"]({name}.svg)" in text
+    assert "```diff\n+ x = 1" in text
+
+
+def test_a_grid_without_the_methods_of_a_table_still_makes_it(runs, tmp_path):
+    results = measures.group([run for run in runs if run.cell.algorithm == "reflection"])
+    page.write(
+        tmp_path,
+        results,
+        introduction="",
+        failures=[],
+        wanted_tables=list(page.TABLES),
+        wanted_figures=list(page.FIGURES),
+        perplexities=[],
+    )
+    assert {file.stem for file in tmp_path.glob("*.svg")} == {"figure1", "figure3", "figure4"}
+    assert "ours" not in (tmp_path / "table5.csv").read_text()
