@@ -1,8 +1,15 @@
-"""Every flagfile parses, and its settings are consistent."""
+"""Flagfiles parse, fit the machines that they are for, and are what launchers start."""
 
+import json
+import math
+import os
 import pathlib
+import re
+import subprocess
+import sys
 
 import pytest
+import yaml
 from absl import flags
 
 from etpo_jax import accelerators, config, memory
@@ -64,3 +71,121 @@ def test_the_plan_fits_the_machine(name):
         assert rows % mesh.shape["fsdp"] == 0
     decoder = DecoderConfig.from_folder(config_folder(run.model.model))
     assert memory.estimate(run, decoder, mesh).peak <= accelerators.find(kind).num_bytes
+
+
+# What scripts start lies here, so that it prints its arguments and starts nothing.
+ARGUMENTS = '#!/bin/sh\nfor argument in "$@"; do printf \'%s\\n\' "$argument"; done\n'
+
+
+def start(script, *arguments, path):
+    for name in ("gcloud", "srun"):
+        (path / name).write_text(ARGUMENTS)
+        (path / name).chmod(0o755)
+    return subprocess.run(
+        ["bash", str(ROOT / "launch" / script), *arguments],
+        env={"PATH": f"{path}:{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "6"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("script", ["tpu_pod.sh", "slurm.sh"])
+def test_scripts_say_how_they_are_used(script, tmp_path):
+    subprocess.run(["bash", "-n", str(ROOT / "launch" / script)], check=True)
+    done = start(script, "only-one", path=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: ")
+
+
+def test_a_pod_starts_the_run_on_every_host(tmp_path):
+    flagfile = "launch/codellama_7b_v5e_16.flags"
+    arguments = ("etpo", "us-west4-a", flagfile, "/mnt/a run", "--task_description=two words")
+    done = start("tpu_pod.sh", *arguments, path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:7] == [
+        "compute",
+        "tpus",
+        "tpu-vm",
+        "ssh",
+        "etpo",
+        "--zone=us-west4-a",
+        "--worker=all",
+    ]
+    # The remote shell reads it as these words.
+    remote = lines[7].removeprefix("--command=cd etpo_jax && exec ")
+    words = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {remote}"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert words == [
+        ".venv/bin/python",
+        "-m",
+        "etpo_jax.train",
+        f"--flagfile={flagfile}",
+        "--run_dir=/mnt/a run",
+        "--coordinator_address=auto",
+        "--task_description=two words",
+    ]
+
+
+def test_slurm_starts_a_process_for_each_gpu(tmp_path):
+    flagfile = "launch/codellama_7b_a100x4.flags"
+    done = start("slurm.sh", flagfile, "runs/a b", "--seed=1", path=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "--kill-on-bad-exit=1",
+        ".venv/bin/python",
+        "-m",
+        "etpo_jax.train",
+        f"--flagfile={flagfile}",
+        "--run_dir=runs/a b",
+        "--coordinator_address=auto",
+        "--num_workers=6",
+        "--seed=1",
+    ]
+    text = (ROOT / "launch" / "slurm.sh").read_text()
+    tasks, gpus = (
+        int(re.search(rf"#SBATCH --{name}-per-node=(\d+)", text).group(1))
+        for name in ("ntasks", "gpus")
+    )
+    assert tasks == gpus == MACHINES["codellama_7b_a100x4"][1]
+
+
+def test_the_jobset_has_the_chips_of_its_flagfile():
+    jobset = yaml.safe_load((ROOT / "launch" / "jobset.yaml").read_text())
+    (job,) = jobset["spec"]["replicatedJobs"]
+    job = job["template"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    command = container["command"]
+    assert command[:3] == ["python", "-m", "etpo_jax.train"]
+    values = flags.FlagValues()
+    config.define_flags(values, (*config.SECTIONS, config.HostsConfig))
+    flags.DEFINE_string("flagfile", None, "", flag_values=values)
+    assert len(values(command[2:])) == 1, "an argument that is no flag"
+    mesh = abstract_mesh(config.from_flags(values).model.mesh)
+    topology = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
+    chips = int(container["resources"]["limits"]["google.com/tpu"])
+    assert mesh.size == math.prod(map(int, topology.split("x"))) == chips * job["parallelism"]
+    assert job["parallelism"] == job["completions"]
+
+
+@pytest.mark.skipif(
+    not os.environ.get("ETPO_NETWORK_TESTS"), reason="asks a package index: ETPO_NETWORK_TESTS=1"
+)
+@pytest.mark.slow
+@pytest.mark.parametrize(("platform", "plugin"), [("cuda", "jax-cuda13-plugin"), ("tpu", "libtpu")])
+def test_requirements_can_be_met(tmp_path, platform, plugin):
+    report = tmp_path / "report.json"
+    command = ["install", "--dry-run", "--ignore-installed", "--quiet", f"--report={report}"]
+    requirements = ROOT / f"requirements-{platform}.txt"
+    subprocess.run(
+        [sys.executable, "-m", "pip", *command, f"--requirement={requirements}"], check=True
+    )
+    found = {
+        entry["metadata"]["name"]: entry["metadata"]["version"]
+        for entry in json.loads(report.read_text())["install"]
+    }
+    assert plugin in found
+    assert found["jax"] == found["jaxlib"] == found.get("jax-cuda13-plugin", found["jax"])
