@@ -7,7 +7,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-PROGRAMS = {"train", "evaluate", "export", "inspect_run", "plan"}
+PROGRAMS = {"train", "evaluate", "export", "inspect_run", "plan", "reproduce"}
 MATHEMATICS = {"soft_q", "divergence", "losses", "ppo_kl", "poad"}
 # Programs of models/ that teach the stand-in to solve tasks of env/.
 MODELS_THAT_KNOW_ENV = ("pretrain_tiny", "tiny_corpus")

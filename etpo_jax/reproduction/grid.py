@@ -137,6 +137,11 @@ class Progress:
             self._seconds.append(seconds)
 
     @property
+    def is_at_an_end(self) -> bool:
+        """Whether no cell has been run yet, or none is left to run."""
+        return not self._seconds or len(self.outcomes) == len(self._cells)
+
+    @property
     def failures(self) -> list[Outcome]:
         return [outcome for outcome in self.outcomes if outcome.error]
 

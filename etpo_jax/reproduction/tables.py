@@ -14,7 +14,6 @@ from etpo_jax.reproduction.measures import Results, Run
 from etpo_jax.reproduction.statistics import Estimate
 
 MISSING = "-"
-_NO_INTERVAL = "one run has no interval"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +213,7 @@ def _aggregate(scores: statistics.Scores) -> str:
     if not scores:
         return MISSING
     if sum(len(runs) for runs in scores) == 1:
-        return f"{statistics.aggregate(scores):.3f} ({_NO_INTERVAL})"
+        return f"{statistics.aggregate(scores):.3f}"  # one run has no interval
     return _text(statistics.bootstrap(statistics.aggregate, scores))
 
 
