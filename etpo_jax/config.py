@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 from absl import flags
 
 from env.base import UsageError
+from models.attention import IMPLEMENTATIONS
 from models.lora import LoraConfig
 
 
@@ -206,6 +207,12 @@ class ModelConfig(Section):
         "full",
         "What backward passes compute again instead of keeping it.",
         choices=("none", "dots", "full"),
+    )
+    attention: str = option(
+        "reference",
+        "Attention in gradient steps: our own, or that of XLA or cuDNN (NVIDIA GPUs, 16 bits).",
+        choices=IMPLEMENTATIONS,
+        may_differ=True,
     )
     mesh: str = option(
         "", "Devices per axis such as fsdp:4,tensor:2; empty: all on fsdp.", may_differ=True
@@ -574,6 +581,7 @@ def hosts_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> HostsConfig
     """
     names = [field.name for field in dataclasses.fields(HostsConfig)]
     try:
-        return HostsConfig(**{name: flag_values[name].value for name in names})
+        values: dict[str, Any] = {name: flag_values[name].value for name in names}
+        return HostsConfig(**values)
     except ValueError as error:
         raise UsageError(str(error)) from error
