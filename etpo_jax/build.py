@@ -55,12 +55,20 @@ def load_language(config: Config, mesh: Mesh) -> Language:
 
     Raises:
       models.errors.ModelError: for a folder that cannot be used.
+      UsageError: for an attention that these devices do not have.
     """
+    if config.model.attention == "cudnn" and jax.default_backend() != "gpu":
+        raise UsageError(
+            f"--attention=cudnn: needs an NVIDIA GPU, and the devices are {jax.default_backend()}"
+        )
     tokenizer = Tokenizer(config.model.model)
     model, base = models.load(config.model.model, mesh=mesh, dtype=jnp.dtype(config.model.dtype))
-    return Language(
-        model.clone(remat=config.model.remat, lora=config.finetune.lora), base, tokenizer
+    model = model.clone(
+        remat=config.model.remat,
+        lora=config.finetune.lora,
+        attention_implementation=config.model.attention,
     )
+    return Language(model, base, tokenizer)
 
 
 def open_dataset(config: TaskConfig, name: str) -> Dataset:

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 from absl import flags
 
 from env.base import UsageError
+from models.attention import IMPLEMENTATIONS
 from models.lora import LoraConfig
 
 
@@ -206,6 +207,12 @@ class ModelConfig(Section):
         "full",
         "What backward passes compute again instead of keeping it.",
         choices=("none", "dots", "full"),
+    )
+    attention: str = option(
+        "reference",
+        "Attention in gradient steps: our own, or that of XLA or cuDNN (NVIDIA GPUs, 16 bits).",
+        choices=IMPLEMENTATIONS,
+        may_differ=True,
     )
     mesh: str = option(
         "", "Devices per axis such as fsdp:4,tensor:2; empty: all on fsdp.", may_differ=True

@@ -1,11 +1,16 @@
 """Grouped-query attention: which keys a query sees, and the weighted sum of their values."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 # Finite, so that no product with zero makes NaN; far below any score.
 _MASKED = -1e9
+
+IMPLEMENTATIONS = ("reference", "xla", "cudnn")
+"""`reference` is this module's own; the others are those of `jax.nn.dot_product_attention`."""
 
 
 def causal_mask(mask_bs: Bool[Array, "b s"]) -> Bool[Array, "b s s"]:
@@ -27,6 +32,8 @@ def attend(
     k_bmkh: Float[Array, "b m k h"],
     v_bmkh: Float[Array, "b m k h"],
     mask_bsm: Bool[Array, "b s m"],
+    *,
+    implementation: str = "reference",
 ) -> Float[Array, "b s n h"]:
     """Softmax attention; scores and softmax in float32, products in the inputs' dtype.
 
@@ -35,7 +42,14 @@ def attend(
       k_bmkh: keys.
       v_bmkh: values.
       mask_bsm: True where query s sees slot m; at least one slot per query.
+      implementation: one of `IMPLEMENTATIONS`; cudnn, on NVIDIA GPUs in 16 bits, never holds the
+        scores.
     """
+    if implementation != "reference":
+        library: Any = jax.nn.dot_product_attention
+        return library(
+            q_bsnh, k_bmkh, v_bmkh, mask=mask_bsm[:, None], implementation=implementation
+        )
     b, s, n, h = q_bsnh.shape
     m, k = k_bmkh.shape[1:3]
     # Queries that share a key head become rows of one matrix product; the weights are normalised

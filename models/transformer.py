@@ -178,6 +178,7 @@ class Attention(nn.Module):
     config: DecoderConfig
     param_dtype: Any
     lora: LoraConfig | None
+    attention_implementation: str
 
     @nn.compact
     def __call__(
@@ -201,7 +202,7 @@ class Attention(nn.Module):
         q, k, v = queries_keys_values(config, p, x, cos, sin)
         q = shard(q, "b", "s", "n", "h")
         k, v = shard(k, "b", "m", "k", "h"), shard(v, "b", "m", "k", "h")
-        heads = attend(q, k, v, mask)
+        heads = attend(q, k, v, mask, implementation=self.attention_implementation)
         return linear(p["o"], heads.reshape(*x.shape[:-1], queries))
 
 
@@ -228,6 +229,7 @@ class Block(nn.Module):
     config: DecoderConfig
     param_dtype: Any
     lora: LoraConfig | None
+    attention_implementation: str
 
     @nn.compact
     def __call__(
@@ -240,7 +242,9 @@ class Block(nn.Module):
         parts = (self.config, self.param_dtype, self.lora)
         norm = (self.config.rms_norm_eps, self.param_dtype)
         normed = Norm(*norm, name="attention_norm")(x)
-        x = x + Attention(*parts, name="attention")(normed, cos, sin, mask)
+        x = x + Attention(*parts, self.attention_implementation, name="attention")(
+            normed, cos, sin, mask
+        )
         x = x + GatedMlp(*parts, name="mlp")(Norm(*norm, name="mlp_norm")(x))
         return shard(x, "b", "s", "-"), None  # the pair that a scan over layers wants
 
@@ -255,6 +259,7 @@ class Decoder(nn.Module):
       remat: what is computed again in a backward pass: "none"; "dots", all but matrix products;
         "full", every block from its input.
       lora: makes and uses the collection `lora`.
+      attention_implementation: of `models.attention.IMPLEMENTATIONS`; generation has its own.
     """
 
     config: DecoderConfig
@@ -262,6 +267,7 @@ class Decoder(nn.Module):
     param_dtype: Any = jnp.float32
     remat: str = "none"
     lora: LoraConfig | None = None
+    attention_implementation: str = "reference"
 
     def setup(self) -> None:
         config = self.config
@@ -277,7 +283,7 @@ class Decoder(nn.Module):
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=config.num_layers,
-        )(config, self.param_dtype, self.lora)
+        )(config, self.param_dtype, self.lora, self.attention_implementation)
         self.final_norm = Norm(config.rms_norm_eps, self.param_dtype)
         if not config.tie_word_embeddings:
             sizes = (config.hidden_size, config.vocab_size)

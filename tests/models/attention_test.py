@@ -1,5 +1,7 @@
 """Attention against a plain loop in float64, and who sees whom."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +38,8 @@ def test_equals_the_loop(n, k):
     inputs, mask = random_inputs(n, k)
     arrays = [jnp.asarray(x, jnp.float32) for x in inputs]
     expected = loop(*inputs, mask)
-    for function in (attend, jax.jit(attend)):
+    of_the_library = functools.partial(attend, implementation="xla")
+    for function in (attend, jax.jit(attend), of_the_library):
         np.testing.assert_allclose(function(*arrays, jnp.asarray(mask)), expected, atol=1e-5)
 
 

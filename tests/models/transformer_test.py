@@ -214,3 +214,26 @@ def test_code_llama_7b_in_full_size():
     assert shapes(gradient) == shapes(variables["lora"])
     logits = jax.eval_shape(model.apply, variables, tokens, tokens, mask)
     assert (logits.shape, logits.dtype) == ((16, 406, 32016), jnp.float32)
+
+
+def test_the_library_s_attention_gives_the_same_with_padding():
+    params = random_params(CONFIG)
+    tokens, mask = random_inputs()
+    mask = mask.at[0, :4].set(False).at[1, 7:].set(False)
+
+    def losses(implementation):
+        model = Decoder(CONFIG, remat="full", attention_implementation=implementation)
+
+        def loss(params):
+            logits = model.apply({"params": params}, tokens, positions(mask), mask)
+            return jnp.mean(jnp.where(mask[..., None], logits, 0.0) ** 2)
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    ours, gradients = losses("reference")
+    theirs, their_gradients = losses("xla")
+    np.testing.assert_allclose(theirs, ours, rtol=1e-5)
+    for one, other in zip(
+        jax.tree.leaves(gradients), jax.tree.leaves(their_gradients), strict=True
+    ):
+        np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-5 * np.abs(one).max())
