@@ -4,13 +4,17 @@ VENV ?= .venv
 RUN_DIR ?= runs/demo
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types clean
+.PHONY: demo test parity lint types clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/python -m etpo_jax.train --flagfile=launch/tiny.flags --run_dir=$(RUN_DIR)
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest
+
+# Live comparison with PyTorch, transformers' models and PEFT, which are installed for it.
+parity: $(VENV)/parity.stamp
+	$(BIN)/python -m pytest tests/models/parity_test.py tests/benchmarks tests/etpo_jax/export_test.py
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -28,6 +32,10 @@ $(VENV)/test.stamp: requirements-test.txt requirements.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	touch $@ $(VENV)/run.stamp
+
+$(VENV)/parity.stamp: requirements-parity.txt $(VENV)/test.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt
+	touch $@
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
