@@ -1,6 +1,6 @@
 """Many executions, hostile and benign, and whether anything grows: `python -m benchmarks.soak`.
 
-Prints a line of figures after every twentieth of the way and compares the last with an early one.
+Prints a line of figures now and then and compares the last with an early one.
 Exit code 1 when memory, descriptors, processes or files have grown, or a benign program has scored
 otherwise than at first.
 """
@@ -22,14 +22,17 @@ from env.executor import CodeExecutor
 from env.isolation import CHOICES
 from tests.env.attacks import ATTACKS, BENIGN_BODY
 
-_NUM_EXECUTIONS = flags.DEFINE_integer("num_executions", 20_000, "Programs in all.", lower_bound=50)
+_NUM_EXECUTIONS = flags.DEFINE_integer(
+    "num_executions", 20_000, "Programs in all.", lower_bound=200
+)
 _NUM_WORKERS = flags.DEFINE_integer(
     "num_workers", os.cpu_count() or 1, "Programs that run at the same time.", lower_bound=1
 )
 _ISOLATION = flags.DEFINE_enum("isolation", "auto", CHOICES[:-1], "Wall around the programs.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the order of programs.")
 
-_NUM_REPORTS = 20
+_MAX_REPORTS = 20
+_EXECUTIONS_PER_REPORT = 50  # at least
 _BENIGN_SHARE = 0.5
 # Of the process that scores: its allocator keeps some of what it was given at the busiest moment.
 _MAX_GROWTH_BYTES = 16 << 20
@@ -66,6 +69,7 @@ def main() -> int:
     rng = random.Random(_SEED.value)
     dataset = load_dataset("balance_scale")
     hostile = _hostile_bodies()
+    num_reports = min(_MAX_REPORTS, _NUM_EXECUTIONS.value // _EXECUTIONS_PER_REPORT)
     wrong = 0
     history = []
     with CodeExecutor(
@@ -79,10 +83,10 @@ def main() -> int:
         (expected,) = executor.run([BENIGN_BODY])
         print(f"isolation {executor.isolation}, a benign program scores {expected.reward:.4f}")
         start = time.monotonic()
-        for report in range(_NUM_REPORTS):
+        for report in range(num_reports):
             bodies = [
                 BENIGN_BODY if rng.random() < _BENIGN_SHARE else rng.choice(hostile)
-                for _ in range(_NUM_EXECUTIONS.value // _NUM_REPORTS)
+                for _ in range(_NUM_EXECUTIONS.value // num_reports)
             ]
             for body, result in zip(bodies, executor.run(bodies), strict=True):
                 wrong += body is BENIGN_BODY and result.split_scores != expected.split_scores
@@ -91,7 +95,7 @@ def main() -> int:
             rate = (report + 1) * len(bodies) / (time.monotonic() - start)
             print(f"{(report + 1) * len(bodies):7d}  {rate:5.1f}/s  {history[-1]}", flush=True)
     problems = [f"{wrong} benign programs scored otherwise"] if wrong else []
-    problems += _growth(history[_NUM_REPORTS // 4], history[-1])
+    problems += _growth(history[num_reports // 4], history[-1])
     for problem in problems:
         print(f"GROWN: {problem}")
     print("nothing has grown" if not problems else "")

@@ -157,6 +157,10 @@ def preload(libraries: Sequence[str]) -> None:
     Raises:
       ImportError: when numpy, scipy, scikit-learn or one of `libraries` cannot be imported.
     """
+    for name in libraries:  # before the seconds that the others take
+        top = name.partition(".")[0]
+        if importlib.util.find_spec(top) is None:
+            raise ModuleNotFoundError(f"No module named {top!r}", name=top)
     gc.disable()
     reserved = _reserve_heap()
     with warnings.catch_warnings():
