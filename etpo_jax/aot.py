@@ -25,12 +25,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from env.base import UsageError
-from etpo_jax import update
+from etpo_jax import actor_critic, memory, update
 from etpo_jax.batch import Batch
 from etpo_jax.config import Config
 from etpo_jax.hyperparameters import Hyperparameters
 from etpo_jax.mesh import AXES, axis_sizes
-from etpo_jax.networks import Networks
 from etpo_jax.sampler import Sampler
 from models import decode
 from models.config import DecoderConfig
@@ -141,7 +140,7 @@ def _compile(config: Config, topology: str, program: str) -> Compiled:
         lowered = lower(config, decoder, mesh)
         start = time.perf_counter()
         try:
-            memory = lowered.compile().memory_analysis()
+            analysis = lowered.compile().memory_analysis()
         except jax.errors.JaxRuntimeError as error:
             text = str(error)
             if "RESOURCE_EXHAUSTED" not in text:
@@ -149,9 +148,9 @@ def _compile(config: Config, topology: str, program: str) -> Compiled:
             return Compiled(program, error=_first_sentences(text))
     return Compiled(
         program,
-        arguments=memory.argument_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
-        results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        arguments=analysis.argument_size_in_bytes,
+        temporaries=analysis.temp_size_in_bytes,
+        results=analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
         compile_s=time.perf_counter() - start,
         host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
@@ -195,23 +194,27 @@ def _lower_update(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any:
         remat=config.model.remat,
         lora=config.finetune.lora,
     )
-    networks = Networks.of(model, config)
+    networks = memory.networks_of(model, config)
     base = _placed(abstract_parameters(decoder, dtype), mesh)
-    state = jax.eval_shape(lambda tree: update.initial_state(networks, tree, config), base)
-    hyper = jax.eval_shape(lambda: Hyperparameters.of(config))
-    step = update.make_update_step(networks, config, mesh)
-    return step.lower(  # type: ignore[attr-defined]
-        _placed(state, mesh), base, _whole(_abstract_batch(config), mesh), _whole(hyper, mesh)
-    )
+    state = _placed(memory.abstract_state(networks, base, config), mesh)
+    hyper = _whole(jax.eval_shape(lambda: Hyperparameters.of(config)), mesh)
+    learning = config.learning
+    step: Any
+    if memory.is_from_replay(config):
+        batch = _whole(_abstract_batch(config, learning.minibatch_size), mesh)
+        step = update.make_update_step(networks, config, mesh)
+        return step.lower(state, base, batch, hyper)
+    batch = _whole(_abstract_batch(config, learning.num_envs * learning.steps_per_update), mesh)
+    make_labels = actor_critic.make_labels(networks, config)
+    labels = _whole(jax.eval_shape(make_labels, state, base, batch, hyper), mesh)
+    rows_m = jax.ShapeDtypeStruct((learning.minibatch_size,), jnp.int32)
+    step = actor_critic.make_step(networks, config, mesh)
+    return step.lower(state, base, batch, labels, _whole(rows_m, mesh), hyper)
 
 
-def _abstract_batch(config: Config) -> Batch:
-    """A minibatch of longest prompts and actions."""
-    b, p, j = (
-        config.learning.minibatch_size,
-        config.model.max_prompt_length,
-        config.sampling.max_new_tokens,
-    )
+def _abstract_batch(config: Config, b: int) -> Batch:
+    """Transitions of longest prompts and actions."""
+    p, j = config.model.max_prompt_length, config.sampling.max_new_tokens
 
     def array(dtype: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype)

@@ -129,10 +129,11 @@ def export(
     part = output.with_name(f"{output.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     mesh = build_mesh()
+    is_tied = config.learning.tie_policy and config.run.algorithm == "etpo"
     with jax.set_mesh(mesh):
         role = read_role(
             run_path / run_directory.CHECKPOINTS / str(update),
-            ("critic", "trunk") if config.learning.tie_policy else ("policy",),
+            ("critic", "trunk") if is_tied else ("policy",),
             mesh,
         )
         if as_adapter:

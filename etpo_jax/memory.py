@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
+from etpo_jax import actor_critic, update
 from etpo_jax.config import Config
 from etpo_jax.networks import Networks
-from etpo_jax.update import initial_state
 from models.config import DecoderConfig
 from models.convert import abstract_parameters
 from models.sharding import partition_spec, path_name, spec
@@ -83,30 +83,53 @@ def estimate(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> Memo
     state: Any = None
     if is_learning:
         model = Decoder(decoder, dtype=dtype, param_dtype=dtype, lora=config.finetune.lora)
-        networks = Networks.of(model, config)
-        state = jax.eval_shape(lambda tree: initial_state(networks, tree, config), base)
+        state = abstract_state(networks_of(model, config), base, config)
+        trees = {
+            "policy": state.policy,
+            "critic": state.critic,
+            "target critic": getattr(state, "target_critic", None),
+            "optimiser states": (state.policy_optimizer, state.critic_optimizer),
+        }
         resident += [
-            _item("policy", state.policy, mesh),
-            _item("critic", state.critic, mesh),
-            _item("target critic", state.target_critic, mesh),
-            _item("optimiser states", (state.policy_optimizer, state.critic_optimizer), mesh),
+            _item(name, tree, mesh) for name, tree in trees.items() if jax.tree.leaves(tree)
         ]
     # As generation reads them: layer by layer, adapters merged, embeddings that are tied twice.
-    trees = [base] + [base["embedder"]] * decoder.tie_word_embeddings
-    sampled = Item("weights of generation", sum(_num_bytes(tree, mesh) for tree in trees))
+    layout = [base] + [base["embedder"]] * decoder.tie_word_embeddings
+    sampled = Item("weights of generation", sum(_num_bytes(tree, mesh) for tree in layout))
     copies = 1
     if config.sampling.support_threshold > 0:
         copies = 2
         resident.append(dataclasses.replace(sampled, name="reference's weights of generation"))
-    update = _update(config, decoder, mesh, state) if is_learning else []
+    needed = _update(config, decoder, mesh, state) if is_learning else []
     # The device learns while programs execute, and samples with the same weights afterwards.
-    if is_learning and config.learning.steps_per_update > 1 < config.learning.updates_per_batch:
-        update.insert(0, sampled)
+    if is_from_replay(config) and (
+        config.learning.steps_per_update > 1 and config.learning.updates_per_batch > 1
+    ):
+        needed.insert(0, sampled)
     return Memory(
         tuple(resident),
         (sampled, *_generation(config, decoder, mesh, copies)),
-        tuple(update),
+        tuple(needed),
     )
+
+
+def is_from_replay(config: Config) -> bool:
+    """Whether the algorithm is ETPO, which learns from minibatches of the replay."""
+    return config.run.algorithm == "etpo"
+
+
+def networks_of(model: Decoder, config: Config) -> Networks:
+    """The networks as the learner of `--algorithm` has them."""
+    networks = Networks.of(model, config)
+    if is_from_replay(config):
+        return networks
+    return dataclasses.replace(networks, q_parameterization="dueling", tie_policy=False)
+
+
+def abstract_state(networks: Networks, base: Any, config: Config) -> Any:
+    """Shapes of what the learner of `--algorithm` keeps; see `etpo_jax.learner`."""
+    initial = update.initial_state if is_from_replay(config) else actor_critic.initial_state
+    return jax.eval_shape(lambda tree: initial(networks, tree, config), base)
 
 
 def _generation(
@@ -150,10 +173,16 @@ def _update(config: Config, decoder: DecoderConfig, mesh: AbstractMesh, state: A
         "dots": stream + _KEPT_OF_PRODUCTS * _products(config, decoder, b, s, mesh),
         "none": stream + _KEPT_OF_LAYER * layer,
     }[config.model.remat]
-    trained = 1 if learning.tie_policy else 2
-    chunk = min(finetune.loss_chunk_size or j, j)
-    networks = (state.critic, state.policy)
-    gradient = max(_num_bytes(network, mesh) for network in networks)
+    networks = [tree for tree in (state.critic, state.policy) if jax.tree.leaves(tree)]
+    sizes = [_num_bytes(network, mesh) for network in networks]
+    if is_from_replay(config):
+        gradient = max(sizes)
+        logits = _LOGITS * _local("b-v", (b, min(finetune.loss_chunk_size or j, j), v), mesh)
+    else:
+        gradient = sum(sizes)
+        # Before the first step the whole collection is scored, by policy and reference.
+        rows = learning.num_envs * learning.steps_per_update
+        logits = _LOGITS * _local("b-v", (max(rows, b), j, v), mesh)
     if finetune.microbatch_size not in (0, learning.minibatch_size):
         # The sums of both in float32, once as they were and once with the microbatch added.
         gradient += 2 * sum(_num_bytes(_as_float32(network), mesh) for network in networks)
@@ -163,10 +192,10 @@ def _update(config: Config, decoder: DecoderConfig, mesh: AbstractMesh, state: A
         gathered += _gathered(decoder, jnp.dtype(finetune.trained_dtype).itemsize, mesh)
     return [
         Item("gradients", gradient),
-        Item("kept activations", int(trained * decoder.num_layers * kept)),
+        Item("kept activations", int(len(networks) * decoder.num_layers * kept)),
         Item("activations of a layer", layer),
         Item("gathered weights of a layer", gathered),
-        Item("logits", int(_LOGITS * 4 * _local("b-v", (b, chunk, v), mesh))),
+        Item("logits", int(4 * logits)),
     ]
 
 

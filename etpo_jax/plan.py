@@ -8,7 +8,7 @@ be there. With libtpu installed, `--aot` asks the TPU compiler itself.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 from absl import flags
@@ -169,23 +169,28 @@ def _run_lines(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> It
 
 
 def _memory_lines(needed: Memory) -> Iterator[str]:
-    yield f"{'on each device':32}{'parameters':>14}{'memory':>14}"
-    yield from _phase_lines("always", needed.resident)
-    yield from _phase_lines("while actions are sampled, about", needed.generation)
+    text = _gib if needed.peak >= 2**30 else _mib
+    yield f"{'on each device':36}{'parameters':>14}{'memory':>14}"
+    phases = (
+        ("always", needed.resident),
+        ("while actions are sampled, about", needed.generation),
+        ("in a gradient step, about", needed.update),
+    )
+    for title, items in phases:
+        if items:
+            yield title
+            yield from _item_lines(items, text)
     phase = "while actions are sampled"
-    if needed.update:
-        yield from _phase_lines("in a gradient step, about", needed.update)
-        if total(needed.update) > total(needed.generation):
-            phase = "in a gradient step"
-    yield f"{'peak':46}{_gib(needed.peak):>14}  {phase}"
+    if total(needed.update) > total(needed.generation):
+        phase = "in a gradient step"
+    yield f"{'peak':50}{text(needed.peak):>14}  {phase}"
 
 
-def _phase_lines(title: str, items: tuple[Item, ...]) -> Iterator[str]:
-    yield title
+def _item_lines(items: tuple[Item, ...], text: Callable[[int], str]) -> Iterator[str]:
     for item in items:
         count = f"{item.num_parameters / 1e6:,.2f} M" if item.num_parameters else ""
-        yield f"  {item.name:30}{count:>14}{_gib(item.num_bytes):>14}"
-    yield f"  {'sum':44}{_gib(total(items)):>14}"
+        yield f"  {item.name:34}{count:>14}{text(item.num_bytes):>14}"
+    yield f"  {'sum':48}{text(total(items)):>14}"
 
 
 def _advice(
@@ -237,6 +242,10 @@ def _compiler_lines(config: Config, topology: str) -> tuple[list[str], bool]:
 
 def _gib(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:,.2f} GiB"
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"
 
 
 if __name__ == "__main__":
