@@ -6,7 +6,6 @@ alike; figures are medians over rounds. `--peers=` measures this project alone, 
 """
 
 import dataclasses
-import math
 import os
 import statistics
 import tempfile
@@ -20,12 +19,12 @@ import numpy as np
 from absl import flags
 
 import models
+from benchmarks.random_model import num_parameters, random_parameters
 from env import command_line
 from env.base import UsageError
 from etpo_jax.config import SamplingConfig
 from etpo_jax.sampler import Sampler
 from models.config import DecoderConfig
-from models.convert import abstract_parameters
 from models.decode import unstack
 
 _SIZES = {
@@ -107,7 +106,7 @@ class Limits:
         """Seconds that a run takes at least: its products, or reading weights and cache."""
         prompt, new = _PROMPT.value, _NEW.value
         head = config.hidden_size * config.vocab_size
-        body = _num_parameters(config) - head * (1 if config.tie_word_embeddings else 2)
+        body = num_parameters(config) - head * (1 if config.tie_word_embeddings else 2)
         kv_size = config.num_kv_heads * config.head_dim * config.num_layers
         query_size = config.num_heads * config.head_dim * config.num_layers
         total_s = 2 * batch * (prompt * body + head) / self.flops_per_s
@@ -128,14 +127,14 @@ def main() -> None:
     if _PIN.value:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     config, dtype = _config(), jnp.dtype(_DTYPE.value)
-    params = _random_parameters(config, dtype)
+    params = random_parameters(config, dtype, stop_id=_STOP)
     networks = _hugging_face(torch, peers, config, params) if peers else {}
     weights = jax.jit(unstack, static_argnums=1)(params, config)
     del params
-    weight_bytes = _num_parameters(config) * dtype.itemsize
+    weight_bytes = num_parameters(config) * dtype.itemsize
     limits = Limits.measure(weight_bytes, dtype)
     print(
-        f"{_num_parameters(config) / 1e6:.2f} M parameters in {dtype}, {_PROMPT.value} prompt and "
+        f"{num_parameters(config) / 1e6:.2f} M parameters in {dtype}, {_PROMPT.value} prompt and "
         f"{_NEW.value} new tokens, top-k {_TOP_K.value}, temperature {_TEMPERATURE.value:g}, on "
         f"{jax.devices()[0].device_kind}{' (one core)' if _PIN.value else ''}: "
         f"{limits.flops_per_s / 1e9:.0f} GFLOP/s, {limits.bytes_per_s / 1e9:.0f} GB/s\n"
@@ -183,29 +182,6 @@ def _config() -> DecoderConfig:
         attention_bias=False,
         max_position_embeddings=_PROMPT.value + _NEW.value,
     )
-
-
-def _num_parameters(config: DecoderConfig) -> int:
-    shapes = jax.tree.leaves(abstract_parameters(config, jnp.float32))
-    return sum(math.prod(leaf.shape) for leaf in shapes)
-
-
-def _random_parameters(config: DecoderConfig, dtype: Any) -> Any:
-    """Normal with deviation 0.02, norms 1, and a stop token that top-k never lets through."""
-    leaves, structure = jax.tree.flatten_with_path(abstract_parameters(config, dtype))
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    params = jax.tree.unflatten(
-        structure,
-        [
-            jnp.ones(leaf.shape, dtype)
-            if "norm" in jax.tree_util.keystr(path)
-            else jax.random.normal(key, leaf.shape, dtype) * 0.02
-            for (path, leaf), key in zip(leaves, keys, strict=True)
-        ],
-    )
-    kernel = params["lm_head"]["kernel"]
-    params["lm_head"]["kernel"] = kernel.at[:, _STOP].set(0)
-    return params
 
 
 def _ours(config: DecoderConfig, weights: Any, tokens_bp: np.ndarray) -> Program:

@@ -1,0 +1,352 @@
+"""One whole iteration, stage by stage, beside the stages of the authors' PyTorch implementation.
+
+    python -m benchmarks.iteration --flagfile=launch/tiny.flags
+    python -m benchmarks.iteration --flagfile=launch/codellama_7b_h200.flags --sequential
+
+Takes the flags of `etpo_jax.train`: the model's shape (its weights are random), numbers of
+environments and transitions, lengths, precision, optimiser. Programs are not executed: rewards are
+random. On a CPU both run on one core and processor time counts, on an accelerator wall time.
+`--nopeer` leaves torch out.
+"""
+
+import dataclasses
+import importlib
+import os
+import pathlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+# Both programs share the accelerator's memory.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+import models
+from benchmarks.random_model import num_parameters, random_parameters
+from env import command_line
+from env.base import UsageError
+from etpo_jax import config as config_lib
+from etpo_jax.batch import Transition, collate
+from etpo_jax.config import Config
+from etpo_jax.learner import Etpo
+from etpo_jax.mesh import build_mesh
+from etpo_jax.networks import Networks
+from etpo_jax.sampler import Sampler
+from models.config import DecoderConfig
+from models.decode import unstack
+from models.errors import ModelError
+from models.repository import config_folder
+from models.transformer import Decoder
+
+_STOP, _PAD = 2, 0
+
+_PROMPT = flags.DEFINE_integer("prompt_tokens", 128, "Tokens of every prompt.", lower_bound=2)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Measured iterations of each program.", lower_bound=1)
+_PEER = flags.DEFINE_bool("peer", True, "Measure the authors' stages too (needs torch).")
+_SEQUENTIAL = flags.DEFINE_bool(
+    "sequential", False, "One program after the other, where both do not fit into memory."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "File for the text as well.")
+config_lib.define_flags()
+
+Stages = dict[str, float]
+"""Seconds by stage."""
+
+
+@dataclasses.dataclass
+class Result:
+    """What a program took.
+
+    Attributes:
+      stages: seconds of every stage in each round.
+      traffic: bytes between host and device of one iteration.
+      peak: bytes of device memory at most; None where the device does not say.
+    """
+
+    stages: list[Stages]
+    traffic: int
+    peak: int | None
+
+    def median_s(self, stage: str | None = None) -> float:
+        """Of one stage, or of the whole iteration."""
+        return statistics.median(
+            sum(stages.values()) if stage is None else stages.get(stage, 0.0)
+            for stages in self.stages
+        )
+
+
+class Clock:
+    """Seconds of stages: of the processor on a CPU, of the wall elsewhere."""
+
+    def __init__(self, synchronize: Callable[[], None] = lambda: None):
+        self._now = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
+        self._synchronize = synchronize
+        self._last = 0.0
+        self.stages: Stages = {}
+
+    def start(self) -> None:
+        self.stages = {}
+        self._last = self._now()
+
+    def stop(self, stage: str) -> None:
+        """Everything since the last call belongs to `stage`."""
+        self._synchronize()
+        now = self._now()
+        self.stages[stage] = self.stages.get(stage, 0.0) + now - self._last
+        self._last = now
+
+
+class Ours:
+    """The sampler and the update step as training calls them."""
+
+    def __init__(self, config: Config, decoder: DecoderConfig):
+        self._config = config
+        self._mesh = build_mesh(config.model.mesh)
+        dtype = jnp.dtype(config.model.dtype)
+        with jax.set_mesh(self._mesh):
+            self._base = jax.jit(lambda: random_parameters(decoder, dtype, stop_id=_STOP))()
+            model = Decoder(
+                decoder,
+                dtype=dtype,
+                remat=config.model.remat,
+                lora=config.finetune.lora,
+                attention_implementation=config.model.attention,
+            )
+            self._learner = Etpo(Networks.of(model, config), self._base, config, self._mesh)
+            lora = model.lora
+
+            @jax.jit
+            def weights(base: Any, trunk: Any) -> Any:
+                adapters = trunk.get("lora")
+                return unstack(
+                    trunk.get("params", base),
+                    decoder,
+                    dtype=dtype,
+                    lora=adapters,
+                    lora_config=None if adapters is None else lora,
+                )
+
+            self._weights = weights
+        # A support mask would sample with two networks, which the peer does not.
+        sampling = dataclasses.replace(config.sampling, support_threshold=0.0)
+        self._sampler = Sampler(decoder, [_STOP], _PAD, sampling, mesh=self._mesh)
+        self._rng = np.random.default_rng(0)
+        self._vocabulary = decoder.vocab_size
+        self.traffic = 0
+
+    def iterate(self, clock: Clock) -> None:
+        learning = self._config.learning
+        with jax.set_mesh(self._mesh):
+            clock.start()
+            self.traffic = 0
+            weights = jax.block_until_ready(self._weights(self._base, self._learner.policy_trunk()))
+            clock.stop("weights for generation")
+            transitions: list[Transition] = []
+            for _ in range(learning.steps_per_update):
+                transitions += self._collect(weights)
+                clock.stop("generation")
+            del weights
+            for _ in range(learning.updates_per_batch):
+                chosen = self._rng.choice(len(transitions), learning.minibatch_size)
+                batch = collate(
+                    [transitions[index] for index in chosen],
+                    pad_id=_PAD,
+                    length_multiple=self._config.model.length_multiple,
+                    max_prompt_length=self._config.model.max_prompt_length,
+                    max_new_tokens=self._config.sampling.max_new_tokens,
+                )
+                self._count(batch)
+                metrics = jax.device_get(self._learner.learn(batch))
+                self._count(metrics)
+                if not metrics["is_finite"]:
+                    raise RuntimeError(f"a step was not finite: {metrics}")
+            clock.stop("gradient steps")
+
+    def _collect(self, weights: Any) -> list[Transition]:
+        rows = self._config.learning.num_envs
+        tokens_bp = self._rng.integers(3, self._vocabulary, (rows, _PROMPT.value), np.int32)
+        mask_bp = np.ones(tokens_bp.shape, np.bool_)
+        keys_b = jax.random.split(jax.random.key(int(self._rng.integers(2**31))), rows)
+        generation = jax.device_get(self._sampler.generate(weights, tokens_bp, mask_bp, keys_b))
+        self._count((tokens_bp, mask_bp, jax.random.key_data(keys_b), generation))
+        lengths_b = generation.action_mask_bj.sum(axis=1)
+        return [
+            Transition(
+                tokens_bp[row],
+                generation.action_tokens_bj[row, : lengths_b[row]],
+                generation.log_probs_bj[row, : lengths_b[row]],
+                float(self._rng.uniform(-1, 1)),
+                None,
+            )
+            for row in range(rows)
+        ]
+
+    def _count(self, tree: Any) -> None:
+        self.traffic += sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(tree))
+
+    def peak_bytes(self) -> int | None:
+        statistics_of = jax.devices()[0].memory_stats()
+        return None if statistics_of is None else int(statistics_of["peak_bytes_in_use"])
+
+
+class Theirs:
+    """`benchmarks.authors_stages` on the same shapes."""
+
+    def __init__(self, config: Config, decoder: DecoderConfig):
+        module = _import_peer()
+        self._config = config
+        self._vocabulary = decoder.vocab_size
+        self._rng = np.random.default_rng(0)
+        with tempfile.TemporaryDirectory() as folder:
+            params = random_parameters(decoder, jnp.dtype(config.model.dtype), stop_id=_STOP)
+            models.save(folder, decoder, params)
+            del params
+            device = "cpu" if jax.default_backend() == "cpu" else "cuda"
+            self.stages = module.AuthorsStages(folder, config, device, _STOP, _PAD)
+
+    @property
+    def traffic(self) -> int:
+        return self.stages.traffic
+
+    def iterate(self, clock: Clock) -> None:
+        learning = self._config.learning
+        self.stages.traffic = 0
+        clock.start()
+        prompts, actions = [], []
+        for _ in range(learning.steps_per_update):
+            shape = (learning.num_envs, _PROMPT.value)
+            prompts.append(self._rng.integers(3, self._vocabulary, shape, np.int32))
+            actions.append(self.stages.generate(prompts[-1]))
+            clock.stop("generation")
+        prompt_bp, action_bj = np.concatenate(prompts), np.concatenate(actions)
+        reward_b = self._rng.uniform(-1, 1, len(prompt_bp))
+        targets_bj = self.stages.targets(prompt_bp, action_bj, reward_b)
+        clock.stop("scores to the host, targets token by token")
+        for _ in range(learning.updates_per_batch):
+            rows = self._rng.choice(len(prompt_bp), learning.minibatch_size)
+            self.stages.update(prompt_bp[rows], action_bj[rows], targets_bj[rows])
+        clock.stop("gradient steps")
+
+    def peak_bytes(self) -> int | None:
+        peak: int | None = self.stages.peak_bytes()
+        return peak
+
+
+def main() -> None:
+    config = config_lib.from_flags()
+    if config.run.algorithm != "etpo":
+        raise UsageError(f"--algorithm={config.run.algorithm}: this benchmark measures etpo")
+    if _PROMPT.value > config.model.max_prompt_length:
+        raise UsageError(
+            f"--prompt_tokens={_PROMPT.value}: at most "
+            f"--max_prompt_length={config.model.max_prompt_length}"
+        )
+    if _PEER.value:
+        _import_peer()
+    is_cpu = jax.default_backend() == "cpu"
+    if is_cpu:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    decoder = DecoderConfig.from_folder(config_folder(config.model.model))
+    makers: dict[str, Any] = {"etpo_jax": Ours}
+    if _PEER.value:
+        makers["authors' stages"] = Theirs
+    results = _measure(makers, config, decoder)
+    text = "\n".join([*_header(config, decoder, is_cpu), *_table(results, config, decoder)]) + "\n"
+    print(text, end="")
+    if _OUTPUT.value:
+        pathlib.Path(_OUTPUT.value).write_text(text)
+
+
+def _import_peer() -> Any:
+    try:
+        module = importlib.import_module("benchmarks.authors_stages")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise UsageError("torch is not installed: give --nopeer or install it") from error
+    if jax.default_backend() == "cpu":
+        module.torch.set_num_threads(1)
+    return module
+
+
+def _measure(makers: dict[str, Any], config: Config, decoder: DecoderConfig) -> dict[str, Result]:
+    """Rounds of all programs in turn, or of one after the other."""
+    groups = [[name] for name in makers] if _SEQUENTIAL.value else [list(makers)]
+    results: dict[str, Result] = {}
+    for names in groups:
+        programs = {name: makers[name](config, decoder) for name in names}
+        clocks = {
+            name: Clock(program.stages.synchronize) if isinstance(program, Theirs) else Clock()
+            for name, program in programs.items()
+        }
+        rounds: dict[str, list[Stages]] = {name: [] for name in names}
+        for index in range(_ROUNDS.value + 1):
+            for name in names:
+                programs[name].iterate(clocks[name])
+                if index:  # the first compiles
+                    rounds[name].append(clocks[name].stages)
+        for name, program in programs.items():
+            results[name] = Result(rounds[name], program.traffic, program.peak_bytes())
+        del programs, clocks
+    return results
+
+
+def _header(config: Config, decoder: DecoderConfig, is_cpu: bool) -> list[str]:
+    learning = config.learning
+    what = "processor time on one core" if is_cpu else "wall time"
+    return [
+        f"{num_parameters(decoder) / 1e6:.2f} M parameters with random weights, "
+        f"{config.model.dtype}, {config.finetune.finetune} fine-tuning, "
+        f"{config.optimizer.optimizer}, on {jax.devices()[0].device_kind}: {what}, "
+        f"medians of {_ROUNDS.value} rounds, load average {os.getloadavg()[0]:.1f}.",
+        f"An iteration is {learning.steps_per_update} x {learning.num_envs} actions of at most "
+        f"{config.sampling.max_new_tokens} tokens after prompts of {_PROMPT.value}, then "
+        f"{learning.updates_per_batch} gradient steps of {learning.minibatch_size} transitions.",
+        "",
+    ]
+
+
+def _table(results: dict[str, Result], config: Config, decoder: DecoderConfig) -> list[str]:
+    ours, *peers = results.values()
+    peer = peers[0] if peers else None
+    stages = list(dict.fromkeys(stage for r in results.values() for stage in r.stages[0]))
+    columns = ["stage", *(f"{name}, ms" for name in results)]
+    columns += ["ratio"] * bool(peer)
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    for stage in [*stages, None]:
+        seconds = [result.median_s(stage) for result in results.values()]
+        cells = [stage or "whole iteration", *(f"{1e3 * s:.1f}" if s else "-" for s in seconds)]
+        if peer:
+            cells.append(f"{seconds[1] / seconds[0]:.2f}x" if all(seconds) else "-")
+        lines.append(f"| {' | '.join(cells)} |")
+    rest = [
+        ("host-device traffic, MB", [f"{r.traffic / 1e6:.3f}" for r in results.values()]),
+        (
+            "peak device memory, GiB",
+            ["-" if r.peak is None else f"{r.peak / 2**30:.1f}" for r in results.values()],
+        ),
+    ]
+    for name, cells in rest:
+        lines.append(f"| {' | '.join([name, *cells, *([''] * bool(peer))])} |")
+    learning = config.learning
+    new = learning.num_envs * learning.steps_per_update * config.sampling.max_new_tokens
+    tokens = (_PROMPT.value + config.sampling.max_new_tokens) * learning.minibatch_size
+    flops = 16 * num_parameters(decoder) * tokens * learning.updates_per_batch
+    per_s = flops / ours.median_s("gradient steps")
+    return [
+        *lines,
+        "",
+        f"etpo_jax: {new / ours.median_s('generation'):,.0f} tokens/s generated if all were of "
+        f"full length, {per_s / 1e12:.3f} TFLOP/s of the model in gradient steps (16 FLOP per "
+        "parameter and token).",
+    ]
+
+
+if __name__ == "__main__":
+    command_line.run(main, errors=(ModelError,))

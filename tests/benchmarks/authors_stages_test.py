@@ -1,0 +1,50 @@
+"""The peer's targets are Eq. 6: token by token what `soft_q.token_targets` gives in one pass."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is only compared with, never required")
+
+import jax.numpy as jnp  # noqa: E402
+
+import models  # noqa: E402
+from benchmarks.authors_stages import AuthorsStages  # noqa: E402
+from benchmarks.random_model import random_parameters  # noqa: E402
+from etpo_jax.config import Config  # noqa: E402
+from etpo_jax.soft_q import soft_value, token_targets  # noqa: E402
+from models.transformer import positions  # noqa: E402
+
+
+@pytest.fixture
+def peer(tmp_path):
+    model, _ = models.load("models/tiny")
+    params = random_parameters(model.config, jnp.float32, stop_id=2)
+    models.save(tmp_path, model.config, params)
+    config = Config.from_dict(
+        {"beta": 0.3, "optimizer": "lion", "policy_learning_rate": 1e-3, "max_new_tokens": 5}
+    )
+    return model, params, AuthorsStages(str(tmp_path), config, "cpu", 2, 0)
+
+
+def test_targets_and_a_step(peer):
+    model, params, stages = peer
+    rng = np.random.default_rng(0)
+    prompt = rng.integers(3, 500, (2, 6), np.int32)
+    action = stages.generate(prompt)
+    assert action.shape == (2, 5)
+    reward = np.array([0.5, -1.0], np.float32)
+    tokens = jnp.asarray(np.concatenate([prompt, action], axis=1))
+    mask = jnp.ones_like(tokens, bool)
+    logits = models.apply(model, params, tokens, positions(mask), mask)[:, 5:-1]
+    value = soft_value(logits, logits, logits, beta=0.3)
+    expected = token_targets(
+        value, jnp.zeros(2), jnp.asarray(reward), jnp.zeros(2), mask[:, 6:], gamma=1.0
+    )
+    before = stages.traffic
+    targets = stages.targets(prompt, action, reward)
+    np.testing.assert_allclose(targets, expected, rtol=1e-4, atol=1e-5)
+    # Three arrays over the vocabulary came to the host.
+    assert stages.traffic - before >= 3 * 4 * action.size * model.config.vocab_size
+    losses = [stages.update(prompt, action, targets) for _ in range(3)]
+    # The uniform loss falls whatever the rewards are; see docs/algorithm.md.
+    assert losses[-1]["policy_loss"] < losses[0]["policy_loss"]
