@@ -23,7 +23,7 @@ from env import command_line
 from env.base import Task, UsageError
 from etpo_jax import build, json_files, perplexity, run_directory
 from etpo_jax import config as config_lib
-from etpo_jax.checkpoint import committed_steps, read_state
+from etpo_jax.checkpoint import choose, read_state
 from etpo_jax.config import Config
 from etpo_jax.learner import make_learner
 from etpo_jax.mesh import build_mesh
@@ -76,7 +76,7 @@ def main() -> int:
         trunk: Role = {}
         title = config.model.model
         if run_path is not None:
-            update = _checkpoint(run_path)
+            update = choose(run_path / run_directory.CHECKPOINTS, _CHECKPOINT.value)
             trunk = _restore_policy(config, run_path, update, language, mesh)
             title = f"{run_path} after update {update}"
         answer: dict[str, Any] = {"policy": title, "dataset": config.task.dataset}
@@ -240,17 +240,6 @@ def _resolve() -> tuple[Config, Path | None]:
         raise UsageError(f"--run_dir={run_path}: is no run directory")
     stored = json_files.read(run_path / run_directory.CONFIG)
     return config_lib.from_flags(defaults=stored), run_path
-
-
-def _checkpoint(run_path: Path) -> int:
-    steps = committed_steps(run_path / run_directory.CHECKPOINTS)
-    if not steps:
-        raise UsageError(f"--run_dir={run_path}: has no checkpoint yet")
-    wanted = steps[-1] if _CHECKPOINT.value is None else _CHECKPOINT.value
-    if wanted not in steps:
-        present = ", ".join(map(str, steps))
-        raise UsageError(f"--checkpoint={wanted}: the run has those of updates {present}")
-    return wanted
 
 
 def _restore_policy(
