@@ -20,6 +20,8 @@ class Transition:
       log_probs: float32 [j], log mu of each token: the distribution that was really sampled from.
       reward: of the whole action.
       next_prompt_tokens: int32 [p'] of the next state, None where the episode ended.
+      targets: float32 [j], what the critic regresses on at each token, where that is computed at
+        collection (`--targets=collection`).
     """
 
     prompt_tokens: np.ndarray
@@ -27,6 +29,7 @@ class Transition:
     log_probs: np.ndarray
     reward: float
     next_prompt_tokens: np.ndarray | None
+    targets: np.ndarray | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -42,6 +45,7 @@ class Batch:
       continues_b: 1 where there is a next state, 0 where the episode ended.
       next_prompt_tokens_bp, next_prompt_mask_bp: next states; one arbitrary real token in rows
         without any, so that attention stays defined.
+      targets_bj: targets that came with the transitions, 0 on padding; None without any.
     """
 
     prompt_tokens_bp: Int[Array, "b p"]
@@ -53,6 +57,7 @@ class Batch:
     continues_b: Float[Array, "b"]
     next_prompt_tokens_bp: Int[Array, "b q"]
     next_prompt_mask_bp: Bool[Array, "b q"]
+    targets_bj: Float[Array, "b j"] | None = None
 
 
 def pad_left(
@@ -121,4 +126,7 @@ def collate(
         "next_prompt_tokens_bp": next_prompt_tokens_bp,
         "next_prompt_mask_bp": next_prompt_mask_bp,
     }
+    targets = [t.targets for t in transitions if t.targets is not None]
+    if targets:
+        arrays["targets_bj"], _ = pad_right(targets, action_length, 0.0, np.float32)
     return Batch(**arrays)  # type: ignore[arg-type]

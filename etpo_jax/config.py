@@ -340,6 +340,12 @@ class LearningConfig(Section):
         "whole action (docs/algorithm.md).",
         choices=("one_step", "retrace", "path"),
     )
+    targets: str = option(
+        "update",
+        "When etpo's one_step and retrace targets are computed: in each gradient step, as "
+        "Algorithm 1 has it, or once at collection, as the authors' code does.",
+        choices=("update", "collection"),
+    )
     path_starts: str = option(
         "all",
         "Paths of --critic_loss=path: from every token or the first.",
@@ -400,6 +406,10 @@ class LearningConfig(Section):
             raise ValueError(
                 f"--gamma_within={self.gamma_within:g}: --critic_loss=path needs 1, a path does "
                 "not discount inside an action"
+            )
+        if self.critic_loss == "path" and self.targets == "collection":
+            raise ValueError(
+                "--targets=collection: --critic_loss=path has no targets of tokens, it needs update"
             )
         if self.tie_policy and not implied:
             raise ValueError(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
 from etpo_jax import actor_critic
 from etpo_jax.actor_critic import ActorCriticState
@@ -21,6 +22,7 @@ from etpo_jax.update import (
     constrain,
     initial_state,
     make_measure,
+    make_targets,
     make_update_step,
 )
 
@@ -57,6 +59,9 @@ class ReplayLearner(Learner, Protocol):
     def learn(self, batch: Batch) -> Metrics:
         """One gradient step; the metrics may still be on their way."""
 
+    def targets(self, batch: Batch) -> Float[Array, "b j"]:
+        """What the critic would regress on now, token by token."""
+
 
 @runtime_checkable
 class CollectionLearner(Learner, Protocol):
@@ -74,6 +79,7 @@ class Etpo:
         self._base = base
         self._hyper = Hyperparameters.of(config)
         self._update_step = make_update_step(networks, config, mesh)
+        self._targets = make_targets(networks, config)
         self._measure = make_measure(networks)
         self.num_updates = config.learning.updates_per_batch
         self.state: TrainState = jax.jit(
@@ -95,6 +101,9 @@ class Etpo:
     def learn(self, batch: Batch) -> Metrics:
         self.state, metrics = self._update_step(self.state, self._base, batch, self._hyper)
         return metrics
+
+    def targets(self, batch: Batch) -> Float[Array, "b j"]:
+        return self._targets(self.state, self._base, batch, self._hyper)
 
     def measure(self, batch: Batch) -> Metrics:
         return self._measure(self._base, self.policy_trunk(), batch, self._hyper)

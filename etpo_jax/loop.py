@@ -80,6 +80,7 @@ class Loop:
             max(learning.replay_size, learning.num_envs * learning.steps_per_update),
             config.model.max_prompt_length,
             config.sampling.max_new_tokens,
+            has_targets=learning.targets == "collection" and isinstance(learner, ReplayLearner),
         )
         prompts = Prompts(task, language.tokenizer, config.model.max_prompt_length)
         self._episodes = Episodes(task, prompts, learning.num_envs, config.run.seed)
@@ -181,6 +182,9 @@ class Loop:
             rows += step_rows
         if update == 1:
             self._learner.start(float(np.mean([transition.reward for transition in new])))
+        if self._config.learning.targets == "collection":
+            with timer.measure("update_s"):
+                new = self._with_targets(new)
         self._replay.add(new)
         with timer.measure("update_s"):
             learned += self._learn_from_new(new, update)
@@ -216,15 +220,26 @@ class Loop:
     def _learn_from_new(self, new: list[Transition], update: int) -> list[Metrics]:
         """The gradient steps that take new transitions, or else what the policy is like."""
         if isinstance(self._learner, CollectionLearner):
-            learning = self._config.learning
-            # The last collection may be smaller: filled up with itself, it has the same shape.
-            size = learning.num_envs * learning.steps_per_update
-            filled = [new[index % len(new)] for index in range(size)]
-            return self._learner.learn_collection(self._collate(filled), self._rng(update, 0))
+            return self._learner.learn_collection(self._whole(new), self._rng(update, 0))
         fresh = self._collate(self._fresh(new, update))
         if isinstance(self._learner, ReplayLearner):
             return [self._learner.learn(fresh)]
         return [self._learner.measure(fresh)]
+
+    def _with_targets(self, new: list[Transition]) -> list[Transition]:
+        """A collection with its targets, of learners that keep them for later steps."""
+        if not isinstance(self._learner, ReplayLearner):
+            return new
+        targets_bj = hosts.fetch(self._learner.targets(self._whole(new)))
+        return [
+            dataclasses.replace(transition, targets=targets_j[: len(transition.action_tokens)])
+            for transition, targets_j in zip(new, targets_bj, strict=False)
+        ]
+
+    def _whole(self, new: list[Transition]) -> Batch:
+        """A collection as one batch; a smaller last one is filled up with itself: one shape."""
+        size = self._config.learning.num_envs * self._config.learning.steps_per_update
+        return self._collate([new[index % len(new)] for index in range(size)])
 
     def _fresh(self, new: list[Transition], update: int) -> list[Transition]:
         """A minibatch of new transitions, filled up from the replay if they are too few."""

@@ -12,7 +12,15 @@ _ABSENT = -1  # length of a next state that there is not
 class Replay:
     """A ring of transitions in arrays of fixed shape: every checkpoint has one layout."""
 
-    def __init__(self, capacity: int, max_prompt_length: int, max_new_tokens: int):
+    def __init__(
+        self,
+        capacity: int,
+        max_prompt_length: int,
+        max_new_tokens: int,
+        *,
+        has_targets: bool = False,
+    ):
+        """Room for `capacity` transitions, with targets of their tokens or without."""
         self._arrays: dict[str, np.ndarray] = {
             "prompt_tokens": np.zeros((capacity, max_prompt_length), np.int32),
             "prompt_length": np.zeros(capacity, np.int32),
@@ -24,6 +32,8 @@ class Replay:
             "next_prompt_length": np.full(capacity, _ABSENT, np.int32),
             "num_added": np.zeros((), np.int64),
         }
+        if has_targets:
+            self._arrays["targets"] = np.zeros((capacity, max_new_tokens), np.float32)
         self._capacity = capacity
 
     def __len__(self) -> int:
@@ -33,7 +43,8 @@ class Replay:
         """Appends, overwriting the oldest.
 
         Raises:
-          ValueError: if there are more transitions than the ring holds, or one is too long.
+          ValueError: if there are more transitions than the ring holds, one is too long, or one has
+            targets or lacks them where the replay does not.
         """
         if len(transitions) > self._capacity:
             raise ValueError(
@@ -46,6 +57,10 @@ class Replay:
             _store(arrays, "action", slot, transition.action_tokens)
             arrays["log_probs"][slot, : len(transition.log_probs)] = transition.log_probs
             arrays["reward"][slot] = transition.reward
+            if (transition.targets is not None) != ("targets" in arrays):
+                raise ValueError("targets are stored with all transitions of a replay or with none")
+            if transition.targets is not None:
+                arrays["targets"][slot, : len(transition.targets)] = transition.targets
             if transition.next_prompt_tokens is None:
                 arrays["next_prompt_length"][slot] = _ABSENT
             else:
@@ -75,6 +90,7 @@ class Replay:
             next_prompt_tokens=None
             if next_length == _ABSENT
             else arrays["next_prompt_tokens"][slot, :next_length].copy(),
+            targets=arrays["targets"][slot, :action_length].copy() if "targets" in arrays else None,
         )
 
     def state(self) -> dict[str, np.ndarray]:

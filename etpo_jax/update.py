@@ -116,6 +116,44 @@ def make_update_step(networks: Networks, config: Config, mesh: Mesh) -> UpdateSt
     return jax.jit(update_step, donate_argnums=0)
 
 
+def make_targets(
+    networks: Networks, config: Config
+) -> Callable[[TrainState, Any, Batch, Hyperparameters], Float[Array, "b j"]]:
+    """The jitted (state, base, batch, hyperparameters) -> targets of every token, no gradient.
+
+    What a gradient step computes for itself, for those that are computed at collection.
+    """
+
+    def targets(
+        state: TrainState, base: Any, batch: Batch, hyper: Hyperparameters
+    ) -> Float[Array, "b j"]:
+        batch = jax.tree.map(over_devices, batch)
+        learning = config.learning
+        next_value_b = _next_state_value(networks, learning, base, state, batch, hyper)
+
+        def hidden(role: Role) -> Array:
+            return action_hidden(networks, base, role, batch)
+
+        scores = score_tokens(
+            networks,
+            learning,
+            base,
+            Roles(state.policy, state.critic, state.target_critic),
+            Hidden(
+                hidden({}),
+                None if networks.tie_policy else hidden(state.policy),
+                hidden(state.critic.trunk),
+                hidden(state.target_critic.trunk),
+            ),
+            batch.action_tokens_bj,
+            hyper,
+            chunk_size=config.finetune.loss_chunk_size,
+        )
+        return _targets(learning, scores, batch, next_value_b, hyper)
+
+    return jax.jit(targets)
+
+
 def make_measure(
     networks: Networks,
 ) -> Callable[[Any, Role, Batch, Hyperparameters], Metrics]:
@@ -306,7 +344,9 @@ def _losses(
         critic_share = share.actions if learning.path_starts == "root" else share.tokens
         target_mean = jnp.mean(target_b) * share.actions
     else:
-        target_bj = _targets(learning, scores, batch, next_value_b, hyper)
+        target_bj = batch.targets_bj
+        if target_bj is None:
+            target_bj = _targets(learning, scores, batch, next_value_b, hyper)
         critic_objective = critic_loss(
             scores.q_bj, target_bj, mask_bj, huber_delta=learning.huber_delta
         )

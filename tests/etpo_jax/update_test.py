@@ -444,3 +444,21 @@ def test_a_small_step_of_lion_moves_weights_by_its_length_on_average(model, base
     assert abs(np.mean(moved) - rate) < 5 * standard_error + 0.01 * rate
     if trained_dtype == "bfloat16":
         assert np.mean(moved > 0) < 0.2, "the spacing is not above the step"
+
+
+def test_targets_of_the_collection_are_those_of_the_first_step(model, base):
+    """Computed beside the step and given to it, they change nothing; others do."""
+    batch = make_batch(9)
+    values = {"critic_loss": "one_step", "q_parameterization": "residual"}
+    step, state, hyper, networks = networks_apart(model, base, **values)
+    config = Config.from_dict({**DEFAULTS, **values})
+    targets = update.make_targets(networks, config)(state, base, batch, hyper)
+    metrics = []
+    for targets_bj in (None, targets, targets + 1.0):
+        _, state, *_ = networks_apart(model, base, **values)
+        labelled = dataclasses.replace(batch, targets_bj=targets_bj)
+        metrics.append(step(state, base, labelled, hyper)[1])
+    at_update, at_collection, other = metrics
+    for name, value in at_update.items():
+        np.testing.assert_allclose(at_collection[name], value, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(other["target_mean"] - at_update["target_mean"], 1.0, rtol=1e-4)
