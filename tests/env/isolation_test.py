@@ -114,19 +114,13 @@ def test_no_tier_no_execution(no_tier):
     assert "--isolation=unsafe" in str(error.value)
 
 
-def test_unsafe_only_by_name(no_tier):
-    with CodeExecutor(TABLE, **OPTIONS, isolation="unsafe") as executor:
-        assert executor.isolation == "unsafe"
-        (result,) = executor.run(["open('/dev/null').close(); model = 1"])
-    assert result.error.startswith("AttributeError")
-
-
-def test_labels_can_be_remembered_without_walls(tmp_path):
-    # So the test that they cannot be behind walls means something.
+def test_unsafe_by_name_has_no_walls(no_tier, tmp_path):
+    # Labels can be remembered: so the test that they cannot be behind walls means something.
     rng = np.random.default_rng(0)
     noise = Noise(rng.normal(size=(400, 3)), rng.integers(2, size=400))
     body = Attack("memory", MEMORY).body({"FOLDERS": [str(tmp_path)]})
     with CodeExecutor(noise, **{**OPTIONS, "num_workers": 1}, isolation="unsafe") as executor:
+        assert executor.isolation == "unsafe"
         first, second = (executor.run([body])[0].reward for _ in range(2))
     assert first > 0.8
     assert second > 0.99
