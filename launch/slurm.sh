@@ -23,6 +23,6 @@ fi
 flagfile=$1 run_dir=$2
 shift 2
 export XLA_PYTHON_CLIENT_MEM_FRACTION=0.92
-exec srun --kill-on-bad-exit=1 .venv/bin/python -m etpo_jax.train \
+exec srun .venv/bin/python -m etpo_jax.train \
   "--flagfile=$flagfile" "--run_dir=$run_dir" --coordinator_address=auto \
   "--num_workers=${SLURM_CPUS_PER_TASK:-8}" "$@"

@@ -134,7 +134,6 @@ def test_slurm_starts_a_process_for_each_gpu(tmp_path):
     done = start("slurm.sh", flagfile, "runs/a b", "--seed=1", path=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "--kill-on-bad-exit=1",
         ".venv/bin/python",
         "-m",
         "etpo_jax.train",
