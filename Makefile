@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN_DIR ?= runs/demo
+SOAK ?= 1000
 BIN := $(VENV)/bin
 
-.PHONY: demo test parity lint types clean
+.PHONY: demo test parity lint types soak ray clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/python -m etpo_jax.train --flagfile=launch/tiny.flags --run_dir=$(RUN_DIR)
@@ -23,6 +24,14 @@ lint: $(VENV)/test.stamp
 types: $(VENV)/test.stamp
 	$(BIN)/mypy
 
+# Many hostile and benign programs; fails if anything grows.
+soak: $(VENV)/test.stamp
+	$(BIN)/python -m benchmarks.soak --num_executions=$(SOAK)
+
+# Execution on a Ray cluster of two nodes on this machine; installs Ray.
+ray: $(VENV)/ray.stamp
+	$(BIN)/python -m pytest tests/env/ray_executor_test.py
+
 $(VENV)/run.stamp: requirements.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
@@ -35,6 +44,10 @@ $(VENV)/test.stamp: requirements-test.txt requirements.txt
 
 $(VENV)/parity.stamp: requirements-parity.txt $(VENV)/test.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt
+	touch $@
+
+$(VENV)/ray.stamp: requirements-ray.txt $(VENV)/test.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-ray.txt
 	touch $@
 
 clean:
