@@ -23,6 +23,7 @@ from etpo_jax.config import Config
 from etpo_jax.divergence import categorical_kl, entropy, masked_mean
 from etpo_jax.hyperparameters import Hyperparameters
 from etpo_jax.networks import Networks
+from etpo_jax.token_scores import in_chunks
 from etpo_jax.train_state import Critic, Role
 from etpo_jax.update import (
     Metrics,
@@ -108,7 +109,9 @@ def make_labels(networks: Networks, config: Config) -> LabelCollection:
         mask_bj = batch.action_mask_bj
         reference_bjd = action_hidden(networks, base, {}, batch)
         policy_bjd = action_hidden(networks, base, state.policy, batch)
-        scores = _score(networks, base, state.policy, policy_bjd, reference_bjd, batch, hyper)
+        scores = _score(
+            networks, config, base, state.policy, policy_bjd, reference_bjd, batch, hyper
+        )
         # mu, the distribution that was really sampled from, is the old policy of the ratio.
         log_probs = (batch.log_probs_bj, scores.reference_log_prob_bj, mask_bj)
         next_value_b = _next_state_value(networks, base, state.critic, batch)
@@ -263,7 +266,7 @@ def _losses(
 ) -> Metrics:
     policy, critic = trained
     policy_bjd = action_hidden(networks, base, policy, batch)
-    scores = _score(networks, base, policy, policy_bjd, labels.reference_bjd, batch, hyper)
+    scores = _score(networks, config, base, policy, policy_bjd, labels.reference_bjd, batch, hyper)
     mask: Bool[Array, "*b"]
     if config.run.algorithm == "poad":
         assert critic is not None  # POAD always has one
@@ -289,6 +292,7 @@ def _losses(
 
 def _score(
     networks: Networks,
+    config: Config,
     base: Any,
     policy: Role,
     policy_bjd: Array,
@@ -296,20 +300,27 @@ def _score(
     batch: Batch,
     hyper: Hyperparameters,
 ) -> _Scores:
-    tokens_bj, distribution = batch.action_tokens_bj, hyper.distribution
-    raw_bjv = networks.logits(base, {}, reference_bjd)
-    support_bjv = distribution.support(raw_bjv)
-    # A sampled token was in the support, whatever rounding in another program says at its edge.
-    support_bjv |= jax.nn.one_hot(tokens_bj, raw_bjv.shape[-1], dtype=jnp.bool_)
-    reference_bjv = distribution.logits(raw_bjv, support_bjv)
-    policy_bjv = distribution.logits(networks.logits(base, policy, policy_bjd), support_bjv)
-    constant_bjv = jax.lax.stop_gradient(policy_bjv)
-    return _Scores(
-        log_prob_bj=_of_token(jax.nn.log_softmax(policy_bjv), tokens_bj),
-        reference_log_prob_bj=_of_token(jax.nn.log_softmax(reference_bjv), tokens_bj),
-        kl_bj=categorical_kl(constant_bjv, reference_bjv),
-        entropy_bj=entropy(constant_bjv),
-    )
+    distribution = hyper.distribution
+
+    def score(inputs: tuple[Array, Array, Array]) -> _Scores:
+        policy_bjd, reference_bjd, tokens_bj = inputs
+        raw_bjv = networks.logits(base, {}, reference_bjd)
+        support_bjv = distribution.support(raw_bjv)
+        # A sampled token was in the support, whatever rounding elsewhere says at its edge.
+        support_bjv |= jax.nn.one_hot(tokens_bj, raw_bjv.shape[-1], dtype=jnp.bool_)
+        reference_bjv = distribution.logits(raw_bjv, support_bjv)
+        policy_bjv = distribution.logits(networks.logits(base, policy, policy_bjd), support_bjv)
+        constant_bjv = jax.lax.stop_gradient(policy_bjv)
+        return _Scores(
+            log_prob_bj=_of_token(jax.nn.log_softmax(policy_bjv), tokens_bj),
+            reference_log_prob_bj=_of_token(jax.nn.log_softmax(reference_bjv), tokens_bj),
+            kl_bj=categorical_kl(constant_bjv, reference_bjv),
+            entropy_bj=entropy(constant_bjv),
+        )
+
+    inputs = (policy_bjd, reference_bjd, batch.action_tokens_bj)
+    scores: _Scores = in_chunks(score, inputs, config.finetune.loss_chunk_size)
+    return scores
 
 
 def _token_values(networks: Networks, base: Any, critic: Critic, batch: Batch) -> Array:

@@ -5,6 +5,7 @@ networks. They are reduced to one number per token where they are made, for all 
 for a chunk of positions after the other; in chunks, the backward pass makes them again.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -92,12 +93,28 @@ def score_tokens(
       chunk_size: positions at a time; 0 is all.
     """
 
-    def score(hidden: Hidden, tokens_bj: Array) -> TokenScores:
+    def score(inputs: tuple[Hidden, Array]) -> TokenScores:
+        hidden, tokens_bj = inputs
         return _score(networks, learning, base, roles, hidden, tokens_bj, hyper)
 
-    j = tokens_bj.shape[1]
+    scores: TokenScores = in_chunks(score, (hidden, tokens_bj), chunk_size)
+    return scores
+
+
+def in_chunks(score: Callable[[Any], Any], inputs: Any, chunk_size: int) -> Any:
+    """Scores positions of actions chunk by chunk, so that logits exist for one chunk at a time.
+
+    Args:
+      score: takes arrays like `inputs` with fewer positions, returns a tree of [b, positions].
+      inputs: tree of [b, j, ...].
+      chunk_size: positions at a time; 0 is all.
+
+    Returns:
+      What `score` returns for all positions, [b, j].
+    """
+    j = jax.tree.leaves(inputs)[0].shape[1]
     if not 0 < chunk_size < j:
-        return score(hidden, tokens_bj)
+        return score(inputs)
     num_chunks = -(-j // chunk_size)
 
     def split(x: Array) -> Array:
@@ -109,8 +126,8 @@ def score_tokens(
     def join(x: Array) -> Array:
         return x.swapaxes(0, 1).reshape(x.shape[1], num_chunks * chunk_size)[:, :j]
 
-    chunks = jax.tree.map(split, (hidden, tokens_bj))
-    return jax.tree.map(join, jax.lax.map(jax.checkpoint(lambda chunk: score(*chunk)), chunks))
+    chunks = jax.tree.map(split, inputs)
+    return jax.tree.map(join, jax.lax.map(jax.checkpoint(score), chunks))
 
 
 def _score(

@@ -51,8 +51,13 @@ def make_config(mode, **values):
 
 
 @functools.cache
-def programs(mode, microbatch_size=0):
-    config = make_config(mode, microbatch_size=microbatch_size, minibatch_size=4)
+def programs(mode, microbatch_size=0, loss_chunk_size=0):
+    config = make_config(
+        mode,
+        microbatch_size=microbatch_size,
+        loss_chunk_size=loss_chunk_size,
+        minibatch_size=4,
+    )
     mesh = build_mesh()
     return (
         actor_critic.make_labels(NETWORKS, config),
@@ -225,14 +230,14 @@ def test_losses_equal_the_formulas_row_by_row(base, mode):
     assert (state.critic is None) == (mode == "leave_one_out")
 
 
-def test_microbatches_are_the_minibatch(base):
+def test_microbatches_and_chunks_are_the_minibatch(base):
     """Of POAD, whose means over tokens are no means over microbatches."""
     batch = make_batch()
     labels, _, hyper = programs("poad")
     found = labels(make_state(base, "poad"), base, batch, hyper)
     moved = []
-    for size in (0, 2):
-        _, step, _ = programs("poad", size)
+    for sizes in ((0, 0), (2, 3)):
+        _, step, _ = programs("poad", *sizes)
         state = make_state(base, "poad")
         state, metrics = step(state, base, batch, found, np.arange(4), hyper)
         moved.append((state.policy, state.critic, metrics))

@@ -73,6 +73,7 @@ def test_the_authors_run_is_what_they_published():
         "top_k": 50,
         "loss_temperature": 1.0,
         "critic_loss": "one_step",
+        "targets": "collection",
         "policy_loss": "uniform",
         "q_parameterization": "logits",
         "prompt_style": "official",
