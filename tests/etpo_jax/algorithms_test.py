@@ -103,6 +103,20 @@ def quick_compilation():
 
 
 @pytest.fixture(scope="module")
+def compilations():
+    """A list that grows by one whenever XLA compiles."""
+    events = []
+
+    def note(event, duration, **facts):
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(note)
+
+
+@pytest.fixture(scope="module")
 def language():
     token = jnp.zeros((1, 1), jnp.int32)
     shapes = jax.eval_shape(MODEL.init, jax.random.key(0), token, token, token == 0)["params"]
@@ -116,7 +130,9 @@ def language():
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_a_tiny_run_improves_on_its_own_start(language, name):
+def test_a_tiny_run_improves_on_its_own_start_and_compiles_only_at_its_start(
+    language, compilations, name
+):
     values = {**SETTINGS, **ALGORITHMS[name], "algorithm": name.split(",")[0]}
     config, mesh, memory = Config.from_dict(values), build_mesh(), Memory()
     with jax.set_mesh(mesh):
@@ -130,13 +146,17 @@ def test_a_tiny_run_improves_on_its_own_start(language, name):
             learner,
             ToyTask(max_steps=2),
         )
-        loop.run(lambda: False, lambda row: None)
+        compiled = []
+        loop.run(lambda: False, lambda row: compiled.append(len(compilations)))
         loop.close()
     rewards = np.array([row["reward"] for row in memory.episodes])
     fifth = len(rewards) // 5
     gain = rewards[-fifth:].mean() - rewards[:fifth].mean()
     last = memory.metrics[-1]
     assert last["env_step"] == 640
+    # The first update has no replay yet and one prompt for all, the second has both.
+    assert compiled[0] > 0
+    assert compiled[-1] == compiled[2]
     if name == "reflection":
         assert last["gradient_steps"] == 0
         assert abs(last["kl_to_reference"]) < 1e-5
