@@ -20,6 +20,7 @@ from etpo_jax.reproduction.measures import Results, Run
 # Okabe and Ito's colours, told apart with every common kind of colour vision; then dashes.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#A0508A", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":")
+_X_LABEL = "environment steps k"
 _NUM_POINTS = 25
 _NUM_RESAMPLES = 400
 # Text in SVG stays text; ids and dates that differ from run to run are left out.
@@ -35,13 +36,11 @@ def best_reward(results: Results, title: str) -> Figure:
 
 def average_reward(results: Results, title: str) -> Figure:
     """Figure 4: the average reward of what was executed around step k, over common data sets."""
-    figure, axes = _axes(title, "average reward (a failure is -1)")
+    figure, axes = _axes(title, "mean reward")
     total = min(len(run.reward_t) for run in _runs(results))
     window = max(1, total // 10)
     _curves(axes, results, lambda run, k: float(run.reward_t[max(0, k - window) : k].mean()))
-    axes.text(
-        0.99, 0.02, f"mean of the last {window} actions", transform=axes.transAxes, ha="right"
-    )
+    axes.set_ylabel(f"mean reward of the last {window} actions (a failure is -1)")
     return figure
 
 
@@ -97,7 +96,7 @@ def _axes(title: str, label: str) -> tuple[Figure, Axes]:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
-    axes.set_xlabel("environment steps k")
+    axes.set_xlabel(_X_LABEL)
     axes.set_ylabel(label)
     axes.grid(color="0.9", lw=0.8)
     axes.set_axisbelow(True)
@@ -117,14 +116,8 @@ def _curves(axes: Axes, results: Results, value: Callable[[Run, int], float]) ->
         axes.fill_between(points, low, high, color=colour, alpha=0.15, lw=0)
         axes.plot(points, middle, dash, color=colour, lw=2, label=name)
     axes.legend(frameon=False, fontsize=10)
-    axes.text(
-        0.01,
-        0.02,
-        f"{len(datasets)} data sets; interquartile mean, 95 % bootstrap band",
-        transform=axes.transAxes,
-        fontsize=9,
-        color="0.35",
-    )
+    count = f"{len(datasets)} data set" + "s" * (len(datasets) != 1)
+    axes.set_xlabel(f"{_X_LABEL}\n({count}; interquartile mean, 95 % bootstrap band)")
 
 
 def _band(

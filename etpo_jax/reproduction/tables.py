@@ -81,7 +81,7 @@ def methods(results: Results) -> Table:
         rows.append(cells)
     return Table(
         "methods",
-        f"Methods over {len(datasets)} data sets",
+        f"Methods over {len(datasets)} data set" + "s" * (len(datasets) != 1),
         header,
         rows,
         [
