@@ -36,7 +36,6 @@ from models.config import DecoderConfig
 from models.convert import abstract_parameters
 from models.repository import config_folder
 from models.sharding import shardings
-from models.transformer import Decoder
 
 PROGRAMS = ("generation", "update")
 _TOPOLOGY = re.compile(r"(v4|v5p):\d+x\d+x\d+|(v5e|v6e):\d+x\d+")
@@ -89,6 +88,8 @@ def compile_for(config: Config, topology: str, programs: Sequence[str]) -> list[
     """
     if not _TOPOLOGY.fullmatch(topology):
         raise UsageError(f"--aot={topology}: must be such as v5e:4x4, v6e:2x4, v5p:2x2x1, v4:2x2x4")
+    if config.model.attention == "cudnn":
+        raise UsageError(f"--aot={topology}: --attention=cudnn is for NVIDIA GPUs")
     if importlib.util.find_spec("libtpu") is None:
         raise UsageError(
             f"--aot={topology}: libtpu is not installed (pip install -r requirements-tpu.txt)"
@@ -187,14 +188,7 @@ def _topology_mesh(topology: str, mesh_text: str) -> Mesh:
 
 def _lower_update(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any:
     dtype = jnp.dtype(config.model.dtype)
-    model = Decoder(
-        decoder,
-        dtype=dtype,
-        param_dtype=dtype,
-        remat=config.model.remat,
-        lora=config.finetune.lora,
-    )
-    networks = memory.networks_of(model, config)
+    networks = memory.networks_of(config, decoder)
     base = _placed(abstract_parameters(decoder, dtype), mesh)
     state = _placed(memory.abstract_state(networks, base, config), mesh)
     hyper = _whole(jax.eval_shape(lambda: Hyperparameters.of(config)), mesh)
@@ -229,6 +223,7 @@ def _abstract_batch(config: Config, b: int) -> Batch:
         continues_b=array(jnp.float32, b),
         next_prompt_tokens_bp=array(jnp.int32, b, p),
         next_prompt_mask_bp=array(jnp.bool_, b, p),
+        targets_bj=array(jnp.float32, b, j) if config.learning.targets == "collection" else None,
     )
 
 

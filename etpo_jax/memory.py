@@ -82,8 +82,7 @@ def estimate(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> Memo
     is_learning = config.run.algorithm != "reflection"
     state: Any = None
     if is_learning:
-        model = Decoder(decoder, dtype=dtype, param_dtype=dtype, lora=config.finetune.lora)
-        state = abstract_state(networks_of(model, config), base, config)
+        state = abstract_state(networks_of(config, decoder), base, config)
         trees = {
             "policy": state.policy,
             "critic": state.critic,
@@ -118,8 +117,17 @@ def is_from_replay(config: Config) -> bool:
     return config.run.algorithm == "etpo"
 
 
-def networks_of(model: Decoder, config: Config) -> Networks:
+def networks_of(config: Config, decoder: DecoderConfig) -> Networks:
     """The networks as the learner of `--algorithm` has them."""
+    dtype = jnp.dtype(config.model.dtype)
+    model = Decoder(
+        decoder,
+        dtype=dtype,
+        param_dtype=dtype,
+        remat=config.model.remat,
+        lora=config.finetune.lora,
+        attention_implementation=config.model.attention,
+    )
     networks = Networks.of(model, config)
     if is_from_replay(config):
         return networks
@@ -163,8 +171,10 @@ def _update(config: Config, decoder: DecoderConfig, mesh: AbstractMesh, state: A
     s = config.model.max_prompt_length + j
     d, f, v = decoder.hidden_size, decoder.intermediate_size, decoder.vocab_size
     stream = width * _local("bs-", (b, s, d), mesh)
+    # cuDNN never has the scores of all keys at once.
+    scores = 0 if config.model.attention == "cudnn" else _SCORES
     layer = (
-        _SCORES * 4 * _local("bn--", (b, decoder.num_heads, s, s), mesh)
+        scores * 4 * _local("bn--", (b, decoder.num_heads, s, s), mesh)
         + _INNER * width * _local("b-f", (b, s, f), mesh)
         + _STREAM * stream
     )

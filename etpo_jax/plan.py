@@ -73,15 +73,16 @@ def describe(config: Config) -> str:
 
 
 def cheapest_changes(
-    config: Config, decoder: DecoderConfig, mesh: AbstractMesh, limit: int
+    config: Config, decoder: DecoderConfig, mesh: AbstractMesh, device: Accelerator
 ) -> dict[str, object] | None:
-    """Flags with which a run fits into `limit` bytes per device, None if there are none.
+    """Flags with which a run fits the devices of a mesh, None if there are none.
 
     They are tried in the order of what they cost: chunks and what is computed again take little
     time, less precision and fewer environments change the run a little, adapters change it most.
     """
+    limit = device.num_bytes
     found: dict[str, object] = {}
-    for name, value in _candidates(config, mesh):
+    for name, value in _candidates(config, mesh, device):
         proposed = found | {name: value}
         if name == "finetune":
             proposed.pop("trained_dtype", None)
@@ -100,10 +101,14 @@ def cheapest_changes(
     return {name: value for name, value in found.items() if values[name] != value}
 
 
-def _candidates(config: Config, mesh: AbstractMesh) -> Iterator[tuple[str, object]]:
+def _candidates(
+    config: Config, mesh: AbstractMesh, device: Accelerator
+) -> Iterator[tuple[str, object]]:
     yield "loss_chunk_size", _LOSS_CHUNK
     yield "remat", "full"
     yield "dtype", "bfloat16"
+    if not device.is_tpu:
+        yield "attention", "cudnn"
     if config.finetune.finetune == "full":
         yield "trained_dtype", "bfloat16"
         yield "optimizer", "lion"
@@ -196,7 +201,7 @@ def _item_lines(items: tuple[Item, ...], text: Callable[[int], str]) -> Iterator
 def _advice(
     config: Config, decoder: DecoderConfig, mesh: AbstractMesh, device: Accelerator
 ) -> Iterator[str]:
-    changes = cheapest_changes(config, decoder, mesh, device.num_bytes)
+    changes = cheapest_changes(config, decoder, mesh, device)
     if changes is None:
         yield "no change of flags makes it fit on these devices"
     else:

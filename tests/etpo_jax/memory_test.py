@@ -99,6 +99,14 @@ def test_weights_of_generation_stay_only_where_they_are_needed_again():
         assert ("weights of generation" in by_name(needed.update)) == expected
 
 
+def test_cudnn_keeps_no_scores():
+    plain, fused = (
+        by_name(estimate_7b("fsdp:1", attention=name).update)["activations of a layer"]
+        for name in ("reference", "cudnn")
+    )
+    assert plain - fused == 8 * 4 * 16 * 32 * 768 * 768
+
+
 def test_untrained_runs_hold_the_base_alone():
     config = Config.from_dict({"algorithm": "reflection"})
     needed = memory.estimate(config, SMALL, abstract_mesh("fsdp:1"))

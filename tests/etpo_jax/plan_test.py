@@ -23,11 +23,12 @@ LION = {"model": NAME, "dtype": "bfloat16", "trained_dtype": "bfloat16", "optimi
 
 def changes(flags, mesh, device):
     config = Config.from_dict(flags)
-    limit = accelerators.find(device).num_bytes
-    found = plan.cheapest_changes(config, SEVEN_B, abstract_mesh(mesh), limit)
+    accelerator = accelerators.find(device)
+    found = plan.cheapest_changes(config, SEVEN_B, abstract_mesh(mesh), accelerator)
     if found is not None:
         changed = Config.from_dict({**flags, **found})
-        assert memory.estimate(changed, SEVEN_B, abstract_mesh(mesh)).peak <= limit
+        peak = memory.estimate(changed, SEVEN_B, abstract_mesh(mesh)).peak
+        assert peak <= accelerator.num_bytes
     return found
 
 
@@ -36,6 +37,10 @@ def test_the_cheapest_changes_that_make_it_fit():
     # Chunks of the vocabulary losses cost next to nothing.
     long = {**LION, "minibatch_size": 64, "max_new_tokens": 1024}
     assert changes(long, "fsdp:4", "a100-80") == {"loss_chunk_size": 32}
+    # Scores of attention are not kept by cuDNN, which TPUs do not have.
+    many = {**LION, "minibatch_size": 32, "loss_chunk_size": 32, "max_prompt_length": 1024}
+    assert changes(many, "fsdp:1", "h200") == {"attention": "cudnn"}
+    assert "attention" not in changes(many, "fsdp:4", "v4")
     # Adapters are the last resort, and all that fits on one small card.
     assert changes(LION, "fsdp:1", "a100-80") == {"finetune": "lora", "trained_dtype": "float32"}
     # Nothing makes weights of 12.6 GiB, twice, fit into 15.75 GiB.
@@ -93,6 +98,8 @@ def test_unknown_devices_and_topologies_are_one_line():
         accelerators.find("h300")
     with pytest.raises(UsageError, match="--aot=h200: must be such as v5e:4x4"):
         aot.compile_for(Config(), "h200", aot.PROGRAMS)
+    with pytest.raises(UsageError, match="--attention=cudnn is for NVIDIA GPUs"):
+        aot.compile_for(Config.from_dict({"attention": "cudnn"}), "v5e:4x4", aot.PROGRAMS)
 
 
 needs_libtpu = pytest.mark.skipif(
