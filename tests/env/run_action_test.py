@@ -57,6 +57,8 @@ def test_a_failing_body_from_standard_input():
         (["--action_file=/nonexistent"], "No such file or directory"),
         (["--action_file=-", "--dataset=nothing"], "nothing"),
         (["--action_file=-", "--timeout_s=0"], "timeout_s is 0.0 and must be above 0"),
+        (["--action_file=-", "--cpu_s=0"], "cpu_s is 0 and must be at least 1"),
+        (["--action_file=-", "--max_output_kb=-1"], "max_output_bytes is -1024 and must be at"),
         (["--action_file=-", "--isolation=none"], "isolation"),
         (["--action_file=-", "--libraries=nothing"], "No module named 'nothing'"),
         (["--acton_file=-"], "action_file"),
