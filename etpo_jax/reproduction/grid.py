@@ -84,11 +84,13 @@ def run(
     Returns:
       What became of the cells that ended; a stopped grid leaves some out.
     """
-    finished = [cell for cell in cells if is_finished(cell.folder(output), num_env_steps)]
     progress = Progress(cells, jobs, clock)
-    for cell in finished:
-        progress.end(Outcome(cell, ""), seconds=None)
-    waiting = collections.deque(cell for cell in cells if cell not in set(finished))
+    waiting: collections.deque[Cell] = collections.deque()
+    for cell in cells:
+        if is_finished(cell.folder(output), num_env_steps):
+            progress.end(Outcome(cell, ""), seconds=None)
+        else:
+            waiting.append(cell)
     running: dict[Cell, tuple[subprocess.Popen, float]] = {}
     is_told = False
     on_change(progress)

@@ -52,9 +52,6 @@ def _scores(row: str) -> dict[str, Score]:
 SCORES: Mapping[str, Mapping[str, Score]] = {name: _scores(row) for name, row in _ROWS.items()}
 """Data set to method to score, in the order of the paper."""
 
-KAGGLE = ("pharyngitis", "kidney_stone", "health_insurance", "spaceship_titanic")
-"""The data sets that Figure 4 averages."""
-
 PERPLEXITY: Mapping[str, tuple[float, float]] = {
     "Github": (2.0633, 2.0648),
     "Wikitext": (5.9850, 5.9874),
