@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from absl import logging
+
 from env import prompts
 from env.code_task import Runner
 from env.dataset import Dataset
@@ -90,6 +92,7 @@ class CachedExecutor:
         self._folder.mkdir(parents=True, exist_ok=True)
         _write(self._folder / "context.json", text)
         self._lock = threading.Lock()
+        self._has_warned = False
         self.hits = 0
         self.misses = 0
 
@@ -154,8 +157,13 @@ class CachedExecutor:
         fields = dataclasses.asdict(result)
         del fields["cached"]
         path = self._path(key)
-        path.parent.mkdir(exist_ok=True)
-        _write(path, json.dumps(fields))
+        try:
+            path.parent.mkdir(exist_ok=True)
+            _write(path, json.dumps(fields))
+        except OSError as error:  # the result is there; that it is not remembered costs time only
+            if not self._has_warned:
+                logging.warning("rewards cannot be remembered in %s: %s", self._folder, error)
+                self._has_warned = True
 
 
 def default_folder() -> Path:

@@ -1,12 +1,13 @@
 """What is executed once, what again, and what may never be mixed up."""
 
 import dataclasses
+import errno
 import json
 import threading
 
 import pytest
 
-from env import metrics
+from env import metrics, reward_cache
 from env.code_task import CodeTask
 from env.datasets import load_dataset
 from env.reward_cache import CachedExecutor, reward_context
@@ -78,6 +79,22 @@ def test_outcomes_of_load_and_memory_are_tried_again(tmp_path, error):
     assert cache.run([error])[0].error == f"{error}: again"
     assert not cache.run([error])[0].cached
     assert executor.ran == [error, error]
+
+
+def test_a_full_disk_costs_the_memory_and_nothing_else(tmp_path, monkeypatch, caplog):
+    executor = CountingExecutor()
+    known = cached(tmp_path, executor)
+
+    def fail(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(reward_cache, "_write", fail)
+    assert [result.cached for result in known.run(["abc", "abd"])] == [False, False]
+    assert [result.cached for result in known.run(["abc"])] == [False]
+    assert executor.ran == ["abc", "abd", "abc"]
+    (record,) = caplog.records
+    assert "cannot be remembered" in record.getMessage()
+    assert "No space left on device" in record.getMessage()
 
 
 def test_whatever_a_reward_depends_on_keeps_results_apart(tmp_path, monkeypatch):
