@@ -4,8 +4,6 @@ import pathlib
 import subprocess
 import sys
 
-import pytest
-
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
@@ -20,18 +18,17 @@ def run(*arguments):
     )
 
 
-def test_a_grid_of_one_run_makes_its_tables_and_figures_and_runs_once(tmp_path):
+def test_a_grid_of_one_run_makes_its_tables_and_figures(tmp_path):
     setup = tmp_path / "setup.flags"
     setup.write_text(
         f"--compilation_cache_dir={ROOT / '.pytest_cache' / 'compiled'}\n"
         "--max_prompt_length=192\n--length_multiple=192\n--max_new_tokens=24\n--num_envs=4\n"
     )
     output = tmp_path / "grid"
-    command = (
+    result = run(
         *("--algorithms=reflection", "--datasets=toy", "--seeds=3", "--num_env_steps=8"),
         *("--tables=2", "--figures=3", f"--setup={setup}", f"--output={output}"),
     )
-    result = run(*command)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "1 of 1 cells" in result.stdout
     report = (output / "report.md").read_text()
@@ -40,19 +37,11 @@ def test_a_grid_of_one_run_makes_its_tables_and_figures_and_runs_once(tmp_path):
     names = {"methods.csv", "datasets.md", "table2.md", "figure3.png", "figure3.svg"}
     assert names <= {path.name for path in output.iterdir()}
     log = output / "runs" / "reflection" / "toy" / "3" / "metrics.jsonl"
-    before = log.stat().st_mtime_ns
     assert len(log.read_text().splitlines()) == 2
-    assert run(*command).returncode == 0
-    assert log.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize(
-    ("argument", "expected"),
-    [("--algorithms=sarsa", "among etpo, etpo_1step"), ("--tables=7", "among 2, 3, 4, 5")],
-)
-def test_bad_input_is_one_clear_line(argument, expected):
-    result = run(argument)
+def test_bad_input_is_one_clear_line():
+    result = run("--tables=7")
     assert result.returncode == 2
     (line,) = result.stderr.strip().splitlines()
-    assert line.startswith(f"error: {argument}: must be")
-    assert expected in line
+    assert line == "error: --tables=7: must be among 2, 3, 4, 5"
