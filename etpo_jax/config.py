@@ -142,7 +142,7 @@ class ExecutionConfig(Section):
     )
     ray_address: str = option(
         "",
-        "Address of the Ray cluster; empty is RAY_ADDRESS or else this machine alone.",
+        "Address of the Ray cluster; empty is RAY_ADDRESS, or else this machine's.",
         may_differ=True,
     )
     num_ray_actors: int = option(
