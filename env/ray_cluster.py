@@ -26,7 +26,7 @@ class Node:
     Attributes:
       node_id: Ray's name for it.
       address: for messages.
-      num_cores: processors that Ray counts there.
+      num_cores: processors that Ray has there.
     """
 
     node_id: str
@@ -38,7 +38,8 @@ class RayCluster:
     """A connection to a cluster, which uses the one that this process has already, if any.
 
     Args:
-      address: of a running cluster; empty is `RAY_ADDRESS` or, without it, this machine alone.
+      address: of a running cluster; empty is `RAY_ADDRESS`, or else this machine's, started if
+        there is none.
 
     Raises:
       UsageError: without Ray, or when no cluster answers.
@@ -62,16 +63,13 @@ class RayCluster:
         self.ActorLost: type[Exception] = ray.exceptions.RayActorError
 
     def nodes(self) -> list[Node]:
-        """The nodes that are alive."""
-        return [
-            Node(
-                node["NodeID"],
-                node["NodeManagerAddress"],
-                int(node["Resources"].get("CPU", 1)) or 1,
-            )
+        """The nodes that are alive; those without processors for work only if none has any."""
+        alive = [
+            Node(node["NodeID"], node["NodeManagerAddress"], int(node["Resources"].get("CPU", 0)))
             for node in self._ray.nodes()
             if node["Alive"]
         ]
+        return [node for node in alive if node.num_cores] or alive
 
     def common_tier(self) -> str:
         """The strongest tier that stands on all nodes.

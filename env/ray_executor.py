@@ -82,8 +82,8 @@ class RayExecutor:
 
     Args:
       dataset: the table that programs are scored on.
-      address: of a running cluster; empty is `RAY_ADDRESS` or, without it, this machine alone. A
-        connection that this process has made already is used instead.
+      address: of a running cluster; empty is `RAY_ADDRESS`, or else this machine's, started if
+        there is none. A connection that this process has made already is used instead.
       num_actors: executors, spread over the nodes; 0 is one per node.
       num_workers: programs that one of them runs at the same time; 0 is one per core of its node.
       isolation: as for `CodeExecutor`, but `auto` is the strongest tier that stands on all nodes.
@@ -242,7 +242,7 @@ class RayExecutor:
         nodes = self._cluster.nodes()
         taken = collections.Counter(actor.node.node_id for actor in self._actors)
         node = min(nodes, key=lambda node: taken[node.node_id])
-        num_workers = self._num_workers or node.num_cores
+        num_workers = self._num_workers or max(1, node.num_cores)
         settings = {**self._settings, "num_workers": num_workers}
         max_bodies = num_workers * _BODIES_PER_WORKER
         handle = self._cluster.start_actor(node, self._table, settings, max_bodies)
