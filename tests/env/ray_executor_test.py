@@ -5,6 +5,7 @@ import concurrent.futures
 import sys
 import threading
 import time
+import types
 
 import pytest
 
@@ -263,6 +264,29 @@ def test_without_ray(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"needs Ray .*: pip install -r requirements-ray.txt$"):
         RayCluster()
+
+
+def _ray_with(monkeypatch, nodes) -> None:
+    """Has Ray's place taken by a module that knows these nodes and nothing else."""
+    ray = types.SimpleNamespace(
+        is_initialized=lambda: True,
+        nodes=lambda: nodes,
+        exceptions=types.SimpleNamespace(RayActorError=ActorLostError),
+    )
+    for name in ("ray", "ray.util", "ray.util.scheduling_strategies"):
+        monkeypatch.setitem(sys.modules, name, ray)
+
+
+@pytest.mark.parametrize(
+    ("cores", "used"), [((0, 4), ["1"]), ((0, 0), ["0", "1"]), ((1, 2), ["0", "1"])], ids=str
+)
+def test_nodes_without_processors_are_left_alone(monkeypatch, cores, used):
+    nodes = [
+        {"NodeID": str(i), "NodeManagerAddress": "", "Alive": True, "Resources": {"CPU": float(n)}}
+        for i, n in enumerate(cores)
+    ]
+    _ray_with(monkeypatch, [*nodes, {"Alive": False}])
+    assert [node.node_id for node in RayCluster().nodes()] == used
 
 
 @pytest.fixture(scope="module")
