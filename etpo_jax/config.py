@@ -92,6 +92,12 @@ class RunConfig(Section):
     )
     seed: int = option(0, "Seed of sampling, replay and initialisation.", lower=0)
     checkpoint_every: int = option(1, "Updates between two checkpoints.", lower=1, may_differ=True)
+    inspect_actions: int = option(
+        8,
+        "Newest actions that the report shows token by token; 0 is none.",
+        lower=0,
+        may_differ=True,
+    )
     checkpoints_to_keep: int = option(2, "Newest checkpoints kept.", lower=1, may_differ=True)
 
 

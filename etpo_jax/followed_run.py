@@ -29,5 +29,8 @@ class FollowedRun(RunDirectory):
     def write_best(self, best: Best) -> None:
         pass
 
+    def write_tokens(self, actions: Sequence[Mapping[str, Any]]) -> None:
+        pass
+
     def mark_finished(self, summary: Mapping[str, Any]) -> None:
         pass

@@ -16,6 +16,7 @@ from etpo_jax.batch import Batch
 from etpo_jax.config import Config
 from etpo_jax.hyperparameters import Hyperparameters
 from etpo_jax.networks import Networks
+from etpo_jax.token_inspection import Inspection, make_inspect
 from etpo_jax.train_state import Critic, Role, TrainState
 from etpo_jax.update import (
     Metrics,
@@ -71,6 +72,14 @@ class CollectionLearner(Learner, Protocol):
         """All gradient steps on one collection; `rng` draws the minibatches."""
 
 
+@runtime_checkable
+class InspectableLearner(Learner, Protocol):
+    """Says what it credits every token with."""
+
+    def inspect(self, batch: Batch) -> Inspection:
+        """Numbers for the report; learns nothing."""
+
+
 class Etpo:
     """Algorithm 1."""
 
@@ -81,6 +90,7 @@ class Etpo:
         self._update_step = make_update_step(networks, config, mesh)
         self._targets = make_targets(networks, config)
         self._measure = make_measure(networks)
+        self._inspect = make_inspect(networks, config)
         self.num_updates = config.learning.updates_per_batch
         self.state: TrainState = jax.jit(
             lambda base: constrain(initial_state(networks, base, config), mesh)
@@ -104,6 +114,9 @@ class Etpo:
 
     def targets(self, batch: Batch) -> Float[Array, "b j"]:
         return self._targets(self.state, self._base, batch, self._hyper)
+
+    def inspect(self, batch: Batch) -> Inspection:
+        return self._inspect(self.state, self._base, batch, self._hyper)
 
     def measure(self, batch: Batch) -> Metrics:
         return self._measure(self._base, self.policy_trunk(), batch, self._hyper)

@@ -10,12 +10,12 @@ import jax
 import numpy as np
 
 from env.base import Step, Task
-from etpo_jax import hosts
+from etpo_jax import hosts, token_inspection
 from etpo_jax.batch import Batch, Transition, collate
 from etpo_jax.build import Language
 from etpo_jax.checkpoint import Checkpoints
 from etpo_jax.config import Config
-from etpo_jax.learner import CollectionLearner, Learner, ReplayLearner
+from etpo_jax.learner import CollectionLearner, InspectableLearner, Learner, ReplayLearner
 from etpo_jax.replay import Replay
 from etpo_jax.rollout import Actions, Actor, Episodes, Prompts
 from etpo_jax.run_directory import Best, RunDirectory
@@ -136,6 +136,14 @@ class Loop:
         if saved < self._counters.update:
             self._save()
         self._checkpoints.wait()
+
+    def inspect(self, count: int) -> list[dict[str, Any]]:
+        """The newest actions token by token, for the report; empty where the learner cannot say."""
+        newest = self._replay.newest(count)
+        if not newest or not isinstance(self._learner, InspectableLearner):
+            return []
+        inspection = hosts.fetch(self._learner.inspect(self._collate(newest)))
+        return token_inspection.to_rows(newest, inspection, self._language.tokenizer)
 
     def close(self) -> None:
         """Ends the background execution."""

@@ -78,6 +78,12 @@ class Replay:
         slots = rng.choice(len(self), size=size, replace=size > len(self))
         return [self._get(int(slot)) for slot in slots]
 
+    def newest(self, count: int) -> list[Transition]:
+        """The last `count` that were added, or all if there are fewer; the newest last."""
+        end = int(self._arrays["num_added"])
+        first = end - min(count, len(self))
+        return [self._get(index % self._capacity) for index in range(first, end)]
+
     def _get(self, slot: int) -> Transition:
         arrays = self._arrays
         action_length = arrays["action_length"][slot]

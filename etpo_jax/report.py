@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from env.base import UsageError
-from etpo_jax import durable, json_files, run_directory
+from etpo_jax import durable, json_files, run_directory, token_page
 from etpo_jax.run_log import Episodes, RunLog, running_mean, smoothing_window
 from etpo_jax.svg_chart import Line, line_chart, stacked_bars
 
@@ -129,6 +129,7 @@ def _page(log: RunLog) -> str:
         _error_chart(log.episodes),
         "</div>",
         _best_programs(log),
+        token_page.inspector(_tokens(log)),
         _reproduction(log),
         _details("Configuration", _table(log.config)),
         _details("Versions", _table(log.setup)),
@@ -138,7 +139,14 @@ def _page(log: RunLog) -> str:
         title=html.escape(log.title),
         subtitle=html.escape(f"{log.env_steps} environment steps, {state}"),
         body="\n".join(sections),
+        token_style=token_page.STYLE,
+        token_script=token_page.SCRIPT,
     )
+
+
+def _tokens(log: RunLog) -> list[json_files.Row]:
+    path = log.path / run_directory.TOKENS
+    return list(json_files.read_rows(path)) if path.exists() else []
 
 
 def _tiles(log: RunLog) -> str:
@@ -353,6 +361,7 @@ td {
   padding: .1rem 1.2rem .1rem 0; font-size: .9rem; vertical-align: top; overflow-wrap: anywhere;
 }
 td:first-child { white-space: nowrap; color: var(--soft); }
+$token_style
 </style>
 </head>
 <body>
@@ -374,6 +383,7 @@ for (const svg of document.querySelectorAll("svg[data-readouts]")) {
   svg.addEventListener("pointermove", show);
   svg.addEventListener("pointerdown", show);
 }
+$token_script
 </script>
 </body>
 </html>

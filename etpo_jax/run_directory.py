@@ -32,11 +32,23 @@ BEST = "best.json"
 FINISHED = "finished.json"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
+TOKENS = "tokens.jsonl"
 CURVE = "curve.png"
 REPORT = "report.html"
 
 # What `overwrite` may delete. Files of other names in the folder are somebody else's.
-_RESULTS = (METRICS, EPISODES, BEST_CODE, BEST, FINISHED, CHECKPOINTS, TENSORBOARD, CURVE, REPORT)
+_RESULTS = (
+    METRICS,
+    EPISODES,
+    BEST_CODE,
+    BEST,
+    FINISHED,
+    CHECKPOINTS,
+    TENSORBOARD,
+    TOKENS,
+    CURVE,
+    REPORT,
+)
 _LOCK = ".etpo_jax.lock"
 # The configuration of a run that is being given up: from here on its results count for nothing.
 _GIVEN_UP = ".etpo_jax.given_up"
@@ -228,6 +240,11 @@ class RunDirectory:
         """Makes `best_code.py` and `best.json` those of `best`."""
         json_files.write(self.path / BEST, best.to_json())
         durable.replace(self.path / BEST_CODE, best.code())
+
+    def write_tokens(self, actions: Sequence[Mapping[str, Any]]) -> None:
+        """Makes `tokens.jsonl` these actions, token by token; see `token_inspection.to_rows`."""
+        lines = [json.dumps(json_files.to_json(action)) + "\n" for action in actions]
+        durable.replace(self.path / TOKENS, "".join(lines))
 
     def mark_finished(self, summary: Mapping[str, Any]) -> None:
         """Says that the run has reached its end; `finished` gives `summary` back."""

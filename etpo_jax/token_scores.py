@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from etpo_jax.config import LearningConfig
 from etpo_jax.divergence import categorical_kl, entropy
@@ -140,12 +140,9 @@ def _score(
     hyper: Hyperparameters,
 ) -> TokenScores:
     distribution, beta = hyper.distribution, hyper.beta
-    raw_bjv = networks.logits(base, {}, hidden.reference_bjd)
-    support_bjv = distribution.support(raw_bjv)
-    # A sampled token was in the support; at its edge, rounding in another program may say otherwise
-    # and would make its probability nearly 0.
-    support_bjv |= jax.nn.one_hot(tokens_bj, raw_bjv.shape[-1], dtype=jnp.bool_)
-    reference_bjv = jax.lax.stop_gradient(distribution.logits(raw_bjv, support_bjv))
+    reference_bjv, support_bjv = read_reference(
+        networks, base, hidden.reference_bjd, tokens_bj, hyper
+    )
 
     def read(critic: Critic, hidden_bjd: Array) -> tuple[SoftQ, Array]:
         return read_critic(networks, base, critic, hidden_bjd, reference_bjv, support_bjv, hyper)
@@ -185,6 +182,22 @@ def _score(
         kl_bj=categorical_kl(constant_bjv, reference_bjv),
         entropy_bj=entropy(constant_bjv),
     )
+
+
+def read_reference(
+    networks: Networks,
+    base: Any,
+    hidden_bjd: Float[Array, "b j d"],
+    tokens_bj: Int[Array, "b j"],
+    hyper: Hyperparameters,
+) -> tuple[Float[Array, "b j v"], Bool[Array, "b j v"]]:
+    """The reference's logits at the temperature and within the support, and the support."""
+    raw_bjv = networks.logits(base, {}, hidden_bjd)
+    support_bjv = hyper.distribution.support(raw_bjv)
+    # A sampled token was in the support; at its edge, rounding in another program may say otherwise
+    # and would make its probability nearly 0.
+    support_bjv |= jax.nn.one_hot(tokens_bj, raw_bjv.shape[-1], dtype=jnp.bool_)
+    return jax.lax.stop_gradient(hyper.distribution.logits(raw_bjv, support_bjv)), support_bjv
 
 
 def read_critic(

@@ -89,6 +89,8 @@ def _run(config: Config, run: RunDirectory, mesh: jax.sharding.Mesh, stop: StopS
         loop.resume()
         try:
             _train(config, run, loop, stop)
+            if loop.env_step and config.run.inspect_actions:
+                run.write_tokens(loop.inspect(config.run.inspect_actions))
         except NonFiniteError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

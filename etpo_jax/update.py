@@ -129,7 +129,7 @@ def make_targets(
     ) -> Float[Array, "b j"]:
         batch = jax.tree.map(over_devices, batch)
         learning = config.learning
-        next_value_b = _next_state_value(networks, learning, base, state, batch, hyper)
+        next_value_b = next_state_value(networks, learning, base, state, batch, hyper)
 
         def hidden(role: Role) -> Array:
             return action_hidden(networks, base, role, batch)
@@ -149,7 +149,7 @@ def make_targets(
             hyper,
             chunk_size=config.finetune.loss_chunk_size,
         )
-        return _targets(learning, scores, batch, next_value_b, hyper)
+        return targets_of(learning, scores, batch, next_value_b, hyper)
 
     return jax.jit(targets)
 
@@ -268,7 +268,7 @@ def _backward_at_once(
     share: _Share,
 ) -> _Backward:
     learning = config.learning
-    next_value_b = _next_state_value(networks, learning, base, state, batch, hyper)
+    next_value_b = next_state_value(networks, learning, base, state, batch, hyper)
     target_critic = state.target_critic if learning.critic_loss != "path" else None
     critic_bjd, critic_back = jax.vjp(
         lambda critic: action_hidden(networks, base, critic.trunk, batch), state.critic
@@ -346,7 +346,7 @@ def _losses(
     else:
         target_bj = batch.targets_bj
         if target_bj is None:
-            target_bj = _targets(learning, scores, batch, next_value_b, hyper)
+            target_bj = targets_of(learning, scores, batch, next_value_b, hyper)
         critic_objective = critic_loss(
             scores.q_bj, target_bj, mask_bj, huber_delta=learning.huber_delta
         )
@@ -361,13 +361,23 @@ def _losses(
     }
 
 
-def _targets(
+def targets_of(
     learning: LearningConfig,
     scores: TokenScores,
     batch: Batch,
     next_value_b: Array,
     hyper: Hyperparameters,
-) -> Array:
+) -> Float[Array, "b j"]:
+    """What the critic is regressed on at every token, in reward units.
+
+    For path consistency, what the rest of the action implies for the value before each token.
+    """
+    if learning.critic_loss == "path":
+        mask_bj = batch.action_mask_bj
+        log_ratio_bj = jnp.where(mask_bj, scores.log_ratio_bj, 0.0)
+        rest_bj = jnp.flip(jnp.cumsum(jnp.flip(log_ratio_bj, axis=1), axis=1), axis=1)
+        target_b = batch.reward_b + hyper.gamma * batch.continues_b * next_value_b
+        return jnp.where(mask_bj, target_b[:, None] - hyper.beta * rest_bj, 0.0)
     if learning.critic_loss == "one_step":
         return token_targets(
             scores.value_bj,
@@ -392,7 +402,7 @@ def _targets(
     )
 
 
-def _next_state_value(
+def next_state_value(
     networks: Networks,
     learning: LearningConfig,
     base: Any,

@@ -1,0 +1,135 @@
+"""The token inspector of `report.html`: actions coloured by what each token was credited with."""
+
+import html
+import json
+from collections.abc import Sequence
+from typing import Any
+
+_END = "end"
+_SHOWN = ("target", "value", "q", "log_prob", "log_reference", "kl")
+
+
+def inspector(actions: Sequence[dict[str, Any]]) -> str:
+    """The section as HTML, "" without actions.
+
+    Args:
+      actions: rows of `tokens.jsonl`.
+    """
+    if not actions:
+        return ""
+    credits = [_credit(token) for action in actions for token in action["tokens"]]
+    largest = max(map(abs, credits), default=0.0) or 1.0
+    return "\n".join(
+        [
+            "<h2>What each token was credited with</h2>",
+            "<p>The newest actions. A token is the darker the more its target differs from the "
+            'soft value before it: <span class="token up" style="--w:.6">better</span> or '
+            '<span class="token down" style="--w:.6">worse</span> than the policy expected. Point '
+            "at a token or tap it.</p>",
+            *(_action(action, largest) for action in actions),
+        ]
+    )
+
+
+def _action(action: dict[str, Any], largest: float) -> str:
+    tokens = action["tokens"]
+    spans = "".join(_span(index, token, largest) for index, token in enumerate(tokens))
+    numbers = [
+        [_label(token["text"]), round(_credit(token), 4)]
+        + [token[name] for name in _SHOWN]
+        + [[[_label(text), probability, q] for text, probability, q in token["top"]]]
+        for token in tokens
+    ]
+    outcome = "then the next prompt" if action["continues"] else "the episode ended"
+    title = f"reward {action['reward']:.4f}, {len(tokens)} tokens, {outcome}"
+    return (
+        f'<div class="inspector" data-tokens="{html.escape(json.dumps(numbers))}">'
+        f"<p><small>{title}</small></p>"
+        f"<details><summary>prompt</summary><pre>{html.escape(action['prompt'])}</pre></details>"
+        f'<pre class="tokens">{spans}</pre><div class="token-detail" aria-live="polite"></div>'
+        "</div>"
+    )
+
+
+def _span(index: int, token: dict[str, Any], largest: float) -> str:
+    credit = _credit(token)
+    # The root brings out small credits beside a single large one.
+    weight = (abs(credit) / largest) ** 0.5
+    shown = html.escape(token["text"]) or f'<i class="mark">{_END}</i>'
+    # A line break has no width to point at.
+    shown = shown.replace("\n", '<i class="mark">\u21b5</i>\n')
+    side = "up" if credit > 0 else "down"
+    return (
+        f'<span class="token {side}" tabindex="0" data-index="{index}" '
+        f'style="--w:{weight:.2f}">{shown}</span>'
+    )
+
+
+def _credit(token: dict[str, Any]) -> float:
+    return float(token["target"]) - float(token["value"])
+
+
+def _label(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1] if text else _END
+
+
+STYLE = """
+.token { border-radius: .2rem; cursor: pointer; }
+.token.up { background: color-mix(in srgb, var(--c0) calc(var(--w) * 75%), transparent); }
+.token.down { background: color-mix(in srgb, var(--c2) calc(var(--w) * 75%), transparent); }
+.token.chosen, .token:focus-visible { outline: 2px solid var(--text); }
+.mark { color: var(--soft); font-style: normal; font-size: .85em; }
+.inspector { margin: 1rem 0; }
+.inspector pre { margin: .3rem 0; }
+.tokens { font-size: 14px; line-height: 1.9; white-space: pre-wrap; overflow-wrap: anywhere; }
+.token-detail { font-size: .9rem; min-height: 8.5rem; }
+.token-detail .numbers { display: flex; flex-wrap: wrap; gap: .1rem 1.2rem; }
+.token-detail .top {
+  display: grid; grid-template-columns: max-content max-content 1fr; gap: 0 1.2rem;
+  align-items: baseline;
+}
+.token-detail code { white-space: pre-wrap; }
+"""
+
+SCRIPT = """
+for (const inspector of document.querySelectorAll(".inspector")) {
+  const tokens = JSON.parse(inspector.dataset.tokens);
+  const detail = inspector.querySelector(".token-detail");
+  const spans = inspector.querySelectorAll(".token");
+  const part = (parent, name, text) => {
+    const element = document.createElement(name);
+    element.textContent = text;
+    parent.append(element);
+    return element;
+  };
+  const show = (span) => {
+    const [label, credit, target, value, q, logProb, logReference, kl, top] =
+      tokens[span.dataset.index];
+    inspector.querySelector(".chosen")?.classList.remove("chosen");
+    span.classList.add("chosen");
+    detail.replaceChildren();
+    const head = part(detail, "div", "");
+    head.className = "numbers";
+    part(head, "code", label);
+    part(head, "b", "credit " + credit);
+    for (const [name, number] of [["target", target], ["value", value], ["Q", q],
+        ["log \u03c0", logProb], ["log \u03c1", logReference], ["KL", kl]]) {
+      part(head, "span", name + " " + number);
+    }
+    part(detail, "small", "most likely under \u03c0:");
+    const list = part(detail, "div", "");
+    list.className = "top";
+    for (const [text, probability, quality] of top) {
+      part(list, "code", text);
+      part(list, "span", (100 * probability).toFixed(1) + " %");
+      part(list, "span", "Q " + quality);
+    }
+  };
+  for (const span of spans) {
+    for (const event of ["pointerenter", "click", "focus"]) {
+      span.addEventListener(event, () => show(span));
+    }
+  }
+  if (spans.length) show(spans[0]);
+}
+"""
