@@ -340,6 +340,9 @@ def _resume(
         for name in {**stored, **config}
         if name not in may_differ and stored.get(name, _ABSENT) != config.get(name, _ABSENT)
     ]
+    if differences and not _has_begun(path):
+        # It ended before its first update, by a mistyped data set say: nothing would be lost.
+        return _create(path, config, flag_lines)
     if differences:
         raise UsageError(
             f"run directory {path} is of another configuration: {', '.join(differences)}; "
@@ -348,6 +351,14 @@ def _resume(
     durable.replace(path / FLAGS, flag_lines)
     json_files.write(path / CONFIG, config)
     return _compare_versions(path, setup)
+
+
+def _has_begun(path: Path) -> bool:
+    """Whether the run has written any result."""
+    checkpoints = path / CHECKPOINTS
+    return any((path / name).exists() for name in _RESULTS if name != CHECKPOINTS) or (
+        checkpoints.is_dir() and any(checkpoints.iterdir())
+    )
 
 
 def _compare_versions(path: Path, setup: dict[str, Any]) -> dict[str, Any]:

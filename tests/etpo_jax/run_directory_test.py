@@ -141,8 +141,17 @@ def test_allowed_differences_are_stored(tmp_path: Path) -> None:
     assert "--num_env_steps=960\n" in (tmp_path / "flags.cfg").read_text()
 
 
-def test_other_differences_are_named_with_both_values_and_refused(tmp_path: Path) -> None:
+def test_a_run_that_has_not_begun_takes_another_configuration(tmp_path: Path) -> None:
+    with _open(tmp_path, dataset="balanse_scale") as run:
+        run.checkpoints_path.mkdir()
     _open(tmp_path).close()
+    assert json.loads((tmp_path / "config.json").read_text())["dataset"] == "balance_scale"
+    assert "--dataset=balance_scale\n" in (tmp_path / "flags.cfg").read_text()
+
+
+def test_other_differences_are_named_with_both_values_and_refused(tmp_path: Path) -> None:
+    with _open(tmp_path) as run:
+        run.append_episodes([{"env_step": 1}])
     before = _files(tmp_path)
     with pytest.raises(UsageError) as caught:
         _open(tmp_path, beta=0.2, dataset="cmc", num_env_steps=1, brand_new=None)
@@ -292,7 +301,8 @@ def test_the_lock_also_holds_within_a_process_until_close(tmp_path: Path) -> Non
 
 
 def test_a_refused_start_leaves_no_lock(tmp_path: Path) -> None:
-    _open(tmp_path).close()
+    with _open(tmp_path) as run:
+        run.append_episodes([{"env_step": 1}])
     with pytest.raises(UsageError, match="--beta"):
         _open(tmp_path, beta=0.2)
     _open(tmp_path).close()
