@@ -10,8 +10,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/run.stamp
 	$(BIN)/python -m etpo_jax.train --flagfile=launch/tiny.flags --run_dir=$(RUN_DIR)
 
+# Two processes: most of the time is compilation, on one core each.
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 # Live comparison with PyTorch, transformers' models and PEFT, which are installed for it.
 parity: $(VENV)/parity.stamp

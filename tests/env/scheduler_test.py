@@ -199,7 +199,7 @@ def test_two_executors_do_not_disturb_each_other(executor):
 
 # Beginning of a program that executes others; it starts without scikit-learn, which takes a second.
 _TRAINER = f"""
-import sys, time, types
+import signal, sys, time, types
 import numpy as np
 from env.executor import CodeExecutor
 labels = np.arange(60) % 3
@@ -212,6 +212,8 @@ _BUSY_TRAINER = (
     _TRAINER
     + """
 if __name__ == "__main__":
+    # A shell's background jobs, such as the tests may be, are started with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with CodeExecutor(table, **options, isolation=sys.argv[1]) as executor:
         executor.run([body])
         print("ready", flush=True)
