@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from env.base import State, Step, Task, UsageError
 from etpo_jax import hosts
@@ -26,10 +27,11 @@ class Prompts:
     def __init__(self, task: Task, tokenizer: Tokenizer, max_prompt_length: int):
         self._task = task
         self._max_prompt_length = max_prompt_length
+        self._has_shortened = False
         self._encode = functools.lru_cache(maxsize=4096)(tokenizer.encode_infill)
 
     def encode(self, state: State) -> tuple[str, np.ndarray]:
-        """The longest rendering of `state` that fits, and its ids.
+        """The longest rendering of `state` that fits, and its ids; the first shorter one is told.
 
         Raises:
           UsageError: if even the shortest rendering does not fit.
@@ -38,6 +40,14 @@ class Prompts:
             text = self._task.render(state, shorten=shorten)
             ids = self._encode(text)
             if len(ids) <= self._max_prompt_length:
+                if shorten and not self._has_shortened:
+                    self._has_shortened = True
+                    logging.warning(
+                        "--max_prompt_length=%d: longer prompts are shortened, the first of them "
+                        "at step %d of an episode",
+                        self._max_prompt_length,
+                        state.t,
+                    )
                 return text, np.array(ids, np.int32)
         raise UsageError(
             f"--max_prompt_length={self._max_prompt_length}: the shortest prompt of "
