@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 import models
-from benchmarks.random_model import num_parameters, random_parameters
+from benchmarks.random_model import decoder_config, num_parameters, random_parameters
 from env import command_line
 from env.base import UsageError
 from etpo_jax.config import SamplingConfig
@@ -126,7 +126,8 @@ def main() -> None:
     torch = _import_torch() if peers else None
     if _PIN.value:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    config, dtype = _config(), jnp.dtype(_DTYPE.value)
+    config = decoder_config(_SIZES[_SIZE.value], _PROMPT.value + _NEW.value)
+    dtype = jnp.dtype(_DTYPE.value)
     params = random_parameters(config, dtype, stop_id=_STOP)
     networks = _hugging_face(torch, peers, config, params) if peers else {}
     weights = jax.jit(unstack, static_argnums=1)(params, config)
@@ -163,25 +164,6 @@ def _batches() -> list[int]:
     if not texts or not all(text.isdecimal() and int(text) > 0 for text in texts):
         raise UsageError(f"--batches={','.join(texts)}: must be positive integers")
     return [int(text) for text in texts]
-
-
-def _config() -> DecoderConfig:
-    vocabulary, width, mlp, layers, heads, kv_heads, head_dim = _SIZES[_SIZE.value]
-    return DecoderConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=mlp,
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        rope_theta=10000.0,
-        rope_scaling=None,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=False,
-        attention_bias=False,
-        max_position_embeddings=_PROMPT.value + _NEW.value,
-    )
 
 
 def _ours(config: DecoderConfig, weights: Any, tokens_bp: np.ndarray) -> Program:

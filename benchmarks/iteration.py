@@ -37,9 +37,9 @@ from etpo_jax.config import Config
 from etpo_jax.learner import Etpo
 from etpo_jax.mesh import build_mesh
 from etpo_jax.networks import Networks
+from etpo_jax.rollout import make_unstack
 from etpo_jax.sampler import Sampler
 from models.config import DecoderConfig
-from models.decode import unstack
 from models.errors import ModelError
 from models.repository import config_folder
 from models.transformer import Decoder
@@ -119,20 +119,7 @@ class Ours:
                 attention_implementation=config.model.attention,
             )
             self._learner = Etpo(Networks.of(model, config), self._base, config, self._mesh)
-            lora = model.lora
-
-            @jax.jit
-            def weights(base: Any, trunk: Any) -> Any:
-                adapters = trunk.get("lora")
-                return unstack(
-                    trunk.get("params", base),
-                    decoder,
-                    dtype=dtype,
-                    lora=adapters,
-                    lora_config=None if adapters is None else lora,
-                )
-
-            self._weights = weights
+            self._weights = make_unstack(model)
         # A support mask would sample with two networks, which the peer does not.
         sampling = dataclasses.replace(config.sampling, support_threshold=0.0)
         self._sampler = Sampler(decoder, [_STOP], _PAD, sampling, mesh=self._mesh)

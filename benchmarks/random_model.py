@@ -9,6 +9,29 @@ import jax.numpy as jnp
 from models.config import DecoderConfig
 from models.convert import abstract_parameters
 
+Sizes = tuple[int, int, int, int, int, int, int]
+"""Vocabulary, width, MLP, layers, heads, key heads, size of a head."""
+
+
+def decoder_config(sizes: Sizes, window: int) -> DecoderConfig:
+    """A plain Llama of these sizes that reads up to `window` tokens."""
+    vocabulary, width, mlp, layers, heads, kv_heads, head_dim = sizes
+    return DecoderConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=mlp,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        rope_theta=10000.0,
+        rope_scaling=None,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        attention_bias=False,
+        max_position_embeddings=window,
+    )
+
 
 def num_parameters(config: DecoderConfig) -> int:
     """Of one network."""

@@ -18,8 +18,8 @@ import jax
 from absl import flags
 
 from benchmarks import update_parity
+from benchmarks.random_model import decoder_config
 from env import command_line
-from models.config import DecoderConfig
 from models.transformer import REMAT
 
 _SIZES = {
@@ -70,7 +70,12 @@ def main() -> None:
     ]
     for prompt, action in _SHAPES:
         problem = update_parity.make_problem(
-            sizes(_SIZE.value), _MODE.value, _TRANSITIONS, prompt, action, _REMAT.value
+            decoder_config(_SIZES[_SIZE.value], 1024),
+            _MODE.value,
+            _TRANSITIONS,
+            prompt,
+            action,
+            _REMAT.value,
         )
         ours = update_parity.Ours(problem)
         theirs = update_parity.make_theirs(update_torch, problem)
@@ -81,26 +86,6 @@ def main() -> None:
     print(text, end="")
     if _OUTPUT.value:
         pathlib.Path(_OUTPUT.value).write_text(text)
-
-
-def sizes(name: str) -> DecoderConfig:
-    """The decoder of a `--size`."""
-    vocabulary, width, mlp, layers, heads, kv_heads, head_dim = _SIZES[name]
-    return DecoderConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=mlp,
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        rope_theta=10000.0,
-        rope_scaling=None,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=False,
-        attention_bias=False,
-        max_position_embeddings=1024,
-    )
 
 
 def _measure(programs: list[Program], repeats: int) -> list[Times]:

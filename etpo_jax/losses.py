@@ -61,13 +61,18 @@ def path_loss(
       beta: reward per nat.
       starts: "all" asks it of the path from every token on, "root" of the whole action only.
     """
-    log_ratio_bj = jnp.where(mask_bj, log_ratio_bj, 0.0)
-    suffix_bj = jnp.flip(jnp.cumsum(jnp.flip(log_ratio_bj, axis=1), axis=1), axis=1)
+    suffix_bj = suffix_sums(log_ratio_bj, mask_bj)
     target_b = jax.lax.stop_gradient(path_target_b)
     violation_bj = jnp.square(state_value_bj + beta * suffix_bj - target_b[:, None])
     if starts == "root":
         return masked_mean(violation_bj[:, 0], mask_bj[:, 0])
     return masked_mean(violation_bj, mask_bj)
+
+
+def suffix_sums(values_bj: Float[Array, "b j"], mask_bj: Bool[Array, "b j"]) -> Float[Array, "b j"]:
+    """Sum of the real tokens' values from each token to the end of the action."""
+    values_bj = jnp.where(mask_bj, values_bj, 0.0)
+    return jnp.flip(jnp.cumsum(jnp.flip(values_bj, axis=1), axis=1), axis=1)
 
 
 def policy_loss(

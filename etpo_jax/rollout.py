@@ -3,7 +3,7 @@
 import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -76,6 +76,22 @@ class Actions:
         return sum(len(tokens) for tokens in self.tokens)
 
 
+def make_unstack(model: Decoder) -> Callable[[Any, Role], Any]:
+    """The jitted (base, trunk) -> the role's weights laid out for generation, adapters merged."""
+
+    def unstack(base: Any, trunk: Role) -> Any:
+        adapters = trunk.get("lora")
+        return decode.unstack(
+            trunk.get("params", base),
+            model.config,
+            dtype=model.dtype,
+            lora=adapters,
+            lora_config=None if adapters is None else model.lora,
+        )
+
+    return jax.jit(unstack)
+
+
 class Actor:
     """Turns prompts into actions with the sampler."""
 
@@ -91,18 +107,7 @@ class Actor:
         self._tokenizer = tokenizer
         self._max_prompt_length = max_prompt_length
         self._length_multiple = length_multiple
-
-        def unstack(base: Any, trunk: Role) -> Any:
-            adapters = trunk.get("lora")
-            return decode.unstack(
-                trunk.get("params", base),
-                model.config,
-                dtype=model.dtype,
-                lora=adapters,
-                lora_config=None if adapters is None else model.lora,
-            )
-
-        self._unstack = jax.jit(unstack)
+        self._unstack = make_unstack(model)
 
     def weights(self, base: Any, trunk: Role) -> Any:
         """A role's variables laid out for generation; made once per update."""

@@ -12,9 +12,9 @@ from etpo_jax.batch import Batch, Transition
 from etpo_jax.config import Config
 from etpo_jax.hyperparameters import Hyperparameters
 from etpo_jax.networks import Networks
-from etpo_jax.token_scores import Hidden, Roles, read_critic, read_reference, score_tokens
-from etpo_jax.train_state import Role, TrainState
-from etpo_jax.update import action_hidden, next_state_value, targets_of
+from etpo_jax.token_scores import Roles, read_critic, read_reference, score_tokens
+from etpo_jax.train_state import TrainState
+from etpo_jax.update import hidden_states, next_state_value, targets_of
 from models.tokenizer import Tokenizer
 
 NUM_ALTERNATIVES = 5
@@ -57,17 +57,9 @@ def make_inspect(networks: Networks, config: Config) -> Inspect:
     learning = config.learning
 
     def inspect(state: TrainState, base: Any, batch: Batch, hyper: Hyperparameters) -> Inspection:
-        def hidden(role: Role) -> Array:
-            return action_hidden(networks, base, role, batch)
-
         trunk = networks.policy_trunk(state.policy, state.critic)
         tokens_bj = batch.action_tokens_bj
-        hiddens = Hidden(
-            hidden({}),
-            None if networks.tie_policy else hidden(state.policy),
-            hidden(state.critic.trunk),
-            hidden(state.target_critic.trunk),
-        )
+        hiddens = hidden_states(networks, base, state, batch)
         roles = Roles(state.policy, state.critic, state.target_critic)
         scores = score_tokens(networks, learning, base, roles, hiddens, tokens_bj, hyper)
         next_value_b = next_state_value(networks, learning, base, state, batch, hyper)

@@ -23,7 +23,7 @@ from etpo_jax.batch import Batch
 from etpo_jax.config import Config, LearningConfig
 from etpo_jax.divergence import categorical_kl, entropy, masked_mean
 from etpo_jax.hyperparameters import Hyperparameters
-from etpo_jax.losses import critic_loss, path_loss
+from etpo_jax.losses import critic_loss, path_loss, suffix_sums
 from etpo_jax.networks import Networks
 from etpo_jax.soft_q import retrace_targets, soft_value, token_targets
 from etpo_jax.token_scores import Hidden, Roles, TokenScores, read_critic, score_tokens
@@ -130,21 +130,12 @@ def make_targets(
         batch = jax.tree.map(over_devices, batch)
         learning = config.learning
         next_value_b = next_state_value(networks, learning, base, state, batch, hyper)
-
-        def hidden(role: Role) -> Array:
-            return action_hidden(networks, base, role, batch)
-
         scores = score_tokens(
             networks,
             learning,
             base,
             Roles(state.policy, state.critic, state.target_critic),
-            Hidden(
-                hidden({}),
-                None if networks.tie_policy else hidden(state.policy),
-                hidden(state.critic.trunk),
-                hidden(state.target_critic.trunk),
-            ),
+            hidden_states(networks, base, state, batch),
             batch.action_tokens_bj,
             hyper,
             chunk_size=config.finetune.loss_chunk_size,
@@ -192,6 +183,20 @@ def action_hidden(networks: Networks, base: Any, role: Role, batch: Batch) -> Ar
     mask_bs = jnp.concatenate([batch.prompt_mask_bp, batch.action_mask_bj], axis=1)
     first = batch.prompt_tokens_bp.shape[1] - 1
     return networks.hidden(base, role, tokens_bs, mask_bs)[:, first:-1]
+
+
+def hidden_states(networks: Networks, base: Any, state: TrainState, batch: Batch) -> Hidden:
+    """Those of all four networks, without a way back to their parameters."""
+
+    def hidden(role: Role) -> Array:
+        return action_hidden(networks, base, role, batch)
+
+    return Hidden(
+        hidden({}),
+        None if networks.tie_policy else hidden(state.policy),
+        hidden(state.critic.trunk),
+        hidden(state.target_critic.trunk),
+    )
 
 
 class _Backward(NamedTuple):
@@ -374,8 +379,7 @@ def targets_of(
     """
     if learning.critic_loss == "path":
         mask_bj = batch.action_mask_bj
-        log_ratio_bj = jnp.where(mask_bj, scores.log_ratio_bj, 0.0)
-        rest_bj = jnp.flip(jnp.cumsum(jnp.flip(log_ratio_bj, axis=1), axis=1), axis=1)
+        rest_bj = suffix_sums(scores.log_ratio_bj, mask_bj)
         target_b = batch.reward_b + hyper.gamma * batch.continues_b * next_value_b
         return jnp.where(mask_bj, target_b[:, None] - hyper.beta * rest_bj, 0.0)
     if learning.critic_loss == "one_step":
