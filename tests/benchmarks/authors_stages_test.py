@@ -5,7 +5,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is only compared with, never required")
 
+import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
+import optax  # noqa: E402
 
 import models  # noqa: E402
 from benchmarks.authors_stages import AuthorsStages  # noqa: E402
@@ -21,7 +23,7 @@ def peer(tmp_path):
     params = random_parameters(model.config, jnp.float32, stop_id=2)
     models.save(tmp_path, model.config, params)
     config = Config.from_dict(
-        {"beta": 0.3, "optimizer": "lion", "policy_learning_rate": 1e-3, "max_new_tokens": 5}
+        {"beta": 0.3, "optimizer": "lion", "critic_learning_rate": 1e-3, "max_new_tokens": 5}
     )
     return model, params, AuthorsStages(str(tmp_path), config, "cpu", 2, 0)
 
@@ -45,6 +47,12 @@ def test_targets_and_a_step(peer):
     np.testing.assert_allclose(targets, expected, rtol=1e-4, atol=1e-5)
     # Three arrays over the vocabulary came to the host.
     assert stages.traffic - before >= 3 * 4 * action.size * model.config.vocab_size
+    # Critic and policy are the same weights so far: the logits are both.
+    taken = jnp.take_along_axis(logits, action[..., None], axis=-1)[..., 0]
+    critic_loss = optax.huber_loss(taken, expected, delta=10.0).mean()
+    policy_loss = (0.3 * jax.nn.log_softmax(logits) - logits).mean()
     losses = [stages.update(prompt, action, targets) for _ in range(3)]
-    # The uniform loss falls whatever the rewards are; see docs/algorithm.md.
-    assert losses[-1]["policy_loss"] < losses[0]["policy_loss"]
+    np.testing.assert_allclose(losses[0]["critic_loss"], critic_loss, rtol=1e-4)
+    np.testing.assert_allclose(losses[0]["policy_loss"], policy_loss, rtol=1e-4)
+    # The targets stand still here; the policy's loss follows the critic, and may go either way.
+    assert losses[-1]["critic_loss"] < losses[0]["critic_loss"]
