@@ -27,6 +27,10 @@ _REMAT_POLICIES = {
 }
 REMAT = ("none", *_REMAT_POLICIES)
 
+# Up to so many layers, where only the last positions are asked for, the last layer is computed at
+# those alone. It takes a copy of the other layers' weights, and with many layers gains nothing.
+_FEW_LAYERS = 4
+
 # Standard deviation of new kernels and embeddings, as in published Llama training.
 _INIT = nn.initializers.normal(0.02)
 
@@ -74,11 +78,33 @@ def queries_keys_values(
       x: normalised residual stream.
       cos, sin: of `rope.angles` at the positions of x.
     """
+    return queries_of(config, p, x, cos, sin), *keys_values_of(config, p, x, cos, sin)
+
+
+def queries_of(
+    config: DecoderConfig,
+    p: Mapping[str, Mapping[str, Array]],
+    x: Float[Array, "*b d"],
+    cos: Float[Array, "*b c"],
+    sin: Float[Array, "*b c"],
+) -> Float[Array, "*b n h"]:
+    """The first of `queries_keys_values`."""
+    q = linear(p["q"], x).reshape(*x.shape[:-1], config.num_heads, config.head_dim)
+    return rope.rotate(q, cos, sin)
+
+
+def keys_values_of(
+    config: DecoderConfig,
+    p: Mapping[str, Mapping[str, Array]],
+    x: Float[Array, "*b d"],
+    cos: Float[Array, "*b c"],
+    sin: Float[Array, "*b c"],
+) -> tuple[Float[Array, "*b k h"], Float[Array, "*b k h"]]:
+    """The others of `queries_keys_values`."""
     lead = x.shape[:-1]
-    q = linear(p["q"], x).reshape(*lead, config.num_heads, config.head_dim)
     k = linear(p["k"], x).reshape(*lead, config.num_kv_heads, config.head_dim)
     v = linear(p["v"], x).reshape(*lead, config.num_kv_heads, config.head_dim)
-    return rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v
+    return rope.rotate(k, cos, sin), v
 
 
 def gated_mlp(
@@ -187,7 +213,9 @@ class Attention(nn.Module):
         cos: Float[Array, "b s c"],
         sin: Float[Array, "b s c"],
         mask: Bool[Array, "b s s"],
-    ) -> Float[Array, "b s d"]:
+        last: int | None = None,
+    ) -> Float[Array, "b q d"]:
+        """Of the last positions only, if so many are named; they see the keys of all."""
         config = self.config
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         p = {
@@ -199,11 +227,13 @@ class Attention(nn.Module):
                 ("o", queries, config.hidden_size, False),
             )
         }
-        q, k, v = queries_keys_values(config, p, x, cos, sin)
+        asked = slice(None) if last is None else slice(x.shape[1] - last, None)
+        q = queries_of(config, p, x[:, asked], cos[:, asked], sin[:, asked])
+        k, v = keys_values_of(config, p, x, cos, sin)
         q = shard(q, "b", "s", "n", "h")
         k, v = shard(k, "b", "m", "k", "h"), shard(v, "b", "m", "k", "h")
-        heads = attend(q, k, v, mask, implementation=self.attention_implementation)
-        return linear(p["o"], heads.reshape(*x.shape[:-1], queries))
+        heads = attend(q, k, v, mask[:, asked], implementation=self.attention_implementation)
+        return linear(p["o"], heads.reshape(*heads.shape[:-2], queries))
 
 
 class GatedMlp(nn.Module):
@@ -238,13 +268,16 @@ class Block(nn.Module):
         cos: Float[Array, "b s c"],
         sin: Float[Array, "b s c"],
         mask: Bool[Array, "b s s"],
-    ) -> tuple[Float[Array, "b s d"], None]:
+        last: int | None = None,
+    ) -> tuple[Float[Array, "b q d"], None]:
+        """All positions, or the last so many."""
         parts = (self.config, self.param_dtype, self.lora)
         norm = (self.config.rms_norm_eps, self.param_dtype)
         normed = Norm(*norm, name="attention_norm")(x)
-        x = x + Attention(*parts, self.attention_implementation, name="attention")(
-            normed, cos, sin, mask
+        attended = Attention(*parts, self.attention_implementation, name="attention")(
+            normed, cos, sin, mask, last
         )
+        x = attended + (x if last is None else x[:, x.shape[1] - last :])
         x = x + GatedMlp(*parts, name="mlp")(Norm(*norm, name="mlp_norm")(x))
         return shard(x, "b", "s", "-"), None  # the pair that a scan over layers wants
 
@@ -294,18 +327,39 @@ class Decoder(nn.Module):
         tokens_bs: Int[Array, "b s"],
         positions_bs: Int[Array, "b s"],
         mask_bs: Bool[Array, "b s"],
-    ) -> Float[Array, "b s d"]:
+        last: int | None = None,
+    ) -> Float[Array, "b q d"]:
         """The residual stream after the final norm, in `dtype`.
 
         Args:
           tokens_bs: ids; those of padding may be anything in range.
           positions_bs: of `positions`, or any other numbering.
           mask_bs: True for real tokens. A token sees the real ones up to itself.
+          last: how many of the last positions are returned; None is all.
         """
         embedding = self.embedder()["embedding"]
         x = shard(embedding[tokens_bs].astype(self.dtype), "b", "s", "-")
         cos, sin = rope.angles(self.config, positions_bs)
-        x, _ = self.layers(x, cos, sin, causal_mask(mask_bs))
+        mask = causal_mask(mask_bs)
+        if last is None or self.config.num_layers > _FEW_LAYERS:
+            x, _ = self.layers(x, cos, sin, mask)
+            return self.final_norm(x if last is None else x[:, x.shape[1] - last :])
+        # The same layers as `self.layers` scans over, taken apart.
+        stacked = self.layers.variables
+        block = Block(
+            self.config, self.param_dtype, self.lora, self.attention_implementation, parent=None
+        )
+
+        def layer(x: Array, variables: Any, last: int | None) -> Array:
+            applied: Any = block.apply(variables, x, cos, sin, mask, last)
+            return applied[0]
+
+        if self.remat != "none":
+            policy = _REMAT_POLICIES[self.remat]
+            layer = jax.checkpoint(layer, prevent_cse=True, policy=policy, static_argnums=2)
+        for index in range(self.config.num_layers):
+            variables = jax.tree.map(lambda leaf, index=index: leaf[index], stacked)
+            x = layer(x, variables, last if index + 1 == self.config.num_layers else None)
         return self.final_norm(x)
 
     def logits(self, hidden_bsd: Float[Array, "*b d"]) -> Float[Array, "*b v"]:

@@ -128,6 +128,28 @@ def test_hidden_then_logits_of_chosen_positions():
     np.testing.assert_allclose(logits, logits_of(params, tokens, mask)[:, 4:7], atol=1e-5)
 
 
+@pytest.mark.parametrize("num_layers", [1, 2, 5])
+def test_the_last_positions_alone_are_those_of_all(num_layers):
+    """In values and in gradients, whether or not the last layer is computed at those alone."""
+    config = dataclasses.replace(CONFIG, num_layers=num_layers)
+    params = random_params(config)
+    tokens, mask = random_inputs()
+    mask = mask.at[0, :3].set(False)
+
+    def last_four(params, last):
+        model = Decoder(config, remat="full")
+        hidden = model.apply(
+            {"params": params}, tokens, positions(mask), mask, last, method="hidden"
+        )[:, -4:]
+        return jnp.sum(jnp.sin(hidden)), hidden
+
+    gradient = jax.jit(jax.grad(last_four, has_aux=True), static_argnums=1)
+    (one, whole), (other, alone) = gradient(params, None), gradient(params, 4)
+    assert alone.shape == (3, 4, 16)
+    np.testing.assert_allclose(alone, whole, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), one, other)
+
+
 def loss(model, params, tokens, mask):
     logits = model.apply({"params": params}, tokens, positions(mask), mask)
     return jnp.mean(jax.nn.logsumexp(logits, -1) - logits[..., 3])
