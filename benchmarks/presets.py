@@ -8,7 +8,6 @@ stopped. The table has one row per setting, means over seeds with the seeds' ran
 
 import collections
 import csv
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,12 +15,16 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
+from benchmarks import measured_train
 from env import command_line
 from env.base import UsageError
-from etpo_jax import json_files, run_directory
 
 _RETRACE = ["--critic_loss=retrace", "--q_parameterization=residual"]
-_PATH = ["--critic_loss=path", "--q_parameterization=dueling", "--replay_size=480"]
+# The correction of the policy's loss needs targets of tokens, which a path has not.
+_PATH = [
+    *("--critic_loss=path", "--q_parameterization=dueling", "--replay_size=480"),
+    "--policy_loss=exact",
+]
 _TIED = [*_PATH, "--tie_policy", "--critic_learning_rate=5e-4"]
 _OPEN = ["--support_threshold=0"]
 SETTINGS = {
@@ -36,16 +39,6 @@ SETTINGS = {
     "path all, tied": _TIED,
     "path root, tied": [*_TIED, "--path_starts=root"],
 }
-_COLUMNS = (
-    "reward_first_fifth",
-    "reward_last_fifth",
-    "runnable_last_fifth",
-    "reward_best",
-    "entropy",
-    "kl_to_reference",
-    "distinct_programs",
-    "wall_s",
-)
 
 _SETTINGS = flags.DEFINE_string(
     "settings", ";".join(SETTINGS), "Names of settings, separated by semicolons."
@@ -67,7 +60,7 @@ def main() -> int:
         rows = list(pool.map(lambda cell: _run(*cell), cells))
     output = Path(_OUTPUT.value)
     with open(output / "presets.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, ["setting", "dataset", "seed", *_COLUMNS])
+        writer = csv.DictWriter(file, ["setting", "dataset", "seed", *measured_train.MEASURES])
         writer.writeheader()
         writer.writerows(rows)
     print(table(rows))
@@ -81,39 +74,16 @@ def _run(setting: str, seed: int) -> dict[str, object]:
         / setting.replace(", ", "_").replace(" ", "_")
         / str(seed)
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    command = [
-        *(sys.executable, "-m", "etpo_jax.train", "--flagfile=launch/tiny.flags"),
-        *(f"--run_dir={path}", f"--seed={seed}", f"--dataset={_DATASET.value}"),
+    arguments = [
+        "--flagfile=launch/tiny.flags",
+        *(f"--seed={seed}", f"--dataset={_DATASET.value}"),
         *(f"--model={_MODEL.value}", f"--num_env_steps={_NUM_ENV_STEPS.value}"),
         *SETTINGS[setting],
     ]
-    with open(path.with_suffix(".log"), "w") as log:
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    if code:
-        raise UsageError(f"{setting}, seed {seed}: exit code {code}, see {path}.log")
-    row = {"setting": setting, "dataset": _DATASET.value, "seed": seed, **measure(path)}
+    measures = measured_train.run(path, arguments)
+    row = {"setting": setting, "dataset": _DATASET.value, "seed": seed, **measures}
     print(f"{setting}, seed {seed}: {row['reward_last_fifth']:.3f}", file=sys.stderr, flush=True)
     return row
-
-
-def measure(path: Path) -> dict[str, float]:
-    """The figures of one run; entropy, KL and distinct programs are means over its last fifth."""
-    metrics = list(json_files.read_rows(path / run_directory.METRICS))
-    episodes = list(json_files.read_rows(path / run_directory.EPISODES))
-    rewards = np.array([row["reward"] for row in episodes])
-    fifth = max(1, len(rewards) // 5)
-    last = metrics[-max(1, len(metrics) // 5) :]
-    return {
-        "reward_first_fifth": float(rewards[:fifth].mean()),
-        "reward_last_fifth": float(rewards[-fifth:].mean()),
-        "runnable_last_fifth": float(np.mean([not row["error"] for row in episodes[-fifth:]])),
-        "reward_best": float(metrics[-1]["reward_best"]),
-        "entropy": float(np.mean([row["entropy"] for row in last])),
-        "kl_to_reference": float(np.mean([row["kl_to_reference"] for row in last])),
-        "distinct_programs": float(np.mean([row["distinct_programs"] for row in last])),
-        "wall_s": sum(row["generate_s"] + row["execute_s"] + row["update_s"] for row in metrics),
-    }
 
 
 def table(rows: list[dict]) -> str:
@@ -122,11 +92,13 @@ def table(rows: list[dict]) -> str:
     for row in rows:
         by_setting[row["setting"]].append(row)
     lines = [
-        f"| setting | seeds | {' | '.join(_COLUMNS)} |",
-        f"|---|---|{'---|' * len(_COLUMNS)}",
+        f"| setting | seeds | {' | '.join(measured_train.MEASURES)} |",
+        f"|---|---|{'---|' * len(measured_train.MEASURES)}",
     ]
     for setting, group in by_setting.items():
-        cells = [f"{np.mean([row[column] for row in group]):.3f}" for column in _COLUMNS]
+        cells = [
+            f"{np.mean([row[column] for row in group]):.3f}" for column in measured_train.MEASURES
+        ]
         low, high = (
             bound([row["reward_last_fifth"] for row in group]) for bound in (np.min, np.max)
         )

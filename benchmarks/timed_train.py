@@ -30,7 +30,7 @@ from etpo_jax.checkpoint import Checkpoints
 from etpo_jax.event_files import EventWriter
 from etpo_jax.learner import Etpo
 from etpo_jax.metrics import Progress
-from etpo_jax.rollout import Actor
+from etpo_jax.rollout import SamplingActor
 from etpo_jax.run_directory import RunDirectory
 from models.errors import ModelError
 
@@ -51,7 +51,7 @@ def main() -> int:
 
 def _install(timeline: Timeline) -> None:
     """Puts the clock on the public methods that `etpo_jax.loop` and `etpo_jax.train` call."""
-    learn, save, weights = Etpo.learn, Checkpoints.save, Actor.weights
+    learn, save, weights = Etpo.learn, Checkpoints.save, SamplingActor.weights
 
     def learn_and_wait(*args: Any) -> Any:
         return jax.block_until_ready(learn(*args))
@@ -70,8 +70,8 @@ def _install(timeline: Timeline) -> None:
         return timed_weights(*args)
 
     replacements: tuple[tuple[type, str, Callable[..., Any]], ...] = (
-        (Actor, "weights", begin_and_make_weights),
-        (Actor, "act", timeline.timed(GENERATE, Actor.act)),
+        (SamplingActor, "weights", begin_and_make_weights),
+        (SamplingActor, "act", timeline.timed(GENERATE, SamplingActor.act)),
         (CodeTask, "step", timeline.timed(EXECUTE, CodeTask.step)),
         (Etpo, "learn", timeline.timed(UPDATE, learn_and_wait)),
         (Checkpoints, "save", save_and_wait),

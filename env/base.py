@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -81,3 +81,17 @@ class Task(Protocol):
 
     def close(self) -> None:
         """Releases processes and files; the task is not used afterwards."""
+
+
+@runtime_checkable
+class ChatTask(Task, Protocol):
+    """A task whose prompts a chat model can be asked to complete.
+
+    Attributes:
+      instructions: the system message: what an answer must look like.
+    """
+
+    instructions: str
+
+    def action_of(self, answer: str) -> str:
+        """The action that an answer means: code without the talk around it, say."""

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from env import prompts
+from env import chat_answers, prompts
 from env.base import State, Step, UsageError
 from env.datasets import Dataset
 
@@ -53,6 +53,7 @@ class CodeTask:
     """
 
     max_shorten = prompts.MAX_SHORTEN
+    instructions = chat_answers.INSTRUCTIONS
 
     def __init__(
         self,
@@ -124,6 +125,10 @@ class CodeTask:
     def program(self, action: str) -> str:
         """The body inside its function, as a Python file."""
         return prompts.program(action)
+
+    def action_of(self, answer: str) -> str:
+        """The body that a chat model's answer holds."""
+        return chat_answers.body_of(answer)
 
     def close(self) -> None:
         """Closes the executor."""

@@ -34,6 +34,9 @@ class TableQuestions:
     """
 
     max_shorten = 1
+    instructions = (
+        "Answer the last question of the text: reply with what replaces <FILL_ME>, nothing else."
+    )
 
     def __init__(self, dataset: Dataset, *, max_steps: int = 3):
         if max_steps < 1:
@@ -71,6 +74,10 @@ class TableQuestions:
     def program(self, action: str) -> str:
         """The answer that was read."""
         return _answer_of(action) + "\n"
+
+    def action_of(self, answer: str) -> str:
+        """The answer itself."""
+        return answer.strip()
 
     def close(self) -> None:
         """Nothing to release."""

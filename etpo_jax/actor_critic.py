@@ -331,7 +331,9 @@ def _token_values(networks: Networks, base: Any, critic: Critic, batch: Batch) -
 def _state_values(networks: Networks, base: Any, critic: Critic, batch: Batch) -> Array:
     """V [b] of the states, before any token."""
     tokens_bp, mask_bp = batch.prompt_tokens_bp, batch.prompt_mask_bp
-    return networks.head(critic, networks.hidden(base, critic.trunk, tokens_bp, mask_bp)[:, -1])
+    return networks.head(
+        critic, networks.hidden(base, critic.trunk, tokens_bp, mask_bp, last=1)[:, 0]
+    )
 
 
 def _next_state_value(
@@ -343,7 +345,9 @@ def _next_state_value(
 
     def value(batch: Batch) -> Array:
         tokens, mask = batch.next_prompt_tokens_bp, batch.next_prompt_mask_bp
-        return networks.head(critic, networks.hidden(base, critic.trunk, tokens, mask)[:, -1])
+        return networks.head(
+            critic, networks.hidden(base, critic.trunk, tokens, mask, last=1)[:, 0]
+        )
 
     value_b = jax.lax.cond(
         jnp.any(batch.continues_b > 0),

@@ -22,7 +22,7 @@ from env.reward_cache import CachedExecutor, Executor
 from env.table_questions import TableQuestions
 from env.toy import ToyTask
 from etpo_jax.config import Config, TaskConfig
-from etpo_jax.rollout import Actor
+from etpo_jax.rollout import SamplingActor
 from etpo_jax.sampler import Sampler
 from models.tokenizer import Tokenizer
 from models.transformer import Decoder
@@ -149,7 +149,7 @@ def _make_executor(config: Config, dataset: Dataset) -> Executor:
     )
 
 
-def make_actor(config: Config, language: Language, mesh: Mesh) -> Actor:
+def make_actor(config: Config, language: Language, mesh: Mesh) -> SamplingActor:
     """The actor that samples as configured.
 
     Raises:
@@ -170,8 +170,9 @@ def make_actor(config: Config, language: Language, mesh: Mesh) -> Actor:
         config.sampling,
         mesh=mesh,
     )
-    return Actor(
+    return SamplingActor(
         language.model,
+        language.base,
         sampler,
         language.tokenizer,
         config.model.max_prompt_length,

@@ -5,6 +5,7 @@ that they need, never the flags.
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, get_type_hints
@@ -327,6 +328,11 @@ class LearningConfig(Section):
     updates_per_batch: int = option(4, "Gradient steps after each collection.", lower=1)
     minibatch_size: int = option(16, "Transitions of a gradient step.", lower=1)
     replay_size: int = option(64, "Newest transitions that are kept for learning.", lower=1)
+    learn_while_executing: bool = option(
+        True,
+        "Gradient steps from the replay are taken while programs execute, which hides their time; "
+        "otherwise after it, when the replay holds the new transitions too.",
+    )
     beta: float = option(
         0.05, "Weight of the KL to the reference, reward per nat.", lower=0.0, exclusive_lower=True
     )
@@ -359,8 +365,8 @@ class LearningConfig(Section):
     )
     q_parameterization: str = option(
         "residual",
-        "How the critic's logits are read as Q.",
-        choices=("residual", "logits", "beta_logits", "dueling"),
+        "How Q is read: from the critic's logits, or (policy) as its value plus beta log(pi/rho).",
+        choices=("residual", "logits", "beta_logits", "dueling", "policy"),
     )
     policy_target: str = option(
         "reference_exp_q",
@@ -369,8 +375,9 @@ class LearningConfig(Section):
     )
     policy_loss: str = option(
         "exact",
-        "Expectation under the policy, or the authors' plain mean over the vocabulary.",
-        choices=("exact", "uniform"),
+        "Expectation under the policy, the same corrected by what the critic misses at the sampled "
+        "token (doubly_robust), or the authors' plain mean over the vocabulary.",
+        choices=("exact", "doubly_robust", "uniform"),
     )
     tie_policy: bool = option(
         False, "The policy is the softmax of the critic's own logits: no policy network."
@@ -417,6 +424,16 @@ class LearningConfig(Section):
             raise ValueError(
                 "--targets=collection: --critic_loss=path has no targets of tokens, it needs update"
             )
+        if self.policy_loss == "doubly_robust" and self.critic_loss == "path":
+            raise ValueError(
+                "--policy_loss=doubly_robust: --critic_loss=path has no targets of tokens, it "
+                "needs one_step or retrace"
+            )
+        if self.policy_loss != "exact" and (self.tie_policy or self.q_parameterization == "policy"):
+            raise ValueError(
+                f"--policy_loss={self.policy_loss}: with --tie_policy or "
+                "--q_parameterization=policy the policy has no loss of its own"
+            )
         if self.tie_policy and not implied:
             raise ValueError(
                 f"--q_parameterization={self.q_parameterization}: --tie_policy needs residual or "
@@ -451,6 +468,67 @@ class OptimizerConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class EndpointConfig(Section):
+    """A model elsewhere that plays --algorithm=reflection."""
+
+    endpoint: str = option(
+        "",
+        "URL of an OpenAI-compatible endpoint, such as https://api.openai.com/v1, whose model "
+        "answers instead of --model; --temperature, --top_p and --max_new_tokens are asked of it.",
+        may_differ=True,
+    )
+    endpoint_model: str = option("", "Name of the model at the endpoint.")
+    endpoint_key_variable: str = option(
+        "OPENAI_API_KEY",
+        "Environment variable that holds the key; without it, none is sent.",
+        may_differ=True,
+    )
+    endpoint_options: str = option(
+        "",
+        "Further members of each request as a JSON object, such as "
+        '{"max_tokens": null, "max_completion_tokens": 512}; null leaves one out.',
+    )
+    endpoint_concurrency: int = option(8, "Requests at the same time.", lower=1, may_differ=True)
+    endpoint_timeout_s: float = option(
+        120.0, "Seconds an answer may take.", lower=0.0, exclusive_lower=True, may_differ=True
+    )
+    endpoint_retries: int = option(
+        6, "Further tries of a request that may yet succeed.", lower=0, may_differ=True
+    )
+    endpoint_prompt_price: float = option(
+        0.0, "US dollars per million tokens of prompts.", lower=0.0, may_differ=True
+    )
+    endpoint_completion_price: float = option(
+        0.0, "US dollars per million tokens of answers.", lower=0.0, may_differ=True
+    )
+    endpoint_budget: float | None = option(
+        None,
+        "US dollars after which the run stops; needs the prices.",
+        lower=0.0,
+        may_differ=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.endpoint) != bool(self.endpoint_model):
+            raise ValueError(
+                f"--endpoint={self.endpoint}: needs --endpoint_model, and the other way round"
+            )
+        prices = self.endpoint_prompt_price + self.endpoint_completion_price
+        if self.endpoint_budget is not None and not prices:
+            raise ValueError(
+                f"--endpoint_budget={self.endpoint_budget:g}: needs --endpoint_prompt_price and "
+                "--endpoint_completion_price"
+            )
+        try:
+            is_object = isinstance(json.loads(self.endpoint_options or "{}"), dict)
+        except ValueError:
+            is_object = False
+        if not is_object:
+            raise ValueError(f"--endpoint_options={self.endpoint_options}: must be a JSON object")
+
+
+@dataclasses.dataclass(frozen=True)
 class HostsConfig(Section):
     """Several hosts that run one program; no setting of the run, which may move between hosts."""
 
@@ -477,6 +555,7 @@ class Config:
     sampling: SamplingConfig = SamplingConfig()
     learning: LearningConfig = LearningConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    endpoint: EndpointConfig = EndpointConfig()
 
     def __post_init__(self) -> None:
         if self.learning.policy_loss == "uniform" and self.sampling.support_threshold > 0:
@@ -489,6 +568,16 @@ class Config:
                 f"--tie_policy: --algorithm={self.run.algorithm} has no critic over the vocabulary "
                 "that could be the policy"
             )
+        if self.endpoint.endpoint:
+            if self.run.algorithm != "reflection":
+                raise ValueError(
+                    f"--algorithm={self.run.algorithm}: --endpoint plays reflection only"
+                )
+            if self.sampling.support_threshold > 0:
+                raise ValueError(
+                    f"--support_threshold={self.sampling.support_threshold:g}: must be 0 with "
+                    "--endpoint, which does not tell the probabilities of its tokens"
+                )
         microbatch = self.finetune.microbatch_size
         if microbatch and self.learning.minibatch_size % microbatch:
             raise ValueError(

@@ -28,7 +28,7 @@ from etpo_jax.config import Config
 from etpo_jax.learner import make_learner
 from etpo_jax.mesh import build_mesh
 from etpo_jax.networks import Networks
-from etpo_jax.rollout import Episodes, Prompts
+from etpo_jax.rollout import Episodes, TokenPrompts
 from etpo_jax.run_log import error_kind
 from etpo_jax.train_state import Role
 from models.errors import ModelError
@@ -98,11 +98,9 @@ def _sample(
 ) -> list[dict[str, Any]]:
     """Rows of `episodes.jsonl` of as many programs as were asked for."""
     actor = build.make_actor(config, language, mesh)
-    weights = actor.weights(language.base, trunk)
-    reference_weights = (
-        actor.weights(language.base, {}) if config.sampling.support_threshold > 0 else None
-    )
-    prompts = Prompts(task, language.tokenizer, config.model.max_prompt_length)
+    weights = actor.weights(trunk)
+    reference_weights = actor.weights({}) if config.sampling.support_threshold > 0 else None
+    prompts = TokenPrompts(task, language.tokenizer, config.model.max_prompt_length)
     episodes = Episodes(task, prompts, _NUM_ENVS.value, _SEED.value)
     key = jax.random.key(_SEED.value)
     rows: list[dict[str, Any]] = []
@@ -239,7 +237,10 @@ def _resolve() -> tuple[Config, Path | None]:
     if not run_directory.is_run_directory(run_path):
         raise UsageError(f"--run_dir={run_path}: is no run directory")
     stored = json_files.read(run_path / run_directory.CONFIG)
-    return config_lib.from_flags(defaults=stored), run_path
+    config = config_lib.from_flags(defaults=stored)
+    if config.endpoint.endpoint:
+        raise UsageError(f"--run_dir={run_path}: its model is behind an endpoint, not in the run")
+    return config, run_path
 
 
 def _restore_policy(

@@ -43,12 +43,29 @@ class Learner(Protocol):
     def start(self, mean_reward: float) -> None:
         """Called once, with the mean reward of the first collection."""
 
+
+@runtime_checkable
+class MeasuringLearner(Learner, Protocol):
+    """Says how its policy is, from transitions."""
+
     def measure(self, batch: Batch) -> Metrics:
         """`kl_to_reference` and `entropy` of the policy, without learning."""
 
 
+BILLED = ("endpoint_prompt_tokens", "endpoint_completion_tokens", "endpoint_cost_usd")
+"""Metrics of a `BilledLearner`."""
+
+
 @runtime_checkable
-class ReplayLearner(Learner, Protocol):
+class BilledLearner(Learner, Protocol):
+    """Stands for a model elsewhere, whose answers are paid for."""
+
+    def usage(self) -> dict[str, float]:
+        """`BILLED`, of the whole run so far."""
+
+
+@runtime_checkable
+class ReplayLearner(MeasuringLearner, Protocol):
     """Learns from minibatches of the replay, the last of them with new transitions.
 
     Attributes:
@@ -65,7 +82,7 @@ class ReplayLearner(Learner, Protocol):
 
 
 @runtime_checkable
-class CollectionLearner(Learner, Protocol):
+class CollectionLearner(MeasuringLearner, Protocol):
     """Learns from each collection as a whole and never again: on-policy."""
 
     def learn_collection(self, batch: Batch, rng: np.random.Generator) -> list[Metrics]:

@@ -12,18 +12,28 @@ import numpy as np
 from env.base import Step, Task
 from etpo_jax import hosts, token_inspection
 from etpo_jax.batch import Batch, Transition, collate
-from etpo_jax.build import Language
 from etpo_jax.checkpoint import Checkpoints
 from etpo_jax.config import Config
-from etpo_jax.learner import CollectionLearner, InspectableLearner, Learner, ReplayLearner
+from etpo_jax.learner import (
+    BILLED,
+    BilledLearner,
+    CollectionLearner,
+    InspectableLearner,
+    Learner,
+    MeasuringLearner,
+    ReplayLearner,
+)
 from etpo_jax.replay import Replay
 from etpo_jax.rollout import Actions, Actor, Episodes, Prompts
 from etpo_jax.run_directory import Best, RunDirectory
 from etpo_jax.timer import Timer
 from etpo_jax.update import Metrics, check_finite
+from models.tokenizer import Tokenizer
 
 RECENT_PROGRAMS = 64
 """Programs among which `distinct_programs` counts."""
+
+_OF_LAST = ("kl_to_reference", "entropy")
 
 
 @dataclasses.dataclass
@@ -62,16 +72,29 @@ class Loop:
         config: Config,
         run: RunDirectory,
         checkpoints: Checkpoints,
-        language: Language,
+        task: Task,
+        tokenizer: Tokenizer | None,
+        prompts: Prompts,
         actor: Actor,
         learner: Learner,
-        task: Task,
     ):
+        """Nothing is sampled yet.
+
+        Args:
+          config: of the run.
+          run: where its logs go.
+          checkpoints: of the run.
+          task: what is acted in.
+          tokenizer: of prompts and actions; None where the actor gives text only.
+          prompts: how the actor takes states.
+          actor: samples actions.
+          learner: learns from them, or measures.
+        """
         learning = config.learning
         self._config = config
         self._run = run
         self._checkpoints = checkpoints
-        self._language = language
+        self._tokenizer = tokenizer
         self._actor = actor
         self._learner = learner
         self._task = task
@@ -82,11 +105,10 @@ class Loop:
             config.sampling.max_new_tokens,
             has_targets=learning.targets == "collection" and isinstance(learner, ReplayLearner),
         )
-        prompts = Prompts(task, language.tokenizer, config.model.max_prompt_length)
         self._episodes = Episodes(task, prompts, learning.num_envs, config.run.seed)
         self._key = jax.random.key(config.run.seed)
         self._reference_weights = (
-            actor.weights(language.base, {}) if config.sampling.support_threshold > 0 else None
+            actor.weights({}) if config.sampling.support_threshold > 0 else None
         )
 
     @property
@@ -140,10 +162,11 @@ class Loop:
     def inspect(self, count: int) -> list[dict[str, Any]]:
         """The newest actions token by token, for the report; empty where the learner cannot say."""
         newest = self._replay.newest(count)
-        if not newest or not isinstance(self._learner, InspectableLearner):
+        learner = self._learner
+        if not newest or self._tokenizer is None or not isinstance(learner, InspectableLearner):
             return []
-        inspection = hosts.fetch(self._learner.inspect(self._collate(newest)))
-        return token_inspection.to_rows(newest, inspection, self._language.tokenizer)
+        inspection = hosts.fetch(learner.inspect(self._collate(newest)))
+        return token_inspection.to_rows(newest, inspection, self._tokenizer)
 
     def close(self) -> None:
         """Ends the background execution."""
@@ -159,27 +182,26 @@ class Loop:
 
     def _update(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """One collection and the gradient steps after it."""
-        update = self._counters.update + 1
+        update, learning = self._counters.update + 1, self._config.learning
         learned: list[Metrics] = []
         timer = Timer("generate_s", "execute_s", "update_s")
         new: list[Transition] = []
         rows: list[dict[str, Any]] = []
         num_tokens = 0
-        weights = self._actor.weights(self._language.base, self._learner.policy_trunk())
-        num_steps = self._config.learning.steps_per_update
-        for t in range(num_steps):
+        weights = self._actor.weights(self._learner.policy_trunk())
+        for t in range(learning.steps_per_update):
             remaining = self._config.run.num_env_steps - self.env_step
             if not remaining:
                 break
             with timer.measure("generate_s"):
                 actions = self._act(weights, jax.random.fold_in(self._key, update), t)
-            if t + 1 == num_steps:
+            if t + 1 == learning.steps_per_update:
                 weights = None  # a copy of the model, whose memory a gradient step can use
             num_tokens += actions.num_tokens
             started = time.monotonic()
             executing = self._episodes.start(actions.texts[:remaining])
-            if t == 0:
-                # While programs execute, the device learns from what is already there.
+            if t == 0 and learning.learn_while_executing:
+                # The device learns from what is already there.
                 with timer.measure("update_s"):
                     learned += self._learn_from_replay(update)
             steps = self._episodes.collect(executing)
@@ -190,13 +212,17 @@ class Loop:
             rows += step_rows
         if update == 1:
             self._learner.start(float(np.mean([transition.reward for transition in new])))
-        if self._config.learning.targets == "collection":
+        if learning.targets == "collection":
             with timer.measure("update_s"):
                 new = self._with_targets(new)
         self._replay.add(new)
         with timer.measure("update_s"):
+            if not learning.learn_while_executing:
+                learned += self._learn_from_replay(update)
             learned += self._learn_from_new(new, update)
             metrics = self._fetch(learned)
+        if isinstance(self._learner, BilledLearner):
+            metrics |= self._learner.usage()
         self._counters.update = update
         self._counters.recent.extend(row["action"] for row in rows)
         # Of the machine and of what its disk remembers; all else is the same for the same seed.
@@ -229,6 +255,8 @@ class Loop:
         """The gradient steps that take new transitions, or else what the policy is like."""
         if isinstance(self._learner, CollectionLearner):
             return self._learner.learn_collection(self._whole(new), self._rng(update, 0))
+        if not isinstance(self._learner, MeasuringLearner):
+            return []
         fresh = self._collate(self._fresh(new, update))
         if isinstance(self._learner, ReplayLearner):
             return [self._learner.learn(fresh)]
@@ -262,9 +290,10 @@ class Loop:
         return np.random.default_rng([self._config.run.seed, update, index])
 
     def _collate(self, transitions: list[Transition]) -> Batch:
+        assert self._tokenizer is not None  # who learns or measures has tokens
         return collate(
             transitions,
-            pad_id=self._language.tokenizer.pad_id,
+            pad_id=self._tokenizer.pad_id,
             length_multiple=self._config.model.length_multiple,
             max_prompt_length=self._config.model.max_prompt_length,
             max_new_tokens=self._config.sampling.max_new_tokens,
@@ -272,6 +301,8 @@ class Loop:
 
     def _fetch(self, learned: list[Metrics]) -> dict[str, float]:
         """Mean over the gradient steps; KL and entropy are those of the new transitions."""
+        if not learned:
+            return {}
         fetched = hosts.fetch(learned)
         for metrics in fetched:
             if "is_finite" in metrics:
@@ -281,7 +312,7 @@ class Loop:
             name: float(np.mean([metrics[name] for metrics in fetched])) for name in fetched[-1]
         }
         means.pop("is_finite", None)
-        return means | {name: float(fetched[-1][name]) for name in ("kl_to_reference", "entropy")}
+        return means | {name: float(fetched[-1][name]) for name in _OF_LAST if name in means}
 
     def _note_best(self, actions: Actions, steps: list[Step]) -> None:
         first = self.env_step - len(steps) + 1
@@ -325,4 +356,5 @@ class Loop:
             "runnable_rate": float(np.mean([not row["error"] for row in rows])),
             "distinct_programs": len(set(self._counters.recent)),
             **learned,
+            **{name: metrics[name] for name in BILLED if name in metrics},
         }

@@ -112,6 +112,35 @@ def policy_objective(
     return jnp.sum(jnp.exp(policy_log_probs) * score_bjv, axis=-1)
 
 
+def doubly_robust_correction(
+    log_probs_bj: Float[Array, "b j"],
+    q_taken_bj: Float[Array, "b j"],
+    q_target_bj: Float[Array, "b j"],
+    ratio_bj: Float[Array, "b j"],
+    mask_bj: Bool[Array, "b j"],
+) -> Float[Array, "b j"]:
+    """What `policy_objective` lacks where the critic is wrong about the sampled token.
+
+    Added to it, the gradient of a token is that of sum_w pi(w) Q(w) plus rho's share, plus
+    c (G - Q(w_j)) grad log pi(w_j): an unbiased policy gradient for c = pi / mu whatever Q is, with
+    Q as its control variate (doubly robust; Q-Prop, Gu et al. 2017). c is cut off at 1, as in
+    V-trace. At the soft optimum G - Q has mean 0: the fixed point stays.
+
+    Args:
+      log_probs_bj: log pi of the sampled tokens (differentiable).
+      q_taken_bj: Q_theta of the sampled tokens.
+      q_target_bj: G, what Q is regressed on.
+      ratio_bj: pi / mu of the sampled tokens.
+      mask_bj: True for real tokens.
+
+    Returns:
+      Reward units, 0 where the mask is False; only `log_probs_bj` has a gradient.
+    """
+    advantage_bj = jnp.minimum(ratio_bj, 1.0) * (q_target_bj - q_taken_bj)
+    advantage_bj = jax.lax.stop_gradient(jnp.where(mask_bj, advantage_bj, 0.0))
+    return -advantage_bj * jnp.where(mask_bj, log_probs_bj, 0.0)
+
+
 def uniform_policy_objective(
     policy_logits_bjv: Float[Array, "*b v"],
     q_bjv: Float[Array, "*b v"],

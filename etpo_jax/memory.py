@@ -101,9 +101,9 @@ def estimate(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> Memo
         resident.append(dataclasses.replace(sampled, name="reference's weights of generation"))
     needed = _update(config, decoder, mesh, state) if is_learning else []
     # The device learns while programs execute, and samples with the same weights afterwards.
-    if is_from_replay(config) and (
-        config.learning.steps_per_update > 1 and config.learning.updates_per_batch > 1
-    ):
+    learning = config.learning
+    is_overlapping = learning.learn_while_executing and learning.updates_per_batch > 1
+    if is_from_replay(config) and is_overlapping and learning.steps_per_update > 1:
         needed.insert(0, sampled)
     return Memory(
         tuple(resident),

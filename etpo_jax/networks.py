@@ -19,6 +19,7 @@ from models import lora
 from models.transformer import Decoder, positions
 
 MASKED = -1e9  # finite: 0 * -inf would be NaN
+HAS_VALUE_HEAD = ("dueling", "policy")
 
 
 class Distribution(NamedTuple):
@@ -66,16 +67,23 @@ def read_soft_q(
 
     residual: Q = beta (l - l_rho) + b0, constant at the start, so that the first optimal policy is
     rho itself. dueling: Q = v(h) + beta (log softmax l - log rho), whose soft value is exactly the
-    scalar head v. logits: Q = l, as in the authors' code. beta_logits: Q = beta l.
+    scalar head v. policy: dueling with the policy's own logits, so that Q implies pi itself.
+    logits: Q = l, as in the authors' code. beta_logits: Q = beta l.
+
+    With "policy", gradients with respect to the logits are those of a regression divided by beta:
+    the size of the policy's steps then does not depend on beta.
 
     Args:
-      head_bj: the scalar head v(h) of a dueling critic, b0 otherwise; reward units.
+      head_bj: the scalar head v(h) of a dueling or policy critic, b0 otherwise; reward units.
       beta: reward per nat.
     """
-    if parameterization == "dueling":
+    if parameterization in HAS_VALUE_HEAD:
         log_ratio_bjv = jax.nn.log_softmax(critic_logits_bjv) - jax.nn.log_softmax(
             reference_logits_bjv
         )
+        if parameterization == "policy":
+            constant_bjv = jax.lax.stop_gradient(log_ratio_bjv)
+            log_ratio_bjv = constant_bjv + (log_ratio_bjv - constant_bjv) / beta
         return SoftQ(head_bj[..., None] + beta * log_ratio_bjv, head_bj, log_ratio_bjv)
     if parameterization == "residual":
         difference_bjv = critic_logits_bjv - reference_logits_bjv
@@ -125,7 +133,7 @@ class Networks:
     def initial_critic(self, base: Any, key: Key[Array, ""]) -> Critic:
         """Q <- rho, with b0 = 0 (the learner sets it later) and a value head of zeros."""
         value = None
-        if self.q_parameterization == "dueling":
+        if self.q_parameterization in HAS_VALUE_HEAD:
             value = jnp.zeros((self.model.config.hidden_size,), jnp.float32)
         return Critic(self._initial_role(base, key), offset=jnp.zeros((), jnp.float32), value=value)
 
@@ -144,11 +152,16 @@ class Networks:
         role: Role,
         tokens_bs: Int[Array, "b s"],
         mask_bs: Bool[Array, "b s"],
-    ) -> Float[Array, "b s d"]:
-        """Last hidden states; an empty role is the reference."""
+        *,
+        last: int | None = None,
+    ) -> Float[Array, "b q d"]:
+        """Last hidden states of all positions, or of the last so many.
+
+        An empty role is the reference.
+        """
         variables = {"params": base, **role}
         hidden: Any = self.model.apply(
-            variables, tokens_bs, positions(mask_bs), mask_bs, method="hidden"
+            variables, tokens_bs, positions(mask_bs), mask_bs, last, method="hidden"
         )
         return hidden
 
@@ -160,7 +173,7 @@ class Networks:
         return logits
 
     def head(self, critic: Critic, hidden_bjd: Float[Array, "*b d"]) -> Float[Array, "*b"]:
-        """v(h) of a dueling critic, b0 everywhere otherwise."""
+        """v(h) of a critic with a value head, b0 everywhere otherwise."""
         if critic.value is None:
             return jnp.broadcast_to(critic.offset, hidden_bjd.shape[:-1])
         return critic.offset + hidden_bjd.astype(jnp.float32) @ critic.value

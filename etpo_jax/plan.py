@@ -135,10 +135,15 @@ def _peak(
 
 def _describe(config: Config, device: Accelerator | None) -> tuple[str, bool]:
     """The plan, and False if it is known that the run does not fit."""
+    if config.endpoint.endpoint:
+        endpoint = config.endpoint
+        model = f"model {endpoint.endpoint_model} behind {endpoint.endpoint}: no device is needed"
+        return "\n".join([*_step_lines(config), model]), True
     mesh = abstract_mesh(config.model.mesh)
     decoder = DecoderConfig.from_folder(config_folder(config.model.model))
     needed = memory.estimate(config, decoder, mesh)
-    lines = [*_run_lines(config, decoder, mesh), "", *_memory_lines(needed)]
+    lines = [*_step_lines(config), *_model_lines(config, decoder, mesh), ""]
+    lines += _memory_lines(needed)
     if device is None:
         return "\n".join(lines), True
     free = device.num_bytes - needed.peak
@@ -150,10 +155,9 @@ def _describe(config: Config, device: Accelerator | None) -> tuple[str, bool]:
     return "\n".join(lines), free >= 0
 
 
-def _run_lines(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> Iterator[str]:
+def _step_lines(config: Config) -> Iterator[str]:
     learning, run = config.learning, config.run
     per_update = learning.num_envs * learning.steps_per_update
-    axes = ", ".join(f"{name}:{size}" for name, size in mesh.shape.items())
     yield f"{run.algorithm} on {config.task.dataset}, seed {run.seed}"
     steps = ""
     if run.algorithm != "reflection":
@@ -162,6 +166,10 @@ def _run_lines(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> It
     yield (
         f"{run.num_env_steps} environment steps = {updates} updates of {per_update} actions{steps}"
     )
+
+
+def _model_lines(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> Iterator[str]:
+    axes = ", ".join(f"{name}:{size}" for name, size in mesh.shape.items())
     yield (
         f"prompts up to {config.model.max_prompt_length} tokens, actions up to "
         f"{config.sampling.max_new_tokens}"

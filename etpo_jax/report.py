@@ -5,9 +5,7 @@ import io
 import json
 import shlex
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from env.base import UsageError
-from etpo_jax import durable, json_files, run_directory, token_page
+from etpo_jax import durable, html_page, json_files, run_directory, token_page
 from etpo_jax.run_log import Episodes, RunLog, running_mean, smoothing_window
 from etpo_jax.svg_chart import Line, line_chart, stacked_bars
 
@@ -131,16 +129,16 @@ def _page(log: RunLog) -> str:
         _best_programs(log),
         token_page.inspector(_tokens(log)),
         _reproduction(log),
-        _details("Configuration", _table(log.config)),
-        _details("Versions", _table(log.setup)),
+        html_page.details("Configuration", _table(log.config)),
+        html_page.details("Versions", _table(log.setup)),
     ]
     state = "finished" if log.finished is not None else "under way or stopped"
-    return _PAGE.substitute(
-        title=html.escape(log.title),
-        subtitle=html.escape(f"{log.env_steps} environment steps, {state}"),
-        body="\n".join(sections),
-        token_style=token_page.STYLE,
-        token_script=token_page.SCRIPT,
+    return html_page.page(
+        log.title,
+        f"{log.env_steps} environment steps, {state}",
+        sections,
+        style=token_page.STYLE,
+        script=token_page.SCRIPT,
     )
 
 
@@ -181,7 +179,7 @@ def _reward_chart(log: RunLog, x: Float[np.ndarray, "u"]) -> str:
         Line("best so far", "s4", log.column("reward_best")),
     ]
     chart = line_chart(x, lines, x_label=_X_LABEL)
-    return _chart("Reward", "mean ROC AUC, failure -1", chart, lines)
+    return html_page.chart("Reward", "mean ROC AUC, failure -1", chart, lines)
 
 
 def _line_figure(
@@ -199,7 +197,7 @@ def _line_figure(
     lines = _raw_and_smooth_lines(y, series)
     y_range = (0.0, 1.0) if y_format.endswith("%") else (0.0,)
     chart = line_chart(x, lines, x_label=_X_LABEL, y_format=y_format, y_range=y_range)
-    return _chart(title, unit, chart, lines)
+    return html_page.chart(title, unit, chart, lines)
 
 
 def _raw_and_smooth_lines(y: Float[np.ndarray, "u"], series: int) -> list[Line]:
@@ -229,17 +227,7 @@ def _error_chart(episodes: Episodes) -> str:
             shares = np.histogram(chosen, edges)[0] / totals
             layers.append(Line(kind, f"s{series}", shares))
     chart = stacked_bars(edges, layers, x_label=_X_LABEL)
-    return _chart("Errors by kind", "share of the programs", chart, layers)
-
-
-def _chart(title: str, unit: str, chart: str, lines: Iterable[Line]) -> str:
-    legend = "".join(
-        f'<span><i class="{line.css_class}"></i>{html.escape(line.name)}</span>' for line in lines
-    )
-    return (
-        f"<figure><figcaption><b>{title}</b> <small>{unit}</small></figcaption>{chart}"
-        f'<div class="legend">{legend}</div><output>&nbsp;</output></figure>'
-    )
+    return html_page.chart("Errors by kind", "share of the programs", chart, layers)
 
 
 def _best_programs(log: RunLog) -> str:
@@ -257,7 +245,9 @@ def _best_programs(log: RunLog) -> str:
         parts.append("<h2>How it came about</h2>")
     for row in improvements[:-1][::-1]:
         title = f"{float(row['reward']):.4f} at environment step {row['env_step']}"
-        parts.append(_details(title, f"<pre>{html.escape(row['action'].strip(chr(10)))}</pre>"))
+        parts.append(
+            html_page.details(title, f"<pre>{html.escape(row['action'].strip(chr(10)))}</pre>")
+        )
     return "\n".join(parts)
 
 
@@ -291,100 +281,3 @@ def _table(values: dict[str, Any]) -> str:
         for name, value in values.items()
     )
     return f'<div class="scroll"><table>{rows}</table></div>'
-
-
-def _details(title: str, content: str) -> str:
-    return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
-
-
-_PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-:root {
-  color-scheme: light dark;
-  --page: #f6f7f9; --card: #fff; --text: #1b1f24; --soft: #5b6570; --rule: #dfe3e8;
-  --c0: #0072b2; --c1: #009e73; --c2: #d55e00; --c3: #a0508a; --c4: #e69f00; --c5: #8a939c;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --page: #14171b; --card: #1d2126; --text: #e8eaed; --soft: #9aa4af; --rule: #343b43;
-    --c0: #56b4e9; --c1: #2fc79a; --c2: #ff8a50; --c3: #d68fc4; --c4: #f2b632; --c5: #8a939c;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0 auto; padding: 1.2rem 1rem 3rem; max-width: 70rem;
-  background: var(--page); color: var(--text); font: 16px/1.5 system-ui, sans-serif;
-}
-h1 { font-size: 1.6rem; line-height: 1.2; margin: 0; }
-h2 { font-size: 1.15rem; margin: 2rem 0 .4rem; }
-p { margin: .4rem 0; }
-small, header p, figcaption small { color: var(--soft); }
-.tiles, .charts { display: grid; gap: .8rem; margin: 1.2rem 0; }
-.tiles { grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); }
-.charts { grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
-.tile, figure, pre, details {
-  background: var(--card); border: 1px solid var(--rule); border-radius: .5rem;
-  padding: .7rem .9rem;
-}
-.tile b { display: block; font-size: 1.6rem; line-height: 1.3; }
-.tile small { display: block; line-height: 1.3; }
-figure { margin: 0; }
-svg { display: block; width: 100%; touch-action: pan-y; }
-svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
-.grid { stroke: var(--rule); }
-.line { fill: none; stroke-width: 2; stroke-linecap: round; stroke-linejoin: round; }
-.raw { opacity: .4; }
-.line.raw { stroke-width: 1.2; }
-.cursor { stroke: var(--soft); visibility: hidden; }
-.s0 { --c: var(--c0); } .s1 { --c: var(--c1); } .s2 { --c: var(--c2); }
-.s3 { --c: var(--c3); } .s4 { --c: var(--c4); } .s5 { --c: var(--c5); }
-.line { stroke: var(--c); }
-rect, .dot { fill: var(--c); }
-.legend { display: flex; flex-wrap: wrap; gap: .1rem 1rem; font-size: .85rem; }
-.legend i {
-  display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem; margin-right: .35rem;
-  background: var(--c); vertical-align: -.08rem;
-}
-output { display: block; min-height: 1.4em; font-size: .85rem; color: var(--soft); }
-pre { overflow-x: auto; font: 13px/1.45 ui-monospace, monospace; }
-code { font: .9em ui-monospace, monospace; overflow-wrap: anywhere; }
-details { margin: .5rem 0; }
-details pre { margin-bottom: 0; border: 0; padding: 0; }
-summary { cursor: pointer; }
-.scroll { overflow-x: auto; }
-td {
-  padding: .1rem 1.2rem .1rem 0; font-size: .9rem; vertical-align: top; overflow-wrap: anywhere;
-}
-td:first-child { white-space: nowrap; color: var(--soft); }
-$token_style
-</style>
-</head>
-<body>
-<header><h1>$title</h1><p>$subtitle</p></header>
-$body
-<script>
-for (const svg of document.querySelectorAll("svg[data-readouts]")) {
-  const points = JSON.parse(svg.dataset.readouts);
-  const cursor = svg.querySelector(".cursor");
-  const output = svg.closest("figure").querySelector("output");
-  const show = (event) => {
-    const box = svg.getBoundingClientRect();
-    const x = (event.clientX - box.left) / box.width * svg.viewBox.baseVal.width;
-    const near = points.reduce((a, b) => Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a);
-    cursor.setAttribute("transform", "translate(" + near[0] + ")");
-    cursor.style.visibility = "visible";
-    output.textContent = near[1];
-  };
-  svg.addEventListener("pointermove", show);
-  svg.addEventListener("pointerdown", show);
-}
-$token_script
-</script>
-</body>
-</html>
-""")

@@ -25,6 +25,7 @@ from etpo_jax import json_files, perplexity, versions
 from etpo_jax.reproduction import grid, measures, page
 from etpo_jax.reproduction.grid import Cell, Outcome, Progress
 from etpo_jax.reproduction.measures import Results, Run
+from etpo_jax.reproduction.page import Origin
 from etpo_jax.stopping import StopSignals
 
 _LAUNCH = Path(__file__).resolve().parents[1] / "launch" / "paper"
@@ -122,17 +123,16 @@ def main() -> int:
             except UsageError as error:
                 failures.append(Outcome(run.cell, f"perplexity: {error}"))
     commit = versions.current()["git_commit"]
-    path = page.write(
+    paths = page.write(
         request.output,
         results,
-        introduction=f"Commit `{commit}`, {request.num_env_steps} environment steps a run, made "
-        f"by\n\n    {versions.command()}",
+        origin=Origin(commit, request.num_env_steps, versions.command()),
         failures=failures,
         wanted_tables=request.tables,
         wanted_figures=request.figures,
         perplexities=perplexities,
     )
-    print(f"\n{path}")
+    print("\n" + "\n".join(map(str, paths)))
     return 1 if failures else 0
 
 

@@ -4,7 +4,7 @@ import concurrent.futures
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -21,7 +21,14 @@ from models.tokenizer import Tokenizer
 from models.transformer import Decoder
 
 
-class Prompts:
+class Prompts(Protocol):
+    """Texts of states as a model takes them."""
+
+    def encode(self, state: State) -> tuple[str, np.ndarray]:
+        """The text of a state and its token ids; none for a model that takes text."""
+
+
+class TokenPrompts:
     """Texts of states as token ids that fit the model's window."""
 
     def __init__(self, task: Task, tokenizer: Tokenizer, max_prompt_length: int):
@@ -62,7 +69,9 @@ class Actions:
     Attributes:
       prompts, prompt_tokens: the states as text and ids.
       texts: the actions as text.
-      tokens, log_probs: their ids, stop token included, and log mu of each.
+      tokens, log_probs: their ids, stop token included, and log mu of each; none of a model that
+        gives text only.
+      num_tokens: of all actions, as far as the model says.
     """
 
     prompts: list[str]
@@ -70,10 +79,24 @@ class Actions:
     texts: list[str]
     tokens: list[np.ndarray]
     log_probs: list[np.ndarray]
+    num_tokens: int
 
-    @property
-    def num_tokens(self) -> int:
-        return sum(len(tokens) for tokens in self.tokens)
+
+class Actor(Protocol):
+    """Whatever turns prompts into actions."""
+
+    def weights(self, trunk: Role) -> Any:
+        """A role's variables as `act` takes them; made once per update."""
+
+    def act(
+        self,
+        weights: Any,
+        encoded: Sequence[tuple[str, np.ndarray]],
+        key: jax.Array,
+        *,
+        reference_weights: Any = None,
+    ) -> Actions:
+        """One action for each encoded prompt."""
 
 
 def make_unstack(model: Decoder) -> Callable[[Any, Role], Any]:
@@ -92,26 +115,28 @@ def make_unstack(model: Decoder) -> Callable[[Any, Role], Any]:
     return jax.jit(unstack)
 
 
-class Actor:
-    """Turns prompts into actions with the sampler."""
+class SamplingActor:
+    """Samples actions from a model on our own devices."""
 
     def __init__(
         self,
         model: Decoder,
+        base: Any,
         sampler: Sampler,
         tokenizer: Tokenizer,
         max_prompt_length: int,
         length_multiple: int,
     ):
+        self._base = base
         self._sampler = sampler
         self._tokenizer = tokenizer
         self._max_prompt_length = max_prompt_length
         self._length_multiple = length_multiple
         self._unstack = make_unstack(model)
 
-    def weights(self, base: Any, trunk: Role) -> Any:
-        """A role's variables laid out for generation; made once per update."""
-        return self._unstack(base, trunk)
+    def weights(self, trunk: Role) -> Any:
+        """A role's variables laid out for generation."""
+        return self._unstack(self._base, trunk)
 
     def act(
         self,
@@ -154,6 +179,7 @@ class Actor:
             log_probs=[
                 row[:length] for row, length in zip(generation.log_probs_bj, lengths_b, strict=True)
             ],
+            num_tokens=int(lengths_b.sum()),
         )
 
 

@@ -15,6 +15,7 @@ import shutil
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from absl import logging
@@ -116,6 +117,7 @@ class RunDirectory:
         *,
         may_differ: frozenset[str],
         overwrite: bool,
+        defaults: Mapping[str, Any] = MappingProxyType({}),
     ) -> "RunDirectory":
         """Makes a run directory, or resumes the one that is there.
 
@@ -125,6 +127,7 @@ class RunDirectory:
           may_differ: flags that a resumed run may have with another value; the new one is stored.
           overwrite: start anew: what an earlier run left there is deleted, files that no run
             writes stay.
+          defaults: values of flags that are younger than the run there: it ran as if with these.
         Raises:
           UsageError: another process writes the run, the run there has other flags (each is named
             with both values), the folder holds something that is no run, or it cannot be made.
@@ -148,7 +151,7 @@ class RunDirectory:
             if overwrite or is_given_up:
                 _give_up(path)
             if (path / CONFIG).exists():
-                setup = _resume(path, config, flag_lines, may_differ)
+                setup = _resume(path, config, flag_lines, may_differ, defaults)
             elif any((path / name).exists() for name in _RESULTS):
                 raise UsageError(
                     f"run directory {path} has lost its {CONFIG}: --overwrite starts it anew"
@@ -323,7 +326,11 @@ def _give_up(path: Path) -> None:
 
 
 def _resume(
-    path: Path, config: Mapping[str, Any], flag_lines: str, may_differ: frozenset[str]
+    path: Path,
+    config: Mapping[str, Any],
+    flag_lines: str,
+    may_differ: frozenset[str],
+    defaults: Mapping[str, Any],
 ) -> dict[str, Any]:
     setup = json_files.read(path / VERSIONS)
     if setup[_FORMAT_KEY] != _FORMAT:
@@ -332,7 +339,7 @@ def _resume(
             f"{_FORMAT}; --overwrite starts it anew"
         )
     try:
-        stored = json_files.read(path / CONFIG)
+        stored = {**json_files.to_json(defaults), **json_files.read(path / CONFIG)}
     except UsageError as error:
         raise UsageError(f"{error}; --overwrite starts the run anew") from error
     differences = [

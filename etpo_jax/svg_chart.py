@@ -28,11 +28,13 @@ class Line:
       name: for the legend and the readout; "" keeps the line out of both.
       css_class: how the style sheet knows it.
       y: one value per x.
+      band: lower and upper end of an interval around each value, or None.
     """
 
     name: str
     css_class: str
     y: Float[np.ndarray, "u"]
+    band: Float[np.ndarray, "2 u"] | None = None
 
 
 def line_chart(
@@ -53,13 +55,20 @@ def line_chart(
     """
     keep = np.unique(np.linspace(0, len(x) - 1, _MAX_POINTS).round().astype(int))
     x = x[keep]
-    lines = [dataclasses.replace(line, y=line.y[keep]) for line in lines]
-    finite = np.concatenate([line.y[np.isfinite(line.y)] for line in lines] + [np.array(y_range)])
+    lines = [
+        dataclasses.replace(
+            line, y=line.y[keep], band=None if line.band is None else line.band[:, keep]
+        )
+        for line in lines
+    ]
+    shown = [line.y for line in lines] + [np.ravel(x.band) for x in lines if x.band is not None]
+    finite = np.concatenate([y[np.isfinite(y)] for y in shown] + [np.array(y_range)])
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     y_ticks = ticks(low, high)
     to_x = _scale(0.0, float(x[-1]), _LEFT, _WIDTH - _RIGHT)
     to_y = _scale(min(low, y_ticks[0]), max(high, y_ticks[-1]), _HEIGHT - _BOTTOM, _TOP)
     parts = [_axes(to_x, to_y, ticks(0.0, float(x[-1])), y_ticks, x_label, y_format)]
+    parts += [_band(line, line.band, x, to_x, to_y) for line in lines if line.band is not None]
     parts += [_curve(line, x, to_x, to_y) for line in lines]
     readouts = []
     for i, value in enumerate(x):
@@ -161,6 +170,19 @@ def _curve(
             across, down = places[i].split()
             dots.append(f'<circle class="dot {line.css_class}" cx="{across}" cy="{down}" r="3"/>')
     return f'<path class="line {line.css_class}" d="{"".join(commands)}"/>{"".join(dots)}'
+
+
+def _band(
+    line: Line,
+    band: Float[np.ndarray, "2 u"],
+    x: Float[np.ndarray, "u"],
+    to_x: Callable[[float], float],
+    to_y: Callable[[float], float],
+) -> str:
+    """The area between both ends, along the lower and back along the upper."""
+    around = [*zip(x, band[0], strict=True), *zip(x[::-1], band[1, ::-1], strict=True)]
+    places = "L".join(f"{to_x(float(a)):.1f} {to_y(float(b)):.1f}" for a, b in around)
+    return f'<path class="band {line.css_class}" d="M{places}Z"/>'
 
 
 def _text(value: float, spec: str) -> str:

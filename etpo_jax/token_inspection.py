@@ -66,12 +66,19 @@ def make_inspect(networks: Networks, config: Config) -> Inspect:
         reference_bjv, support_bjv = read_reference(
             networks, base, hiddens.reference_bjd, tokens_bj, hyper
         )
-        soft_q, _ = read_critic(
-            networks, base, state.critic, hiddens.critic_bjd, reference_bjv, support_bjv, hyper
-        )
         policy_bjd = hiddens.critic_bjd if hiddens.policy_bjd is None else hiddens.policy_bjd
         policy_bjv = hyper.distribution.logits(
             networks.logits(base, trunk, policy_bjd), support_bjv
+        )
+        soft_q, _ = read_critic(
+            networks,
+            base,
+            state.critic,
+            hiddens.critic_bjd,
+            policy_bjv,
+            reference_bjv,
+            support_bjv,
+            hyper,
         )
         top_probs_bjk, top_tokens_bjk = jax.lax.top_k(jax.nn.softmax(policy_bjv), NUM_ALTERNATIVES)
         is_path = learning.critic_loss == "path"

@@ -53,7 +53,7 @@ class TokenScores(NamedTuple):
       policy_objective_bj: what the policy minimises at the token; differentiable; 0 if tied.
       value_bj: V, the soft value of pi under the target critic; 0 without one.
       target_q_bj: the target critic's Q of the token; 0 without one.
-      log_prob_bj: log pi of the token.
+      log_prob_bj: log pi of the token; differentiable.
       kl_bj: KL(pi || rho), nats.
       entropy_bj: of pi, nats.
     """
@@ -144,27 +144,32 @@ def _score(
         networks, base, hidden.reference_bjd, tokens_bj, hyper
     )
 
-    def read(critic: Critic, hidden_bjd: Array) -> tuple[SoftQ, Array]:
-        return read_critic(networks, base, critic, hidden_bjd, reference_bjv, support_bjv, hyper)
-
-    soft_q, critic_logits_bjv = read(roles.critic, hidden.critic_bjd)
-    if hidden.policy_bjd is None:
-        policy_bjv = critic_logits_bjv
-        objective_bj = jnp.zeros(tokens_bj.shape)  # pi is the softmax of the critic's logits
-    else:
+    policy_bjv = None
+    if hidden.policy_bjd is not None:
         policy_bjv = distribution.logits(
             networks.logits(base, roles.policy, hidden.policy_bjd), support_bjv
         )
-        if learning.policy_loss == "uniform":
-            objective_bj = uniform_policy_objective(policy_bjv, soft_q.q_bjv, beta=beta)
-        else:
-            objective_bj = policy_objective(
-                policy_bjv,
-                reference_bjv,
-                soft_q.q_bjv,
-                beta=beta,
-                target=learning.policy_target,  # type: ignore[arg-type]
-            )
+
+    def read(critic: Critic, hidden_bjd: Array) -> tuple[SoftQ, Array]:
+        return read_critic(
+            networks, base, critic, hidden_bjd, policy_bjv, reference_bjv, support_bjv, hyper
+        )
+
+    soft_q, critic_logits_bjv = read(roles.critic, hidden.critic_bjd)
+    if policy_bjv is None:
+        policy_bjv = critic_logits_bjv  # pi is the softmax of the critic's logits
+    if hidden.policy_bjd is None or networks.q_parameterization == "policy":
+        objective_bj = jnp.zeros(tokens_bj.shape)  # pi already is the policy that Q implies
+    elif learning.policy_loss == "uniform":
+        objective_bj = uniform_policy_objective(policy_bjv, soft_q.q_bjv, beta=beta)
+    else:
+        objective_bj = policy_objective(
+            policy_bjv,
+            reference_bjv,
+            soft_q.q_bjv,
+            beta=beta,
+            target=learning.policy_target,  # type: ignore[arg-type]
+        )
     value_bj = target_q_bj = jnp.zeros(tokens_bj.shape)
     constant_bjv = jax.lax.stop_gradient(policy_bjv)
     if roles.target_critic is not None and hidden.target_bjd is not None:
@@ -178,7 +183,7 @@ def _score(
         policy_objective_bj=objective_bj,
         value_bj=value_bj,
         target_q_bj=target_q_bj,
-        log_prob_bj=_of_token(jax.nn.log_softmax(constant_bjv), tokens_bj),
+        log_prob_bj=_of_token(jax.nn.log_softmax(policy_bjv), tokens_bj),
         kl_bj=categorical_kl(constant_bjv, reference_bjv),
         entropy_bj=entropy(constant_bjv),
     )
@@ -205,14 +210,21 @@ def read_critic(
     base: Any,
     critic: Critic,
     hidden_bjd: Float[Array, "*b d"],
+    policy_logits_bjv: Float[Array, "*b v"] | None,
     reference_logits_bjv: Float[Array, "*b v"],
     support_bjv: Array,
     hyper: Hyperparameters,
 ) -> tuple[SoftQ, Float[Array, "*b v"]]:
-    """A critic's Q at hidden states, and its logits at the temperature and within the support."""
-    logits_bjv = hyper.distribution.logits(
-        networks.logits(base, critic.trunk, hidden_bjd), support_bjv
-    )
+    """A critic's Q at hidden states, and the logits it is read from: its own or the policy's.
+
+    All logits are at the temperature and within the support.
+    """
+    if networks.q_parameterization == "policy" and policy_logits_bjv is not None:
+        logits_bjv = policy_logits_bjv
+    else:
+        logits_bjv = hyper.distribution.logits(
+            networks.logits(base, critic.trunk, hidden_bjd), support_bjv
+        )
     soft_q = read_soft_q(
         networks.q_parameterization,
         logits_bjv,

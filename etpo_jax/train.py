@@ -13,21 +13,23 @@ import jax
 from absl import flags
 
 from env import command_line
-from env.base import UsageError
-from etpo_jax import build, hosts, metrics, plan, report
+from env.base import Task, UsageError
+from etpo_jax import build, external, hosts, metrics, plan, report
 from etpo_jax import config as config_lib
 from etpo_jax.checkpoint import Checkpoints
 from etpo_jax.config import Config
 from etpo_jax.event_files import EventWriter
 from etpo_jax.followed_run import FollowedRun
-from etpo_jax.learner import make_learner
+from etpo_jax.learner import Learner, make_learner
 from etpo_jax.loop import Loop
 from etpo_jax.mesh import build_mesh
 from etpo_jax.networks import Networks
+from etpo_jax.rollout import Actor, Prompts, TokenPrompts
 from etpo_jax.run_directory import RunDirectory
 from etpo_jax.stopping import StopSignals
 from etpo_jax.update import NonFiniteError
 from models.errors import ModelError
+from models.tokenizer import Tokenizer
 
 config_lib.define_flags(sections=(*config_lib.SECTIONS, config_lib.HostsConfig))
 flags.adopt_module_key_flags(config_lib)
@@ -55,6 +57,7 @@ def main() -> int:
                     config.to_dict(),
                     may_differ=config_lib.MAY_DIFFER,
                     overwrite=_OVERWRITE.value,
+                    defaults=Config().to_dict(),
                 ),
                 lambda: FollowedRun(Path(run_dir).expanduser()),
             ) as run,
@@ -75,17 +78,7 @@ def _run(config: Config, run: RunDirectory, mesh: jax.sharding.Mesh, stop: StopS
         Checkpoints(run.checkpoints_path, config.run.checkpoints_to_keep) as checkpoints,
     ):
         run.record(isolation=isolation, devices=[str(device) for device in mesh.devices.flat])
-        language = build.load_language(config, mesh)
-        networks = Networks.of(language.model, config)
-        loop = Loop(
-            config,
-            run,
-            checkpoints,
-            language,
-            build.make_actor(config, language, mesh),
-            make_learner(networks, language.base, config, mesh),
-            task,
-        )
+        loop = Loop(config, run, checkpoints, task, *_agent(config, task, mesh))
         loop.resume()
         try:
             _train(config, run, loop, stop)
@@ -106,6 +99,21 @@ def _run(config: Config, run: RunDirectory, mesh: jax.sharding.Mesh, stop: StopS
         report.write_report(run.path)
     print(f"\n{metrics.summary(run.path)}")
     return status
+
+
+def _agent(
+    config: Config, task: Task, mesh: jax.sharding.Mesh
+) -> tuple[Tokenizer | None, Prompts, Actor, Learner]:
+    """Who acts and learns: a model on our devices, or one behind an endpoint."""
+    if config.endpoint.endpoint:
+        if hosts.count() > 1:
+            raise UsageError("--endpoint: plays on a single host")
+        model = external.ExternalModel(external.make_endpoint(config), task, config)
+        return None, external.TextPrompts(task), model, model
+    language = build.load_language(config, mesh)
+    prompts = TokenPrompts(task, language.tokenizer, config.model.max_prompt_length)
+    learner = make_learner(Networks.of(language.model, config), language.base, config, mesh)
+    return language.tokenizer, prompts, build.make_actor(config, language, mesh), learner
 
 
 def _train(config: Config, run: RunDirectory, loop: Loop, stop: StopSignals) -> None:

@@ -23,7 +23,7 @@ from etpo_jax.batch import Batch
 from etpo_jax.config import Config, LearningConfig
 from etpo_jax.divergence import categorical_kl, entropy, masked_mean
 from etpo_jax.hyperparameters import Hyperparameters
-from etpo_jax.losses import critic_loss, path_loss, suffix_sums
+from etpo_jax.losses import critic_loss, doubly_robust_correction, path_loss, suffix_sums
 from etpo_jax.networks import Networks
 from etpo_jax.soft_q import retrace_targets, soft_value, token_targets
 from etpo_jax.token_scores import Hidden, Roles, TokenScores, read_critic, score_tokens
@@ -181,8 +181,9 @@ def action_hidden(networks: Networks, base: Any, role: Role, batch: Batch) -> Ar
     """Hidden states [b, j, d] that score the action tokens."""
     tokens_bs = jnp.concatenate([batch.prompt_tokens_bp, batch.action_tokens_bj], axis=1)
     mask_bs = jnp.concatenate([batch.prompt_mask_bp, batch.action_mask_bj], axis=1)
-    first = batch.prompt_tokens_bp.shape[1] - 1
-    return networks.hidden(base, role, tokens_bs, mask_bs)[:, first:-1]
+    # The last position of the prompt scores the first token; the last token scores nothing.
+    last = batch.action_tokens_bj.shape[1] + 1
+    return networks.hidden(base, role, tokens_bs, mask_bs, last=last)[:, :-1]
 
 
 def hidden_states(networks: Networks, base: Any, state: TrainState, batch: Batch) -> Hidden:
@@ -336,6 +337,7 @@ def _losses(
 ) -> Metrics:
     """The losses and what describes them, each weighted with the microbatch's share."""
     mask_bj = batch.action_mask_bj
+    policy_objective_bj = scores.policy_objective_bj
     if learning.critic_loss == "path":
         target_b = batch.reward_b + hyper.gamma * batch.continues_b * next_value_b
         critic_objective = path_loss(
@@ -355,12 +357,16 @@ def _losses(
         critic_objective = critic_loss(
             scores.q_bj, target_bj, mask_bj, huber_delta=learning.huber_delta
         )
+        if learning.policy_loss == "doubly_robust":
+            policy_objective_bj += doubly_robust_correction(
+                scores.log_prob_bj, scores.q_bj, target_bj, _ratio(scores, batch), mask_bj
+            )
         critic_share = share.tokens
         target_mean = masked_mean(target_bj, mask_bj) * share.tokens
     per_action = divergences(scores.kl_bj, scores.entropy_bj, batch)
     return {
         "critic_loss": critic_objective * critic_share,
-        "policy_loss": masked_mean(scores.policy_objective_bj, mask_bj) * share.tokens,
+        "policy_loss": masked_mean(policy_objective_bj, mask_bj) * share.tokens,
         "target_mean": target_mean,
         **{name: value * share.actions for name, value in per_action.items()},
     }
@@ -395,7 +401,7 @@ def targets_of(
     return retrace_targets(
         scores.value_bj,
         scores.target_q_bj,
-        jnp.exp(jnp.minimum(scores.log_prob_bj - batch.log_probs_bj, 0.0)),
+        _ratio(scores, batch),
         next_value_b,
         batch.reward_b,
         batch.continues_b,
@@ -404,6 +410,11 @@ def targets_of(
         gamma_within=hyper.gamma_within,
         lambda_within=hyper.lambda_within,
     )
+
+
+def _ratio(scores: TokenScores, batch: Batch) -> Float[Array, "b j"]:
+    """min(1, pi / mu) of the sampled tokens."""
+    return jnp.exp(jnp.minimum(scores.log_prob_bj - batch.log_probs_bj, 0.0))
 
 
 def next_state_value(
@@ -423,15 +434,17 @@ def next_state_value(
         tokens, mask = batch.next_prompt_tokens_bp, batch.next_prompt_mask_bp
 
         def last_hidden(role: Role) -> Array:
-            return networks.hidden(base, role, tokens, mask)[:, -1]
+            return networks.hidden(base, role, tokens, mask, last=1)[:, 0]
 
-        distribution = hyper.distribution
+        distribution, target = hyper.distribution, state.target_critic
+        if networks.q_parameterization == "policy":
+            # Q is v + beta log(pi / rho), whose soft value under pi is v.
+            return networks.head(target, last_hidden(target.trunk))
         raw_bv = networks.logits(base, {}, last_hidden({}))
         support_bv = distribution.support(raw_bv)
         reference_bv = distribution.logits(raw_bv, support_bv)
-        target = state.target_critic
         soft_q, _ = read_critic(
-            networks, base, target, last_hidden(target.trunk), reference_bv, support_bv, hyper
+            networks, base, target, last_hidden(target.trunk), None, reference_bv, support_bv, hyper
         )
         if learning.critic_loss == "path":
             return soft_q.value_bj

@@ -2,45 +2,37 @@
 
 import difflib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from etpo_jax import durable, json_files, run_directory
-from etpo_jax.reproduction import measures, statistics
-from etpo_jax.reproduction.measures import Results, Run
+from etpo_jax.reproduction.curves import X_LABEL, Curves
+from etpo_jax.reproduction.measures import Run
 
 # Okabe and Ito's colours, told apart with every common kind of colour vision; then dashes.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#A0508A", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":")
-_X_LABEL = "environment steps k"
-_NUM_POINTS = 25
-_NUM_RESAMPLES = 400
 # Text in SVG stays text; ids and dates that differ from run to run are left out.
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "etpo_jax"}
 
 
-def best_reward(results: Results, title: str) -> Figure:
-    """Figures 3 and 10: the best reward until environment step k, over all common data sets."""
-    figure, axes = _axes(title, "best reward until then")
-    _curves(axes, results, lambda run, k: run.best_until(k))
-    return figure
-
-
-def average_reward(results: Results, title: str) -> Figure:
-    """Figure 4: the average reward of what was executed around step k, over common data sets."""
-    figure, axes = _axes(title, "mean reward")
-    total = min(len(run.reward_t) for run in _runs(results))
-    window = max(1, total // 10)
-    _curves(axes, results, lambda run, k: float(run.reward_t[max(0, k - window) : k].mean()))
-    axes.set_ylabel(f"mean reward of the last {window} actions (a failure is -1)")
+def draw(curves: Curves, title: str) -> Figure:
+    """Figures 3, 4 and 10: a line with its band for each algorithm."""
+    figure, axes = _axes(title, curves.y_label)
+    for index, (name, band) in enumerate(curves.bands.items()):
+        colour = _COLOURS[index % len(_COLOURS)]
+        dash = _DASHES[index // len(_COLOURS) % len(_DASHES)]
+        axes.fill_between(curves.env_step_k, band[1], band[2], color=colour, alpha=0.15, lw=0)
+        axes.plot(curves.env_step_k, band[0], dash, color=colour, lw=2, label=name)
+    axes.legend(frameon=False, fontsize=10)
+    axes.set_xlabel(f"{X_LABEL}\n({curves.note})")
     return figure
 
 
@@ -63,14 +55,19 @@ def evolution(run: Run) -> Figure:
 def evolution_text(run: Run) -> str:
     """Figure 1, the programs, as Markdown: each better one with the lines that changed."""
     lines = [f"### Evolution of the best program: {run.cell}", ""]
+    for row, changes in changes_of(run):
+        lines += [f"Environment step {row['env_step']}, reward {row['reward']:.4f}", ""]
+        lines += ["```diff", *changes, "```", ""]
+    return "\n".join(lines)
+
+
+def changes_of(run: Run) -> Iterator[tuple[json_files.Row, list[str]]]:
+    """Each better program's row of `episodes.jsonl`, and its lines as changes of the one before."""
     previous: list[str] = []
     for row in improvements(run):
         program = row["action"].strip("\n").splitlines()
-        lines += [f"Environment step {row['env_step']}, reward {row['reward']:.4f}", "", "```diff"]
-        lines += [line for line in difflib.ndiff(previous, program) if not line.startswith("?")]
-        lines += ["```", ""]
+        yield row, [line for line in difflib.ndiff(previous, program) if not line.startswith("?")]
         previous = program
-    return "\n".join(lines)
 
 
 def improvements(run: Run) -> list[json_files.Row]:
@@ -96,43 +93,9 @@ def _axes(title: str, label: str) -> tuple[Figure, Axes]:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
-    axes.set_xlabel(_X_LABEL)
+    axes.set_xlabel(X_LABEL)
     axes.set_ylabel(label)
     axes.grid(color="0.9", lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
-
-
-def _curves(axes: Axes, results: Results, value: Callable[[Run, int], float]) -> None:
-    """A line with its 95 % band for each algorithm: interquartile means over runs."""
-    datasets = measures.common_datasets(results)
-    total = min(len(run.reward_t) for run in _runs(results))
-    points = np.unique(np.linspace(max(1, total // _NUM_POINTS), total, _NUM_POINTS).astype(int))
-    for index, (name, by_dataset) in enumerate(results.items()):
-        colour = _COLOURS[index % len(_COLOURS)]
-        dash = _DASHES[index // len(_COLOURS) % len(_DASHES)]
-        middle, low, high = _band(by_dataset, datasets, points, value)
-        axes.fill_between(points, low, high, color=colour, alpha=0.15, lw=0)
-        axes.plot(points, middle, dash, color=colour, lw=2, label=name)
-    axes.legend(frameon=False, fontsize=10)
-    count = f"{len(datasets)} data set" + "s" * (len(datasets) != 1)
-    axes.set_xlabel(f"{_X_LABEL}\n({count}; interquartile mean, 95 % bootstrap band)")
-
-
-def _band(
-    by_dataset: Mapping[str, Sequence[Run]],
-    datasets: Sequence[str],
-    points: Int[np.ndarray, "k"],
-    value: Callable[[Run, int], float],
-) -> Float[np.ndarray, "3 k"]:
-    columns = []
-    for k in points:
-        scores = [np.array([value(run, int(k)) for run in by_dataset[name]]) for name in datasets]
-        found = statistics.bootstrap(statistics.aggregate, scores, num_resamples=_NUM_RESAMPLES)
-        columns.append((found.value, found.low, found.high))
-    return np.array(columns).T
-
-
-def _runs(results: Results) -> list[Run]:
-    return [run for rows in results.values() for runs in rows.values() for run in runs]

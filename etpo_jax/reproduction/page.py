@@ -1,10 +1,13 @@
-"""The page of a grid: which tables and figures are made of which runs, and `report.md`."""
+"""The pages of a grid: which tables and figures are made of which runs."""
 
+import dataclasses
+import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from etpo_jax import durable
-from etpo_jax.reproduction import figures, measures, published, tables
+from etpo_jax import durable, html_page
+from etpo_jax.reproduction import curves, figures, html_sections, measures, published, tables
+from etpo_jax.reproduction.curves import Curves
 from etpo_jax.reproduction.grid import Outcome
 from etpo_jax.reproduction.measures import Results, Run
 
@@ -15,10 +18,14 @@ TABLES = {"2": _METHODS, "3": ("etpo",), "4": _ABLATIONS, "5": ("etpo",)}
 FIGURES = {"1": ("etpo",), "3": _METHODS, "4": _METHODS, "10": _ABLATIONS}
 """Number of a figure of the paper to the algorithms that it is made of."""
 REPORT = "report.md"
+HTML_REPORT = "report.html"
+
+_FIGURE_1 = "Figure 1: evolution of the best program"
 
 # Algorithm to the paper's columns that stand before ours.
 _TABLE_2 = {
-    "reflection": (published.GPT_4, published.REFLECTION),
+    "reflection_gpt4": (published.GPT_4,),
+    "reflection": (published.REFLECTION,),
     "ppo_kl": (published.PPO_KL,),
     "etpo": (published.ETPO,),
 }
@@ -30,28 +37,37 @@ _TABLE_4 = {
 _TABLE_5 = {"etpo": (published.CAAFE, published.ETPO)}
 
 
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What made a grid: its code, its length and its command."""
+
+    commit: str | None
+    num_env_steps: int
+    command: str
+
+
 def write(
     folder: Path,
     results: Results,
     *,
-    introduction: str,
+    origin: Origin,
     failures: Sequence[Outcome],
     wanted_tables: Sequence[str],
     wanted_figures: Sequence[str],
     perplexities: Sequence[tuple[str, str, float, float]],
-) -> Path:
-    """Writes tables and figures, and the page that shows them.
+) -> tuple[Path, Path]:
+    """Writes tables and figures, and the two pages that show them.
 
     Args:
       folder: where everything goes.
       results: the finished runs, at least one.
-      introduction: Markdown below the title: what was run.
+      origin: what was run.
       failures: cells without a run.
       wanted_tables, wanted_figures: keys of `TABLES` and `FIGURES`.
       perplexities: rows of Table 3, see `tables.perplexity`.
 
     Returns:
-      The path of the page.
+      The paths of `report.md` and `report.html`.
     """
     made = [tables.methods(results), tables.by_dataset(results)]
     made += [
@@ -62,17 +78,47 @@ def write(
     made += _published(results, wanted_tables)
     if "3" in wanted_tables:
         made.append(tables.perplexity(perplexities))
-    parts = ["# Reproduction", introduction]
-    parts += [f"Failed and left out: {failure.cell}: {failure.error}" for failure in failures]
     for table in made:
         table.write(folder)
-        parts.append(table.markdown())
-    for name, title in _draw(folder, results, wanted_figures):
-        parts.append(f"### {title}\n\n![{title}]({name}.svg)")
-    if "1" in wanted_figures:
-        parts.append(figures.evolution_text(_best_run(results)))
+    charts = _charts(results, wanted_figures)
+    for name, (title, drawn) in charts.items():
+        figures.save(figures.draw(drawn, title), folder, name)
+    evolution = _best_run(results) if "1" in wanted_figures else None
+    if evolution is not None:
+        figures.save(figures.evolution(evolution), folder, "figure1")
+    left_out = [f"Failed and left out: {failure.cell}: {failure.error}" for failure in failures]
+
+    parts = [
+        "# Reproduction",
+        f"Commit `{origin.commit}`, {origin.num_env_steps} environment steps a run, made by\n\n"
+        f"    {origin.command}",
+        *left_out,
+        *(table.markdown() for table in made),
+        *(f"### {title}\n\n![{title}]({name}.svg)" for name, (title, _) in charts.items()),
+    ]
+    if evolution is not None:
+        parts.append(f"### {_FIGURE_1}\n\n![{_FIGURE_1}](figure1.svg)")
+        parts.append(figures.evolution_text(evolution))
     durable.replace(folder / REPORT, "\n\n".join(part.strip() for part in parts) + "\n")
-    return folder / REPORT
+
+    sections = [
+        *(f"<p>{html.escape(line)}</p>" for line in left_out),
+        html_sections.charts(charts.values()),
+        *map(html_sections.table, made),
+        html_sections.evolution(evolution) if evolution is not None else "",
+        html_sections.runs(results, folder),
+        html_sections.command(origin.command, origin.commit),
+    ]
+    datasets = list(dict.fromkeys(name for rows in results.values() for name in rows))
+    text = html_page.page(
+        "Reproduction",
+        f"{', '.join(results)} on {', '.join(datasets)}; {origin.num_env_steps} environment steps "
+        "a run",
+        sections,
+        style=html_sections.STYLE,
+    )
+    durable.replace(folder / HTML_REPORT, text)
+    return folder / REPORT, folder / HTML_REPORT
 
 
 def _published(results: Results, wanted: Sequence[str]) -> list[tables.Table]:
@@ -91,23 +137,19 @@ def _published(results: Results, wanted: Sequence[str]) -> list[tables.Table]:
     ]
 
 
-def _draw(folder: Path, results: Results, wanted: Sequence[str]) -> list[tuple[str, str]]:
-    """Draws the figures for which there are runs; their names and titles."""
+def _charts(results: Results, wanted: Sequence[str]) -> dict[str, tuple[str, Curves]]:
+    """The figures for which there are runs: name of the files to title and curves."""
     ablations = {name: results[name] for name in _ABLATIONS if name in results}
     methods = {name: rows for name, rows in results.items() if name not in _ABLATIONS[:2]}
-    made = []
-    for number, title, chosen, draw in (
-        ("3", "Figure 3: best reward against environment steps", methods, figures.best_reward),
-        ("4", "Figure 4: average reward while learning", methods, figures.average_reward),
-        ("10", "Figure 10: ablations", ablations, figures.best_reward),
-    ):
-        if number in wanted and measures.common_datasets(chosen):
-            figures.save(draw(chosen, title), folder, f"figure{number}")
-            made.append((f"figure{number}", title))
-    if "1" in wanted:
-        figures.save(figures.evolution(_best_run(results)), folder, "figure1")
-        made.append(("figure1", "Figure 1: evolution of the best program"))
-    return made
+    return {
+        f"figure{number}": (title, make(chosen))
+        for number, title, chosen, make in (
+            ("3", "Figure 3: best reward against environment steps", methods, curves.best_reward),
+            ("4", "Figure 4: average reward while learning", methods, curves.average_reward),
+            ("10", "Figure 10: ablations", ablations, curves.best_reward),
+        )
+        if number in wanted and measures.common_datasets(chosen)
+    }
 
 
 def _best_run(results: Results) -> Run:

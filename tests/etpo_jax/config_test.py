@@ -61,6 +61,13 @@ def test_defaults_of_a_run_hold_unless_a_flag_is_given():
         ("--support_threshold=0.9", "must be >= 0 and <= 0.5"),
         ("--gamma_within=0.99 --critic_loss=path", "--critic_loss=path needs 1"),
         ("--q_parameterization=logits --tie_policy", "--tie_policy needs residual or dueling"),
+        ("--q_parameterization=policy --tie_policy", "--tie_policy needs residual or dueling"),
+        ("--policy_loss=doubly_robust --critic_loss=path", "it needs one_step or retrace"),
+        ("--policy_loss=doubly_robust --tie_policy", "the policy has no loss of its own"),
+        (
+            "--policy_loss=doubly_robust --q_parameterization=policy",
+            "the policy has no loss of its own",
+        ),
         ("--policy_loss=uniform --support_threshold=0.1", "--support_threshold=0.1: must be 0"),
         ("--max_prompt_length=100 --length_multiple=64", "multiple of --length_multiple=64"),
     ],

@@ -43,6 +43,44 @@ def test_critic_loss_stops_the_target_and_moves_the_taken_value():
     np.testing.assert_array_equal(jax.grad(loss, argnums=1)(q, target), 0.0)
 
 
+def test_the_correction_makes_any_critic_give_the_gradient_of_the_right_one():
+    """In expectation over what the policy samples, and however wrong Q is."""
+    rng = np.random.default_rng(4)
+    policy, reference, q, right = jnp.asarray(rng.normal(size=(4, 7)), jnp.float32)
+
+    def objective(policy, q):
+        return losses.policy_objective(policy, reference, q, beta=BETA)
+
+    def correction(policy, token):
+        log_prob = jax.nn.log_softmax(policy)[token]
+        ratio = jnp.ones((1, 1))
+        return losses.doubly_robust_correction(
+            log_prob[None, None], q[token][None, None], right[token][None, None], ratio, ratio > 0
+        )[0, 0]
+
+    corrections = jnp.stack([jax.grad(correction)(policy, token) for token in range(7)])
+    corrected = jax.grad(objective)(policy, q) + jax.nn.softmax(policy) @ corrections
+    np.testing.assert_allclose(corrected, jax.grad(objective)(policy, right), atol=1e-6)
+    assert np.abs(corrected - jax.grad(objective)(policy, q)).max() > 0.05
+
+
+def test_the_correction_by_hand():
+    log_probs = jnp.log(jnp.array([[0.5, 0.25, 0.5]]))
+    q, target = jnp.array([[1.0, 2.0, 0.0]]), jnp.array([[3.0, 1.0, jnp.nan]])
+    ratio, mask = jnp.array([[0.5, 4.0, 1.0]]), jnp.array([[True, True, False]])
+    found = losses.doubly_robust_correction(log_probs, q, target, ratio, mask)
+    # c (G - Q): half of 2, and -1 with the ratio cut off at 1.
+    np.testing.assert_allclose(found, [[np.log(2), -np.log(4), 0.0]], rtol=1e-6)
+
+    def total(*arguments):
+        return losses.doubly_robust_correction(*arguments, mask).sum()
+
+    gradients = jax.grad(total, argnums=(0, 1, 2, 3))(log_probs, q, target, ratio)
+    np.testing.assert_allclose(gradients[0], [[-1.0, 1.0, 0.0]], rtol=1e-6)
+    for other in gradients[1:]:
+        np.testing.assert_array_equal(other, 0.0)
+
+
 def test_path_loss_equals_the_loop():
     rng = np.random.default_rng(3)
     value, log_ratio = rng.normal(size=(2, 4, 5)).astype(np.float32)

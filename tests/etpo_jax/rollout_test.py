@@ -3,7 +3,7 @@
 import pytest
 
 from env.base import State, UsageError
-from etpo_jax.rollout import Prompts
+from etpo_jax.rollout import TokenPrompts
 
 
 class Repeat:
@@ -31,7 +31,7 @@ def messages(monkeypatch):
 
 
 def test_the_longest_text_that_fits_is_taken_and_shortening_is_told_once(messages):
-    prompts = Prompts(Repeat(), Words(), max_prompt_length=10)
+    prompts = TokenPrompts(Repeat(), Words(), max_prompt_length=10)
     assert len(prompts.encode(State(0, {"words": 10}))[1]) == 10
     assert messages == []
     assert len(prompts.encode(State(1, {"words": 13}))[1]) == 9
@@ -41,6 +41,6 @@ def test_the_longest_text_that_fits_is_taken_and_shortening_is_told_once(message
 
 
 def test_a_prompt_that_never_fits_is_an_error():
-    prompts = Prompts(Repeat(), Words(), max_prompt_length=10)
+    prompts = TokenPrompts(Repeat(), Words(), max_prompt_length=10)
     with pytest.raises(UsageError, match="the shortest prompt of repeat has 12 tokens"):
         prompts.encode(State(0, {"words": 20}))

@@ -164,6 +164,22 @@ def test_other_differences_are_named_with_both_values_and_refused(tmp_path: Path
     assert _files(tmp_path) == before
 
 
+def test_a_flag_that_is_younger_than_the_run_had_its_default(tmp_path: Path) -> None:
+    with _open(tmp_path) as run:
+        run.append_metrics({"env_step": 1, "update": 1})
+
+    def reopen(value: int) -> RunDirectory:
+        config = _CONFIG | {"younger": value}
+        return RunDirectory.open(
+            tmp_path, config, may_differ=_MAY_DIFFER, overwrite=False, defaults={"younger": 3}
+        )
+
+    with pytest.raises(UsageError, match="--younger is 3 there and 4 here"):
+        reopen(4)
+    reopen(3).close()
+    assert json_files.read(tmp_path / "config.json")["younger"] == 3
+
+
 def test_other_versions_are_named_and_the_old_ones_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
 ) -> None:

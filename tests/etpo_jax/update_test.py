@@ -13,6 +13,7 @@ from etpo_jax.hyperparameters import Hyperparameters
 from etpo_jax.losses import path_loss
 from etpo_jax.mesh import build_mesh
 from etpo_jax.networks import Networks, read_soft_q
+from etpo_jax.token_inspection import make_inspect
 from models.config import DecoderConfig
 from models.transformer import Decoder
 
@@ -39,6 +40,9 @@ ALL_MODES = [
     {"critic_loss": "one_step", "q_parameterization": "residual"},
     {"critic_loss": "one_step", "q_parameterization": "logits", "policy_loss": "uniform"},
     {"critic_loss": "retrace", "policy_target": "exp_q", "huber_delta": 1.0},
+    {"critic_loss": "retrace", "q_parameterization": "residual", "policy_loss": "doubly_robust"},
+    {"critic_loss": "retrace", "q_parameterization": "policy"},
+    {"critic_loss": "path", "q_parameterization": "policy"},
 ]
 DEFAULTS = {"beta": 0.3, "critic_loss": "path", "q_parameterization": "dueling"}
 # Settings that do not change the program.
@@ -379,13 +383,86 @@ def test_the_dueling_head_is_the_optimal_soft_value(model, base):
     np.testing.assert_allclose(zero, np.mean((np.asarray(head) - 1) ** 2), rtol=1e-5)
 
 
+def test_q_of_the_policy_is_dueling_with_its_logits_and_a_gradient_without_beta():
+    rng = np.random.default_rng(0)
+    policy, reference, target = jnp.asarray(rng.normal(size=(3, 2, VOCAB)), jnp.float32)
+    head, beta = jnp.asarray(rng.normal(size=2), jnp.float32), 0.3
+
+    def loss(name, policy, head):
+        read = read_soft_q(name, policy, reference, head, beta=beta)
+        return jnp.sum(jnp.square(read.q_bjv - target)) / 2, read
+
+    values, reads, gradients = [], [], []
+    for name in ("dueling", "policy"):
+        (value, read), gradient = jax.value_and_grad(loss, argnums=(1, 2), has_aux=True)(
+            name, policy, head
+        )
+        values.append(value)
+        reads.append(read)
+        gradients.append(gradient)
+    np.testing.assert_allclose(*values, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *reads)
+    (of_dueling, value_of_dueling), (of_policy, value_of_policy) = gradients
+    np.testing.assert_allclose(of_policy, of_dueling / beta, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(value_of_policy, value_of_dueling, rtol=1e-6)
+
+
+def test_path_loss_with_q_of_the_policy_row_by_row(model, base):
+    """v is the critic's, the ratio the policy's, and v of the next state the target critic's."""
+    batch = make_batch(6)
+    values = {"critic_loss": "path", "q_parameterization": "policy", "gamma": 0.9}
+    step, state, hyper, _ = networks_apart(model, base, **values)
+    violations = []
+
+    def value_of(critic, prompt, action):
+        hidden, _ = score_sequence(model, critic.trunk["params"], prompt, action)
+        return hidden @ np.asarray(critic.value, np.float64) + float(critic.offset)
+
+    for row, prompt, action, next_prompt in rows(batch):
+        target = float(batch.reward_b[row])
+        if batch.continues_b[row]:
+            target += 0.9 * value_of(state.target_critic, next_prompt, np.array([0]))[0]
+        log_pi = log_softmax(logits_at(model, state.policy["params"], prompt, action))
+        log_rho = log_softmax(logits_at(model, base, prompt, action))
+        ratios = (log_pi - log_rho)[np.arange(len(action)), action]
+        rest = np.cumsum(ratios[::-1])[::-1]
+        violations += list((value_of(state.critic, prompt, action) + 0.3 * rest - target) ** 2)
+    _, metrics = step(state, base, batch, hyper)
+    np.testing.assert_allclose(metrics["critic_loss"], np.mean(violations), rtol=1e-4)
+    assert metrics["policy_loss"] == 0.0
+    assert metrics["policy_grad_norm"] > 0.01
+
+
+def test_where_the_critic_is_right_the_correction_is_nothing(model, base):
+    """Given as targets what Q is already, both policy losses are the same."""
+    batch = make_batch(9)
+    found = []
+    for loss in ("exact", "doubly_robust"):
+        for shift in (0.0, 1.0):
+            values = {**RETRACE, "policy_loss": loss}
+            step, state, hyper, networks = networks_apart(model, base, **values)
+            inspect = make_inspect(networks, Config.from_dict({**DEFAULTS, **values}))
+            q_bj = inspect(state, base, batch, hyper).q_bj
+            labelled = dataclasses.replace(batch, targets_bj=q_bj + shift)
+            found.append(float(step(state, base, labelled, hyper)[1]["policy_loss"]))
+    exact, exact_shifted, corrected, corrected_shifted = found
+    assert exact == exact_shifted
+    assert corrected == pytest.approx(exact, abs=1e-4)
+    assert abs(corrected_shifted - corrected) > 0.1
+
+
 @pytest.mark.parametrize(
     "values",
     [
         {"critic_loss": "path", "path_starts": "root"},
-        {"critic_loss": "retrace", "q_parameterization": "residual"},
+        {
+            "critic_loss": "retrace",
+            "q_parameterization": "residual",
+            "policy_loss": "doubly_robust",
+        },
+        {"critic_loss": "retrace", "q_parameterization": "policy"},
     ],
-    ids=["root", "retrace"],
+    ids=["root", "retrace", "policy"],
 )
 def test_microbatches_and_chunks_change_no_loss_and_no_gradient(model, base, values):
     batch = make_batch(9)

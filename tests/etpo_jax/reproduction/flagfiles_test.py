@@ -37,22 +37,33 @@ def test_every_algorithm_that_a_table_or_figure_compares_has_a_flagfile():
     assert needed <= {path.stem for path in PAPER.glob("*.flags")}
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in PAPER.glob("*.flags")))
+def test_every_flagfile_is_a_configuration(name):
+    values = parse(name)
+    assert values["num_env_steps"] == 480
+    assert bool(values["endpoint"]) == (name == "reflection_gpt4")
+
+
 def test_ablations_differ_from_etpo_in_one_setting():
     assert difference("etpo_disc", "etpo") == {"gamma_within": 0.99}
     assert difference("etpo_1step", "etpo") == {"max_steps": 1}
 
 
 def test_baselines_see_and_sample_what_etpo_does():
-    """Same model, prompts, environments and budget of gradient steps."""
-    allowed = {
-        "reflection": {"algorithm"},
-        "ppo_kl": {"algorithm", "policy_learning_rate", "critic_learning_rate"},
-        "poad": {"algorithm", "policy_learning_rate", "critic_learning_rate"},
-    }
+    """Same model, prompts, environments and sampling; each learns at the rates that suit it."""
+    learning = {"beta", "updates_per_batch", "policy_learning_rate", "critic_learning_rate"}
+    allowed = {"reflection": set(), "ppo_kl": learning, "poad": learning}
     for name, keys in allowed.items():
         changed = difference(name, "etpo")
-        assert changed["algorithm"] == name
+        assert changed.pop("algorithm") == name
         assert set(changed) <= keys
+
+
+def test_the_exact_etpo_differs_in_how_it_learns_only():
+    changed = difference("etpo_exact", "etpo")
+    assert changed["policy_loss"] == "exact"
+    kinds = {"beta", "updates_per_batch", "policy_learning_rate", "critic_learning_rate"}
+    assert set(changed) == kinds | {"policy_loss", "replay_size", "learn_while_executing"}
 
 
 def test_the_authors_run_is_what_they_published():

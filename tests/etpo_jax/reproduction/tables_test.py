@@ -2,14 +2,16 @@
 
 import csv
 import json
+import re
 import xml.etree.ElementTree
 
 import matplotlib.image
 import numpy as np
 import pytest
 
-from etpo_jax.reproduction import figures, measures, page, published, tables
+from etpo_jax.reproduction import curves, figures, measures, page, published, tables
 from etpo_jax.reproduction.grid import Cell, Outcome
+from etpo_jax.reproduction.page import Origin
 from etpo_jax.run_directory import Best
 
 STEPS = 40
@@ -164,7 +166,8 @@ def test_markdown_and_csv_hold_the_same_rows(results, tmp_path):
 
 
 def test_a_figure_is_drawn_and_names_what_it_shows(results, tmp_path):
-    figures.save(figures.average_reward(results, "Average reward"), tmp_path, "figure4")
+    drawn = figures.draw(curves.average_reward(results), "Average reward")
+    figures.save(drawn, tmp_path, "figure4")
     picture = matplotlib.image.imread(tmp_path / "figure4.png")
     assert picture.shape[:2] == (576, 900)
     assert picture.std() > 0.02
@@ -175,7 +178,7 @@ def test_a_figure_is_drawn_and_names_what_it_shows(results, tmp_path):
 
 
 def test_the_curves_are_the_runs(results):
-    figure = figures.best_reward(results, "Best reward")
+    figure = figures.draw(curves.best_reward(results), "Best reward")
     (axes,) = figure.axes
     lines = {line.get_label(): line.get_xydata() for line in axes.lines}
     assert lines["reflection"][0].tolist() == [1.0, -1.0]
@@ -194,17 +197,18 @@ def test_evolution_shows_what_changed(results):
 
 def test_the_page_shows_every_table_and_figure_and_names_what_failed(results, tmp_path):
     failure = Outcome(Cell("poad", "pc1", 3), "exit code 2, error: no such table")
-    path = page.write(
+    path, html_path = page.write(
         tmp_path,
         results,
-        introduction="Commit `abc`.",
+        origin=Origin("abc", 40, "python -m x --y"),
         failures=[failure],
         wanted_tables=["2", "3"],
         wanted_figures=["1", "3"],
         perplexities=[("etpo on x, seed 0", "code.txt", 2.0, 2.1)],
     )
     text = path.read_text()
-    assert "Commit `abc`." in text
+    assert "Commit `abc`, 40 environment steps a run" in text
+    assert "    python -m x --y" in text
     assert "Failed and left out: poad on pc1, seed 3: exit code 2, error: no such table" in text
     for title in ("Methods over 2", "Table 2", "Table 3", "Differences to reflection", "Figure 3"):
         assert f"### {title}" in text
@@ -216,13 +220,22 @@ def test_the_page_shows_every_table_and_figure_and_names_what_failed(results, tm
         assert f"]({name}.svg)" in text
     assert "```diff\n+ x = 1" in text
 
+    shown = html_path.read_text()
+    assert "http" not in shown.replace("http://www.w3.org", "")
+    assert "poad on pc1, seed 3: exit code 2, error: no such table" in shown
+    for words in ("<td>etpo</td>", "Table 3", "Figure 3", "All 13 runs", "python -m x --y", "abc"):
+        assert words in shown, words
+    assert '<span class="added">+ model = Model(0.91)</span>' in shown
+    assert shown.count('class="band ') == 2
+    assert len(re.findall("<table>", shown)) == shown.count("</table>") == 6
+
 
 def test_a_grid_without_the_methods_of_a_table_still_makes_it(runs, tmp_path):
     results = measures.group([run for run in runs if run.cell.algorithm == "reflection"])
     page.write(
         tmp_path,
         results,
-        introduction="",
+        origin=Origin(None, 40, ""),
         failures=[],
         wanted_tables=list(page.TABLES),
         wanted_figures=["4", "10"],

@@ -1,0 +1,79 @@
+"""Curves of the paper's Figures 3, 4 and 10: aggregates over runs against environment steps."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from etpo_jax.reproduction import measures, statistics
+from etpo_jax.reproduction.measures import Results, Run
+
+X_LABEL = "environment steps k"
+_NUM_POINTS = 25
+_NUM_RESAMPLES = 400
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """One curve with its band per algorithm, over all data sets that every algorithm has.
+
+    Attributes:
+      y_label: what is shown, with its unit.
+      note: what it was aggregated over, and how.
+      env_step_k: where the curves have points.
+      bands: algorithm to interquartile mean, lower and upper end of its 95 % bootstrap interval.
+    """
+
+    y_label: str
+    note: str
+    env_step_k: Int[np.ndarray, "k"]
+    bands: Mapping[str, Float[np.ndarray, "3 k"]]
+
+
+def best_reward(results: Results) -> Curves:
+    """Figures 3 and 10: the best reward until environment step k."""
+    return _curves(results, "best reward until then", lambda run, k: run.best_until(k))
+
+
+def average_reward(results: Results) -> Curves:
+    """Figure 4: the average reward of what was executed just before step k."""
+    window = max(1, _num_env_steps(results) // 10)
+    return _curves(
+        results,
+        f"mean reward of the last {window} actions (a failure is -1)",
+        lambda run, k: float(run.reward_t[max(0, k - window) : k].mean()),
+    )
+
+
+def _curves(results: Results, y_label: str, value: Callable[[Run, int], float]) -> Curves:
+    datasets = measures.common_datasets(results)
+    total = _num_env_steps(results)
+    points = np.unique(np.linspace(max(1, total // _NUM_POINTS), total, _NUM_POINTS).astype(int))
+    count = f"{len(datasets)} data set" + "s" * (len(datasets) != 1)
+    return Curves(
+        y_label,
+        f"{count}; interquartile mean, 95 % bootstrap band",
+        points,
+        {name: _band(by, datasets, points, value) for name, by in results.items()},
+    )
+
+
+def _band(
+    by_dataset: Mapping[str, Sequence[Run]],
+    datasets: Sequence[str],
+    points: Int[np.ndarray, "k"],
+    value: Callable[[Run, int], float],
+) -> Float[np.ndarray, "3 k"]:
+    columns = []
+    for k in points:
+        scores = [np.array([value(run, int(k)) for run in by_dataset[name]]) for name in datasets]
+        found = statistics.bootstrap(statistics.aggregate, scores, num_resamples=_NUM_RESAMPLES)
+        columns.append((found.value, found.low, found.high))
+    return np.array(columns).T
+
+
+def _num_env_steps(results: Results) -> int:
+    """Those of the shortest run."""
+    runs = (run for rows in results.values() for runs in rows.values() for run in runs)
+    return min(len(run.reward_t) for run in runs)

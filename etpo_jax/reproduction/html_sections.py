@@ -1,0 +1,89 @@
+"""Parts of a grid's `report.html`: curves, tables, the best program's way, links to the runs."""
+
+import html
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from etpo_jax import html_page, run_directory
+from etpo_jax.reproduction import figures
+from etpo_jax.reproduction.curves import X_LABEL, Curves
+from etpo_jax.reproduction.measures import Results, Run
+from etpo_jax.reproduction.tables import Table
+from etpo_jax.svg_chart import Line, line_chart
+
+STYLE = """
+th { text-align: left; font-size: .85rem; padding: .1rem 1.2rem .3rem 0; vertical-align: bottom;
+     color: var(--soft); }
+.scroll td { white-space: nowrap; }
+.scroll tr:nth-child(even) td { background: color-mix(in srgb, var(--rule) 35%, transparent); }
+.added { color: var(--c1); } .removed { color: var(--c2); }
+"""
+
+
+def charts(made: Iterable[tuple[str, Curves]]) -> str:
+    """Cards with the curves of each figure, given its title."""
+    cards = []
+    for title, curves in made:
+        lines = [
+            Line(name, f"s{index % html_page.NUM_SERIES}", band[0], band[1:])
+            for index, (name, band) in enumerate(curves.bands.items())
+        ]
+        chart = line_chart(curves.env_step_k, lines, x_label=X_LABEL)
+        cards.append(html_page.chart(title, f"{curves.y_label}; {curves.note}", chart, lines))
+    return f'<div class="charts">{"".join(cards)}</div>' if cards else ""
+
+
+def table(made: Table) -> str:
+    """A table under its title, to be scrolled sideways where the screen is narrow."""
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in made.header)
+    rows = "".join(
+        f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>" for row in made.rows
+    )
+    notes = "".join(f"<p><small>{html.escape(note)}</small></p>" for note in made.notes)
+    return (
+        f"<h2>{html.escape(made.title)}</h2>"
+        f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div>{notes}'
+    )
+
+
+def evolution(run: Run) -> str:
+    """Figure 1: each better program of a run as changes of the one before."""
+    parts = [f"<h2>How the best program of {html.escape(str(run.cell))} came about</h2>"]
+    for row, changes in figures.changes_of(run):
+        title = f"{float(row['reward']):.4f} at environment step {row['env_step']}"
+        lines = "\n".join(map(_change, changes))
+        parts.append(html_page.details(title, f"<pre>{lines}</pre>"))
+    return "\n".join(parts)
+
+
+def runs(results: Results, folder: Path) -> str:
+    """Every run with a link to its own report, relative to the grid's folder."""
+    rows = []
+    for by_dataset in results.values():
+        for members in by_dataset.values():
+            for run in members:
+                report = run.path / run_directory.REPORT
+                text = html.escape(str(run.cell))
+                if report.exists():
+                    link = html.escape(os.path.relpath(report, folder))
+                    text = f'<a href="{link}">{text}</a>'
+                last, best = (run.measures[name] for name in ("reward_last_fifth", "reward_best"))
+                rows.append(f"<tr><td>{text}</td><td>{last:.3f}</td><td>{best:.4f}</td></tr>")
+    head = "<tr><th>run</th><th>mean reward, last fifth</th><th>best reward</th></tr>"
+    content = f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'
+    return html_page.details(f"All {len(rows)} runs", content)
+
+
+def command(text: str, commit: str | None) -> str:
+    """How to make the grid again."""
+    return (
+        f"<h2>Do it again</h2><pre>{html.escape(text)}</pre>"
+        f"<p>Commit of the code: <code>{html.escape(commit or 'unknown')}</code></p>"
+    )
+
+
+def _change(line: str) -> str:
+    kind = {"+ ": "added", "- ": "removed"}.get(line[:2])
+    text = html.escape(line)
+    return f'<span class="{kind}">{text}</span>' if kind else text
