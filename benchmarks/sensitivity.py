@@ -3,7 +3,7 @@
   python -m benchmarks.sensitivity --datasets=balance_scale,tic_tac_toe --seeds=0,1,2 --jobs=2
 
 Every run has a directory of its own under --runs, so that an interrupted study goes on where it
-stopped. Writes sensitivity.csv and sensitivity.svg into --output.
+stopped; the preset itself is run once and counts for every setting. Writes sensitivity.csv and sensitivity.svg into --output.
 """
 
 import csv
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import measured_train
 from env import command_line
+from etpo_jax.config import Config
 
 VALUES: dict[str, tuple[float, ...]] = {
     "beta": (0.025, 0.05, 0.07, 0.1, 0.2),
@@ -55,7 +56,14 @@ def main() -> int:
         for value in VALUES[setting]
     ]
     with ThreadPoolExecutor(_JOBS.value) as pool:
-        rows = list(pool.map(lambda cell: _run(*cell), cells))
+        # Cells with the preset's own value are one and the same run.
+        runs = {_folder(*cell): cell for cell in cells}
+        measures = dict(zip(runs, pool.map(_run, runs, runs.values()), strict=True))
+    rows: list[dict[str, object]] = [
+        {"setting": setting, "value": value, "dataset": dataset, "seed": seed}
+        | measures[_folder(setting, value, dataset, seed)]
+        for setting, value, dataset, seed in cells
+    ]
     output = Path(_OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
     with open(output / "sensitivity.csv", "w", newline="") as file:
@@ -68,8 +76,20 @@ def main() -> int:
     return 0
 
 
-def _run(setting: str, value: float, dataset: str, seed: int) -> dict[str, object]:
-    path = Path(_RUNS.value) / dataset / f"{setting}={value:g}" / str(seed)
+def _folder(setting: str, value: float, dataset: str, seed: int) -> Path:
+    name = "preset" if value == _preset_value(setting) else f"{setting}={value:g}"
+    return Path(_RUNS.value) / dataset / name / str(seed)
+
+
+def _preset_value(setting: str) -> float:
+    """What the flagfile that is varied says, or else the flag's default."""
+    lines = Path(_PRESET.value).read_text().splitlines()
+    said = [line.split("=", 1)[1] for line in lines if line.startswith(f"--{setting}=")]
+    return float(said[-1] if said else Config().to_dict()[setting])
+
+
+def _run(path: Path, cell: tuple[str, float, str, int]) -> dict[str, float]:
+    setting, value, dataset, seed = cell
     arguments = [f"--flagfile={_PRESET.value}"]
     if _SETUP.value:
         arguments.append(f"--flagfile={_SETUP.value}")
@@ -78,8 +98,7 @@ def _run(setting: str, value: float, dataset: str, seed: int) -> dict[str, objec
     measures = measured_train.run(path, arguments)
     reward = measures["reward_last_fifth"]
     print(f"{path.relative_to(_RUNS.value)}: {reward:.3f}", file=sys.stderr, flush=True)
-    rounded = {name: round(number, 4) for name, number in measures.items() if name != "wall_s"}
-    return {"setting": setting, "value": value, "dataset": dataset, "seed": seed, **rounded}
+    return {name: round(number, 4) for name, number in measures.items() if name != "wall_s"}
 
 
 def picture(rows: list[dict]) -> Figure:

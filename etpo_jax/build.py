@@ -57,9 +57,11 @@ def load_language(config: Config, mesh: Mesh) -> Language:
       models.errors.ModelError: for a folder that cannot be used.
       UsageError: for an attention that these devices do not have.
     """
-    if config.model.attention == "cudnn" and jax.default_backend() != "gpu":
+    attention, devices = config.model.attention, jax.default_backend()
+    wanted = {"cudnn": ("gpu", "an NVIDIA GPU"), "splash": ("tpu", "a TPU")}
+    if attention in wanted and devices != wanted[attention][0]:
         raise UsageError(
-            f"--attention=cudnn: needs an NVIDIA GPU, and the devices are {jax.default_backend()}"
+            f"--attention={attention}: needs {wanted[attention][1]}, and the devices are {devices}"
         )
     tokenizer = Tokenizer(config.model.model)
     model, base = models.load(config.model.model, mesh=mesh, dtype=jnp.dtype(config.model.dtype))

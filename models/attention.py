@@ -6,11 +6,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from models import splash
+
 # Finite, so that no product with zero makes NaN; far below any score.
 _MASKED = -1e9
 
-IMPLEMENTATIONS = ("reference", "xla", "cudnn")
-"""`reference` is this module's own; the others are those of `jax.nn.dot_product_attention`."""
+IMPLEMENTATIONS = ("reference", "xla", "cudnn", "splash")
+"""`reference` is this module's own, `splash` a kernel for TPUs; `xla` and `cudnn` are those of
+`jax.nn.dot_product_attention`. cudnn (NVIDIA GPUs, 16 bits) and splash never hold the scores."""
+
+
+def causal_visibility(
+    mask_bs: Bool[Array, "b s"], implementation: str
+) -> Bool[Array, "b s s"] | Bool[Array, "b s"]:
+    """What `attend` takes as its mask, for tokens that see the real ones up to themselves."""
+    return mask_bs if implementation == "splash" else causal_mask(mask_bs)
 
 
 def causal_mask(mask_bs: Bool[Array, "b s"]) -> Bool[Array, "b s s"]:
@@ -31,7 +41,7 @@ def attend(
     q_bsnh: Float[Array, "b s n h"],
     k_bmkh: Float[Array, "b m k h"],
     v_bmkh: Float[Array, "b m k h"],
-    mask_bsm: Bool[Array, "b s m"],
+    mask: Bool[Array, "b q m"] | Bool[Array, "b m"],
     *,
     implementation: str = "reference",
 ) -> Float[Array, "b s n h"]:
@@ -41,10 +51,13 @@ def attend(
       q_bsnh: queries; consecutive heads share a key head where n > k.
       k_bmkh: keys.
       v_bmkh: values.
-      mask_bsm: True where query s sees slot m; at least one slot per query.
-      implementation: one of `IMPLEMENTATIONS`; cudnn, on NVIDIA GPUs in 16 bits, never holds the
-        scores.
+      mask: True where a query sees slot m, at least one slot per query; for splash, of
+        `causal_visibility`. The queries are the last s of those that it speaks of.
+      implementation: one of `IMPLEMENTATIONS`.
     """
+    if implementation == "splash":
+        return splash.attend_causal(q_bsnh, k_bmkh, v_bmkh, mask)
+    mask_bsm = mask[:, mask.shape[1] - q_bsnh.shape[1] :]
     if implementation != "reference":
         library: Any = jax.nn.dot_product_attention
         return library(

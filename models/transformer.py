@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from models import lora as adapters
 from models import rope
-from models.attention import attend, causal_mask
+from models.attention import attend, causal_visibility
 from models.config import DecoderConfig
 from models.lora import LoraConfig
 from models.sharding import shard
@@ -212,7 +212,7 @@ class Attention(nn.Module):
         x: Float[Array, "b s d"],
         cos: Float[Array, "b s c"],
         sin: Float[Array, "b s c"],
-        mask: Bool[Array, "b s s"],
+        mask: Bool[Array, "b *s s"],
         last: int | None = None,
     ) -> Float[Array, "b q d"]:
         """Of the last positions only, if so many are named; they see the keys of all."""
@@ -232,7 +232,7 @@ class Attention(nn.Module):
         k, v = keys_values_of(config, p, x, cos, sin)
         q = shard(q, "b", "s", "n", "h")
         k, v = shard(k, "b", "m", "k", "h"), shard(v, "b", "m", "k", "h")
-        heads = attend(q, k, v, mask[:, asked], implementation=self.attention_implementation)
+        heads = attend(q, k, v, mask, implementation=self.attention_implementation)
         return linear(p["o"], heads.reshape(*heads.shape[:-2], queries))
 
 
@@ -267,7 +267,7 @@ class Block(nn.Module):
         x: Float[Array, "b s d"],
         cos: Float[Array, "b s c"],
         sin: Float[Array, "b s c"],
-        mask: Bool[Array, "b s s"],
+        mask: Bool[Array, "b *s s"],
         last: int | None = None,
     ) -> tuple[Float[Array, "b q d"], None]:
         """All positions, or the last so many."""
@@ -340,7 +340,7 @@ class Decoder(nn.Module):
         embedding = self.embedder()["embedding"]
         x = shard(embedding[tokens_bs].astype(self.dtype), "b", "s", "-")
         cos, sin = rope.angles(self.config, positions_bs)
-        mask = causal_mask(mask_bs)
+        mask = causal_visibility(mask_bs, self.attention_implementation)
         if last is None or self.config.num_layers > _FEW_LAYERS:
             x, _ = self.layers(x, cos, sin, mask)
             return self.final_norm(x if last is None else x[:, x.shape[1] - last :])

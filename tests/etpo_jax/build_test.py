@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 
+from env.base import UsageError
 from env.datasets import load_dataset
 from etpo_jax import build
 from etpo_jax.config import Config, ExecutionConfig
+from etpo_jax.mesh import build_mesh
 
 
 class RecordingExecutor:
@@ -99,3 +101,10 @@ def test_limits_that_change_rewards_have_rewards_of_their_own(
     make()
     make(**settings)
     assert len(list(tmp_path.iterdir())) == 1 + has_own_rewards
+
+
+@pytest.mark.parametrize("attention", ["cudnn", "splash"])
+def test_kernels_of_other_devices_are_refused(attention):
+    config = Config.from_dict({"attention": attention})
+    with pytest.raises(UsageError, match=f"--attention={attention}: needs a.*devices are cpu"):
+        build.load_language(config, build_mesh())

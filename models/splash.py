@@ -1,0 +1,98 @@
+"""Causal attention for TPUs that never holds the scores: the library's Pallas kernel, on a mesh."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from models import sharding
+
+# Lengths and the head's dimension are multiples of it in the kernel.
+_LANES = 128
+# Queries and keys at a time, forwards and backwards; smaller where a length asks for it.
+_BLOCK = 512
+
+
+def attend_causal(
+    q_bsnh: Float[Array, "b s n h"],
+    k_bmkh: Float[Array, "b m k h"],
+    v_bmkh: Float[Array, "b m k h"],
+    mask_bm: Bool[Array, "b m"],
+    *,
+    interpret: bool = False,
+) -> Float[Array, "b s n h"]:
+    """What `attention.attend` gives for `attention.causal_mask`, computed block by block.
+
+    Lengths and heads that the kernel does not take are padded. Padding of the batch sees itself and
+    padding before it, so that its outputs are finite but differ from those of `attend`. On the mesh
+    of `jax.set_mesh` each device attends for its rows and heads.
+
+    Args:
+      q_bsnh: queries of the last s of the m positions; consecutive heads share a key head.
+      k_bmkh: keys.
+      v_bmkh: values.
+      mask_bm: True for real tokens.
+      interpret: runs the kernel as ordinary operations, on any device and slowly.
+    """
+
+    def local(q: Array, k: Array, v: Array, mask: Array) -> Array:
+        return _on_one_device(q, k, v, mask, interpret)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return local(q_bsnh, k_bmkh, v_bmkh, mask_bm)
+    keys = sharding.spec("bmkh", k_bmkh.shape, mesh)
+    # Query heads lie with the key head that they share, or are whole with it.
+    rows, _, heads, _ = keys
+    queries = jax.sharding.PartitionSpec(rows, None, heads, None)
+    mask = jax.sharding.PartitionSpec(rows, None)
+    mapped: Any = jax.shard_map(
+        local, in_specs=(queries, keys, keys, mask), out_specs=queries, check_vma=False
+    )
+    return mapped(q_bsnh, k_bmkh, v_bmkh, mask_bm)
+
+
+def _on_one_device(q: Array, k: Array, v: Array, mask_bm: Array, interpret: bool) -> Array:
+    # Here, since the import takes a second and is for TPUs only.
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel as kernels,
+    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    s, n, h = q.shape[1:]
+    m = k.shape[1]
+    # In front, so that the last query still belongs to the last key.
+    q = _padded(q * h**-0.5, -s % _LANES)
+    k, v = (_padded(x, -m % _LANES) for x in (k, v))
+    mask_bm = jnp.pad(mask_bm, ((0, 0), (-m % _LANES, 0)))
+    queries, keys = q.shape[1], k.shape[1]
+    block_q, block_kv = _block(queries), _block(keys)
+    kernel = kernels.make_splash_mha_single_device(
+        masks.MultiHeadMask([masks.CausalMask((queries, keys), offset=keys - queries)] * n),
+        block_sizes=kernels.BlockSizes(
+            block_q=block_q,
+            block_kv=block_kv,
+            block_q_dkv=block_q,
+            block_kv_dkv=block_kv,
+            block_q_dq=block_q,
+            block_kv_dq=block_kv,
+        ),
+        interpret=interpret,
+    )
+    # Tokens see those of their own kind.
+    kind_bm = mask_bm.astype(jnp.int32)
+    kinds = kernels.SegmentIds(q=kind_bm[:, keys - queries :], kv=kind_bm)
+    heads = jax.vmap(kernel)(q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), kinds)
+    return heads.swapaxes(1, 2)[:, queries - s :, :, :h]
+
+
+def _padded(x_bsnh: Array, before: int) -> Array:
+    """Zeros before the first position, and after the head's last entry up to whole lanes."""
+    after = -x_bsnh.shape[-1] % _LANES
+    return jnp.pad(x_bsnh, ((0, 0), (before, 0), (0, 0), (0, after)))
+
+
+def _block(length: int) -> int:
+    """The largest multiple of the lanes up to `_BLOCK` that divides a length."""
+    return next(size for size in range(_BLOCK, 0, -_LANES) if length % size == 0)
