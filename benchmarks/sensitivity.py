@@ -3,7 +3,8 @@
   python -m benchmarks.sensitivity --datasets=balance_scale,tic_tac_toe --seeds=0,1,2 --jobs=2
 
 Every run has a directory of its own under --runs, so that an interrupted study goes on where it
-stopped; the preset itself is run once and counts for every setting. Writes sensitivity.csv and sensitivity.svg into --output.
+stopped; the preset itself is run once and counts for every setting. Writes sensitivity.csv and
+sensitivity.svg into --output.
 """
 
 import csv
