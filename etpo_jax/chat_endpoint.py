@@ -7,6 +7,7 @@ One POST to URL/chat/completions per prompt, several at a time. What a server ma
 
 import concurrent.futures
 import dataclasses
+import email.utils
 import http.client
 import json
 import random
@@ -173,8 +174,13 @@ def _message(answer: bytes) -> str:
 
 
 def _retry_after_s(headers: Any) -> float | None:
-    """Seconds of a Retry-After header; its other form, a date, is not read."""
+    """Seconds of a Retry-After header, which holds them or a date (RFC 9110, 10.2.3)."""
+    value = headers.get("Retry-After", "")
     try:
-        return float(headers.get("Retry-After", ""))
+        return float(value)
+    except ValueError:
+        pass
+    try:
+        return email.utils.parsedate_to_datetime(value).timestamp() - time.time()
     except ValueError:
         return None

@@ -1,6 +1,8 @@
 """The client against a loopback server: what it sends, what it tries again and what it gives up."""
 
+import email.utils
 import json
+import time
 
 import pytest
 
@@ -74,6 +76,15 @@ def test_what_may_pass_is_tried_again(server, endpoint, pauses, fault):
         assert pauses == [7.0, 7.0]
     else:
         assert 0.5 <= pauses[0] <= 1.0 <= pauses[1] <= 2.0
+
+
+@pytest.mark.parametrize(("seconds", "shortest", "longest"), [(30, 20.0, 30.0), (-30, 0.5, 1.0)])
+def test_another_try_may_have_a_date(server, endpoint, pauses, seconds, shortest, longest):
+    date = email.utils.formatdate(time.time() + seconds, usegmt=True)
+    server.faults = [(503, {"Retry-After": date}, ""), (503, {"Retry-After": "soon"}, "")]
+    endpoint.ask("", ["a"])
+    assert shortest <= pauses[0] <= longest
+    assert 1.0 <= pauses[1] <= 2.0
 
 
 def test_a_server_that_stays_busy_ends_with_one_line(server, pauses):
