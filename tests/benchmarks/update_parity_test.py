@@ -7,23 +7,9 @@ import pytest
 
 from benchmarks import update_parity
 from env.base import UsageError
-from models.config import DecoderConfig
+from tests.models.small import small_decoder
 
-DECODER = DecoderConfig(
-    vocab_size=37,
-    hidden_size=16,
-    intermediate_size=24,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=4,
-    rope_theta=1e4,
-    rope_scaling=None,
-    rms_norm_eps=1e-5,
-    tie_word_embeddings=False,
-    attention_bias=False,
-    max_position_embeddings=64,
-)
+DECODER = small_decoder(vocab_size=37, head_dim=4)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -21,26 +21,19 @@ from etpo_jax.export import export
 from etpo_jax.run_directory import RunDirectory
 from etpo_jax.train_state import Critic, TrainState
 from models import lora
-from models.config import DecoderConfig
 from models.convert import abstract_parameters
 from models.lora import LoraConfig
 from models.transformer import Decoder, positions
+from tests.models.small import small_decoder
 
 ROOT = Path(__file__).resolve().parents[2]
-DECODER = DecoderConfig(
+DECODER = small_decoder(
     vocab_size=56,
     hidden_size=24,
     intermediate_size=40,
-    num_layers=2,
     num_heads=6,
     num_kv_heads=3,
-    head_dim=8,
-    rope_theta=10000.0,
-    rope_scaling=None,
     rms_norm_eps=1e-6,
-    tie_word_embeddings=False,
-    attention_bias=False,
-    max_position_embeddings=64,
 )
 ADAPTED = LoraConfig(rank=3, alpha=6.0, targets=("q", "v", "o", "down"))
 TOKENS = np.random.default_rng(0).integers(0, DECODER.vocab_size, (2, 12), np.int32)

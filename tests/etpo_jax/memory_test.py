@@ -16,22 +16,9 @@ from models.config import DecoderConfig
 from models.convert import abstract_parameters
 from models.repository import config_folder
 from models.transformer import Decoder
+from tests.models.small import small_decoder
 
-SMALL = DecoderConfig(
-    vocab_size=32,
-    hidden_size=16,
-    intermediate_size=32,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    rope_theta=1e4,
-    rope_scaling=None,
-    rms_norm_eps=1e-5,
-    tie_word_embeddings=False,
-    attention_bias=False,
-    max_position_embeddings=64,
-)
+SMALL = small_decoder(vocab_size=32, intermediate_size=32)
 GIB = 2**30
 
 

@@ -9,24 +9,12 @@ import models
 from env.base import UsageError
 from etpo_jax import perplexity
 from etpo_jax.networks import Networks
-from models.config import DecoderConfig
 from models.transformer import Decoder
+from tests.models.small import small_decoder
 
 VOCAB = 11
-DECODER = DecoderConfig(
-    vocab_size=VOCAB,
-    hidden_size=8,
-    intermediate_size=12,
-    num_layers=1,
-    num_heads=2,
-    num_kv_heads=2,
-    head_dim=4,
-    rope_theta=1e4,
-    rope_scaling=None,
-    rms_norm_eps=1e-5,
-    tie_word_embeddings=False,
-    attention_bias=False,
-    max_position_embeddings=64,
+DECODER = small_decoder(
+    vocab_size=VOCAB, hidden_size=8, intermediate_size=12, num_layers=1, num_heads=2, head_dim=4
 )
 
 

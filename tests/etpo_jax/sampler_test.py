@@ -17,24 +17,10 @@ from etpo_jax import sampler
 from etpo_jax.config import SamplingConfig
 from etpo_jax.sampler import Sampler
 from models import decode, sharding
-from models.config import DecoderConfig
 from models.transformer import Decoder, positions
+from tests.models.small import small_decoder
 
-CONFIG = DecoderConfig(
-    vocab_size=40,
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=1,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    rope_theta=100.0,
-    rope_scaling=None,
-    rms_norm_eps=1e-5,
-    tie_word_embeddings=False,
-    attention_bias=False,
-    max_position_embeddings=64,
-)
+CONFIG = small_decoder(hidden_size=32, intermediate_size=48, num_layers=1, rope_theta=100.0)
 MODEL = Decoder(CONFIG)
 EOS, PAD, NEW, PROMPT, ROWS = (3, 8), 5, 9, 6, 12
 ALL_OPTIONS = {"temperature": 0.7, "support_threshold": 0.01, "top_k": 8, "top_p": 0.95}

@@ -20,26 +20,12 @@ from etpo_jax.hyperparameters import Hyperparameters
 from etpo_jax.mesh import build_mesh
 from etpo_jax.networks import Networks
 from models import sharding
-from models.config import DecoderConfig
 from models.transformer import Decoder
+from tests.models.small import small_decoder
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 VOCAB = 32
-DECODER = DecoderConfig(
-    vocab_size=VOCAB,
-    hidden_size=16,
-    intermediate_size=32,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    rope_theta=1e4,
-    rope_scaling=None,
-    rms_norm_eps=1e-5,
-    tie_word_embeddings=False,
-    attention_bias=False,
-    max_position_embeddings=64,
-)
+DECODER = small_decoder(vocab_size=VOCAB, intermediate_size=32)
 
 
 def make_batch(b=8, p=6, j=4):

@@ -14,25 +14,11 @@ from etpo_jax.losses import path_loss
 from etpo_jax.mesh import build_mesh
 from etpo_jax.networks import Networks, read_soft_q
 from etpo_jax.token_inspection import make_inspect
-from models.config import DecoderConfig
 from models.transformer import Decoder
+from tests.models.small import small_decoder
 
 VOCAB, WIDTH = 23, 16
-DECODER = DecoderConfig(
-    vocab_size=VOCAB,
-    hidden_size=WIDTH,
-    intermediate_size=24,
-    num_layers=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    rope_theta=1e4,
-    rope_scaling=None,
-    rms_norm_eps=1e-5,
-    tie_word_embeddings=False,
-    attention_bias=False,
-    max_position_embeddings=64,
-)
+DECODER = small_decoder(vocab_size=VOCAB, hidden_size=WIDTH, num_heads=2, num_kv_heads=1)
 ALL_MODES = [
     {"critic_loss": "path", "support_threshold": 0.02},
     {"critic_loss": "path", "path_starts": "root", "tie_policy": True},

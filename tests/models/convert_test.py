@@ -19,22 +19,9 @@ from models import convert, lora
 from models.config import DecoderConfig
 from models.errors import ModelError
 from models.lora import LoraConfig
+from tests.models.small import small_decoder
 
-CONFIG = DecoderConfig(
-    vocab_size=130,
-    hidden_size=32,
-    intermediate_size=80,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    rope_theta=10000.0,
-    rope_scaling=None,
-    rms_norm_eps=1e-5,
-    tie_word_embeddings=False,
-    attention_bias=True,
-    max_position_embeddings=64,
-)
+CONFIG = small_decoder(vocab_size=130, hidden_size=32, intermediate_size=80, attention_bias=True)
 GATE = "model.layers.1.mlp.gate_proj.weight"
 
 

@@ -8,25 +8,12 @@ import numpy as np
 import pytest
 
 from models import lora
-from models.config import DecoderConfig, Llama3Rope
+from models.config import Llama3Rope
 from models.decode import decode_step, prefill, unstack
 from models.transformer import Decoder, positions
+from tests.models.small import small_decoder
 
-PLAIN = DecoderConfig(
-    vocab_size=37,
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    rope_theta=100.0,
-    rope_scaling=None,
-    rms_norm_eps=1e-5,
-    tie_word_embeddings=False,
-    attention_bias=False,
-    max_position_embeddings=64,
-)
+PLAIN = small_decoder(vocab_size=37, hidden_size=32, intermediate_size=48, rope_theta=100.0)
 BIASED = dataclasses.replace(
     PLAIN,
     num_layers=1,

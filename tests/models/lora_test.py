@@ -8,26 +8,12 @@ import numpy as np
 import pytest
 
 from models import lora
-from models.config import DecoderConfig
 from models.convert import abstract_parameters
 from models.lora import TARGETS, LoraConfig
 from models.transformer import Decoder, linear, positions
+from tests.models.small import small_decoder
 
-CONFIG = DecoderConfig(
-    vocab_size=40,
-    hidden_size=16,
-    intermediate_size=24,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    rope_theta=10000.0,
-    rope_scaling=None,
-    rms_norm_eps=1e-5,
-    tie_word_embeddings=False,
-    attention_bias=False,
-    max_position_embeddings=64,
-)
+CONFIG = small_decoder()
 ADAPTED = LoraConfig(rank=3, alpha=6.0, targets=("q", "o", "down"))
 TOKENS = jnp.arange(12, dtype=jnp.int32).reshape(2, 6)
 MASK = jnp.ones((2, 6), bool)

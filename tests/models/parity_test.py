@@ -16,11 +16,12 @@ transformers = pytest.importorskip("transformers")
 
 import models  # noqa: E402
 from models import lora  # noqa: E402
-from models.config import DecoderConfig, LinearRope, Llama3Rope  # noqa: E402
+from models.config import LinearRope, Llama3Rope  # noqa: E402
 from models.convert import abstract_parameters  # noqa: E402
 from models.lora import TARGETS, LoraConfig  # noqa: E402
 from models.transformer import Decoder, positions  # noqa: E402
 from tests.golden.make_logits import FAMILIES, load, make_inputs, make_model, torch_logits  # noqa: E402
+from tests.models.small import small_decoder  # noqa: E402
 
 
 def ours(folder, tokens, mask):
@@ -42,20 +43,13 @@ def test_random_model_of_a_family(tmp_path, family):
     assert_close(ours(tmp_path, tokens, mask), torch_logits(model, tokens, mask), mask)
 
 
-CONFIG = DecoderConfig(
+CONFIG = small_decoder(
     vocab_size=56,
     hidden_size=24,
     intermediate_size=40,
-    num_layers=2,
     num_heads=6,
     num_kv_heads=3,
-    head_dim=8,
-    rope_theta=10000.0,
-    rope_scaling=None,
     rms_norm_eps=1e-6,
-    tie_word_embeddings=False,
-    attention_bias=False,
-    max_position_embeddings=64,
 )
 
 

@@ -17,26 +17,14 @@ from models import (
     pretrain_tiny_training,
     tiny_corpus,
 )
-from models.config import DecoderConfig
 from models.convert import abstract_parameters
 from models.pretrain_tiny_training import Example, Schedule, answer_loss, batches, train
 from models.tokenizer import Tokenizer
 from models.transformer import Decoder, positions
+from tests.models.small import small_decoder
 
-CONFIG = DecoderConfig(
-    vocab_size=600,
-    hidden_size=16,
-    intermediate_size=24,
-    num_layers=1,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    rope_theta=10_000.0,
-    rope_scaling=None,
-    rms_norm_eps=1e-5,
-    tie_word_embeddings=False,
-    attention_bias=False,
-    max_position_embeddings=1024,
+CONFIG = small_decoder(
+    vocab_size=600, num_layers=1, num_heads=2, num_kv_heads=1, max_position_embeddings=1024
 )
 PRESET = pretrain_tiny.Preset(CONFIG, Schedule(6, 1200, 1e-2), num_documents=500)
 

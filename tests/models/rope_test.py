@@ -7,22 +7,11 @@ import numpy as np
 import pytest
 
 from models import rope
-from models.config import DecoderConfig, LinearRope, Llama3Rope
+from models.config import LinearRope, Llama3Rope
+from tests.models.small import small_decoder
 
-CONFIG = DecoderConfig(
-    vocab_size=8,
-    hidden_size=8,
-    intermediate_size=8,
-    num_layers=1,
-    num_heads=1,
-    num_kv_heads=1,
-    head_dim=8,
-    rope_theta=10000.0,
-    rope_scaling=None,
-    rms_norm_eps=1e-5,
-    tie_word_embeddings=False,
-    attention_bias=False,
-    max_position_embeddings=64,
+CONFIG = small_decoder(
+    vocab_size=8, hidden_size=8, intermediate_size=8, num_layers=1, num_heads=1, num_kv_heads=1
 )
 
 

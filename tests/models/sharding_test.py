@@ -17,25 +17,13 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from models import lora, sharding
-from models.config import DecoderConfig
 from models.convert import abstract_parameters
 from models.lora import TARGETS, LoraConfig
 from models.transformer import Decoder, positions
+from tests.models.small import small_decoder
 
-CONFIG = DecoderConfig(
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=4,
-    head_dim=8,
-    rope_theta=10000.0,
-    rope_scaling=None,
-    rms_norm_eps=1e-5,
-    tie_word_embeddings=False,
-    attention_bias=True,
-    max_position_embeddings=64,
+CONFIG = small_decoder(
+    vocab_size=64, hidden_size=32, intermediate_size=48, num_kv_heads=4, attention_bias=True
 )
 ADAPTED = LoraConfig(rank=4, alpha=8.0, targets=tuple(TARGETS))
 MESH = AbstractMesh((2, 4), ("fsdp", "tensor"))

@@ -15,23 +15,11 @@ from jax.sharding import AxisType
 
 from models import splash
 from models.attention import attend, causal_mask
-from models.config import DecoderConfig
 from models.transformer import Decoder, positions
+from tests.models.small import small_decoder
 
-CONFIG = DecoderConfig(
-    vocab_size=32,
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    rope_theta=10000.0,
-    rope_scaling=None,
-    rms_norm_eps=1e-5,
-    tie_word_embeddings=True,
-    attention_bias=False,
-    max_position_embeddings=64,
+CONFIG = small_decoder(
+    vocab_size=32, hidden_size=32, intermediate_size=48, tie_word_embeddings=True
 )
 interpreted = functools.partial(splash.attend_causal, interpret=True)
 

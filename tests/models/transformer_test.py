@@ -13,22 +13,9 @@ from models.config import DecoderConfig
 from models.convert import abstract_parameters
 from models.lora import TARGETS, LoraConfig
 from models.transformer import REMAT, Decoder, positions
+from tests.models.small import small_decoder
 
-CONFIG = DecoderConfig(
-    vocab_size=40,
-    hidden_size=16,
-    intermediate_size=24,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    rope_theta=10000.0,
-    rope_scaling=None,
-    rms_norm_eps=1e-5,
-    tie_word_embeddings=False,
-    attention_bias=True,
-    max_position_embeddings=64,
-)
+CONFIG = small_decoder(attention_bias=True)
 CODE_LLAMA_7B = DecoderConfig(
     vocab_size=32016,
     hidden_size=4096,
