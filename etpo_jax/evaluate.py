@@ -21,7 +21,7 @@ from absl import flags
 
 from env import command_line
 from env.base import Task, UsageError
-from etpo_jax import build, json_files, perplexity, run_directory
+from etpo_jax import base_model, build, json_files, perplexity, run_directory
 from etpo_jax import config as config_lib
 from etpo_jax.checkpoint import choose, read_state
 from etpo_jax.config import Config
@@ -77,6 +77,7 @@ def main() -> int:
         title = config.model.model
         if run_path is not None:
             update = choose(run_path / run_directory.CHECKPOINTS, _CHECKPOINT.value)
+            base_model.check(run_path, config.model.model)
             trunk = _restore_policy(config, run_path, update, language, mesh)
             title = f"{run_path} after update {update}"
         answer: dict[str, Any] = {"policy": title, "dataset": config.task.dataset}

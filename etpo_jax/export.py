@@ -18,7 +18,7 @@ from absl import flags
 import models
 from env import command_line
 from env.base import UsageError
-from etpo_jax import json_files, run_directory
+from etpo_jax import base_model, json_files, run_directory
 from etpo_jax.checkpoint import choose, read_role
 from etpo_jax.config import Config
 from etpo_jax.mesh import build_mesh
@@ -125,6 +125,7 @@ def export(
         raise UsageError(f"--run_dir={run_path}: reflection trains nothing; its model is --model")
     update = choose(run_path / run_directory.CHECKPOINTS, checkpoint)
     name = model or config.model.model
+    base_model.check(run_path, name)
     folder = local_folder(name)
     part = output.with_name(f"{output.name}.part")
     shutil.rmtree(part, ignore_errors=True)

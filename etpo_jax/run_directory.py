@@ -26,6 +26,7 @@ from etpo_jax import durable, event_files, json_files, versions
 FLAGS = "flags.cfg"
 CONFIG = "config.json"
 VERSIONS = "versions.json"
+MODEL = "model.json"
 METRICS = "metrics.jsonl"
 EPISODES = "episodes.jsonl"
 BEST_CODE = "best_code.py"
@@ -307,6 +308,7 @@ def _remove_unfinished(path: Path) -> None:
 def _create(path: Path, config: Mapping[str, Any], flag_lines: str) -> dict[str, Any]:
     setup = _new_setup(versions.current())
     json_files.write(path / VERSIONS, setup)
+    (path / MODEL).unlink(missing_ok=True)
     durable.replace(path / FLAGS, flag_lines)
     json_files.write(path / CONFIG, config)
     return setup

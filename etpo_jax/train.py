@@ -14,7 +14,7 @@ from absl import flags
 
 from env import command_line
 from env.base import Task, UsageError
-from etpo_jax import build, external, hosts, metrics, plan, report
+from etpo_jax import base_model, build, external, hosts, metrics, plan, report
 from etpo_jax import config as config_lib
 from etpo_jax.checkpoint import Checkpoints
 from etpo_jax.config import Config
@@ -77,8 +77,12 @@ def _run(config: Config, run: RunDirectory, mesh: jax.sharding.Mesh, stop: StopS
         build.open_task(config) as (task, isolation),
         Checkpoints(run.checkpoints_path, config.run.checkpoints_to_keep) as checkpoints,
     ):
+        if not config.endpoint.endpoint:
+            base_model.check(run.path, config.model.model)
         run.record(isolation=isolation, devices=[str(device) for device in mesh.devices.flat])
         loop = Loop(config, run, checkpoints, task, *_agent(config, task, mesh))
+        if not config.endpoint.endpoint and hosts.is_first():
+            base_model.note(run.path, config.model.model)
         loop.resume()
         try:
             _train(config, run, loop, stop)

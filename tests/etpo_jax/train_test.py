@@ -11,6 +11,9 @@ import time
 
 import pytest
 
+from env.base import UsageError
+from etpo_jax import export
+
 ROOT = pathlib.Path(__file__).parent.parent.parent
 # Compiled programs outlive the session, so that running the tests again is quick.
 CACHE = ROOT / ".pytest_cache" / "compiled"
@@ -107,7 +110,8 @@ def test_a_run_leaves_everything_it_promises(uninterrupted):
     assert [row["env_step"] for row in episodes] == list(range(1, 21))
     assert all(row["prompt"].count("<FILL_ME>") == 1 for row in episodes)
     assert max(row["reward"] for row in episodes) == metrics[-1]["reward_best"]
-    for name in ("flags.cfg", "config.json", "versions.json", "curve.png", "report.html"):
+    promised = "flags.cfg config.json versions.json model.json curve.png report.html"
+    for name in promised.split():
         assert (path / name).stat().st_size > 0
     assert json.loads((path / "versions.json").read_text())["isolation"]
     assert str(path / "best_code.py") in output
@@ -310,6 +314,23 @@ def test_another_configuration_is_refused_by_name(uninterrupted, tmp_path):
     for text in ("beta", "0.2", "0.05", "--overwrite"):
         assert text in result.stderr
     assert rows(path / "metrics.jsonl") == rows(uninterrupted[0] / "metrics.jsonl")
+
+
+def test_a_run_does_not_go_on_over_another_model(tmp_path):
+    folder, path = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(ROOT / "models" / "tiny", folder)
+    arguments = (f"--run_dir={path}", f"--model={folder}", *SMALL)
+    assert run(*arguments, "--num_env_steps=4").returncode == 0
+    with open(folder / "model.safetensors", "r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        file.write(b"another!")
+    for program, more in (("train", arguments), ("evaluate", (f"--run_dir={path}",))):
+        result = run(*more, program=program)
+        assert result.returncode == 2, result.stderr
+        (line,) = result.stderr.strip().splitlines()
+        assert f"--model={folder}: model.safetensors changed since {path} began" in line
+    with pytest.raises(UsageError, match=r"model\.safetensors changed"):
+        export.export(path, tmp_path / "exported")
 
 
 def can_mount():
