@@ -9,6 +9,7 @@ import numpy as np
 
 from env.base import UsageError
 from etpo_jax import json_files, run_directory
+from etpo_jax.reproduction import grid
 
 MEASURES = (
     "reward_first_fifth",
@@ -23,18 +24,22 @@ MEASURES = (
 """What `run` returns."""
 
 
-def run(path: Path, arguments: Sequence[str]) -> dict[str, float]:
+def run(path: Path, arguments: Sequence[str], num_env_steps: int) -> dict[str, float]:
     """Trains into a run directory, or goes on with it, and measures the run.
 
     Args:
       path: the run directory; the program's output is beside it.
       arguments: of `etpo_jax.train`.
+      num_env_steps: when the run ends; one that has ended is only measured.
 
     Raises:
       UsageError: if the program fails.
     """
+    if grid.is_finished(path, num_env_steps):
+        return measure(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "etpo_jax.train", *arguments, f"--run_dir={path}"]
+    command.append(f"--num_env_steps={num_env_steps}")
     log_path = path.parent / f"{path.name}.log"
     with open(log_path, "w") as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode

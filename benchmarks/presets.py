@@ -77,10 +77,10 @@ def _run(setting: str, seed: int) -> dict[str, object]:
     arguments = [
         "--flagfile=launch/tiny.flags",
         *(f"--seed={seed}", f"--dataset={_DATASET.value}"),
-        *(f"--model={_MODEL.value}", f"--num_env_steps={_NUM_ENV_STEPS.value}"),
+        f"--model={_MODEL.value}",
         *SETTINGS[setting],
     ]
-    measures = measured_train.run(path, arguments)
+    measures = measured_train.run(path, arguments, _NUM_ENV_STEPS.value)
     row = {"setting": setting, "dataset": _DATASET.value, "seed": seed, **measures}
     print(f"{setting}, seed {seed}: {row['reward_last_fifth']:.3f}", file=sys.stderr, flush=True)
     return row

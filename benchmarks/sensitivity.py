@@ -95,8 +95,8 @@ def _run(path: Path, cell: tuple[str, float, str, int]) -> dict[str, float]:
     if _SETUP.value:
         arguments.append(f"--flagfile={_SETUP.value}")
     arguments += [f"--seed={seed}", f"--dataset={dataset}", f"--{setting}={value:g}"]
-    arguments += [f"--num_env_steps={_NUM_ENV_STEPS.value}", "--num_workers=1"]
-    measures = measured_train.run(path, arguments)
+    arguments.append("--num_workers=1")
+    measures = measured_train.run(path, arguments, _NUM_ENV_STEPS.value)
     reward = measures["reward_last_fifth"]
     print(f"{path.relative_to(_RUNS.value)}: {reward:.3f}", file=sys.stderr, flush=True)
     return {name: round(number, 4) for name, number in measures.items() if name != "wall_s"}
