@@ -63,24 +63,6 @@ def linear(p: Mapping[str, Array], x: Float[Array, "*b i"]) -> Float[Array, "*b 
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def queries_keys_values(
-    config: DecoderConfig,
-    p: Mapping[str, Mapping[str, Array]],
-    x: Float[Array, "*b d"],
-    cos: Float[Array, "*b c"],
-    sin: Float[Array, "*b c"],
-) -> tuple[Float[Array, "*b n h"], Float[Array, "*b k h"], Float[Array, "*b k h"]]:
-    """Queries and keys, rotated to their positions, and values of one layer.
-
-    Args:
-      config: head counts and sizes.
-      p: `layer["attention"]`.
-      x: normalised residual stream.
-      cos, sin: of `rope.angles` at the positions of x.
-    """
-    return queries_of(config, p, x, cos, sin), *keys_values_of(config, p, x, cos, sin)
-
-
 def queries_of(
     config: DecoderConfig,
     p: Mapping[str, Mapping[str, Array]],
@@ -88,7 +70,14 @@ def queries_of(
     cos: Float[Array, "*b c"],
     sin: Float[Array, "*b c"],
 ) -> Float[Array, "*b n h"]:
-    """The first of `queries_keys_values`."""
+    """Queries of one layer, rotated to their positions.
+
+    Args:
+      config: head counts and sizes.
+      p: `layer["attention"]`.
+      x: normalised residual stream.
+      cos, sin: of `rope.angles` at the positions of x.
+    """
     q = linear(p["q"], x).reshape(*x.shape[:-1], config.num_heads, config.head_dim)
     return rope.rotate(q, cos, sin)
 
@@ -100,7 +89,7 @@ def keys_values_of(
     cos: Float[Array, "*b c"],
     sin: Float[Array, "*b c"],
 ) -> tuple[Float[Array, "*b k h"], Float[Array, "*b k h"]]:
-    """The others of `queries_keys_values`."""
+    """Keys, rotated to their positions, and values of one layer; arguments as `queries_of`."""
     lead = x.shape[:-1]
     k = linear(p["k"], x).reshape(*lead, config.num_kv_heads, config.head_dim)
     v = linear(p["v"], x).reshape(*lead, config.num_kv_heads, config.head_dim)
