@@ -77,7 +77,6 @@ def main() -> int:
         title = config.model.model
         if run_path is not None:
             update = choose(run_path / run_directory.CHECKPOINTS, _CHECKPOINT.value)
-            base_model.check(run_path, config.model.model)
             trunk = _restore_policy(config, run_path, update, language, mesh)
             title = f"{run_path} after update {update}"
         answer: dict[str, Any] = {"policy": title, "dataset": config.task.dataset}
@@ -241,6 +240,7 @@ def _resolve() -> tuple[Config, Path | None]:
     config = config_lib.from_flags(defaults=stored)
     if config.endpoint.endpoint:
         raise UsageError(f"--run_dir={run_path}: its model is behind an endpoint, not in the run")
+    base_model.check(run_path, config.model.model)
     return config, run_path
 
 

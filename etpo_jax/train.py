@@ -77,12 +77,8 @@ def _run(config: Config, run: RunDirectory, mesh: jax.sharding.Mesh, stop: StopS
         build.open_task(config) as (task, isolation),
         Checkpoints(run.checkpoints_path, config.run.checkpoints_to_keep) as checkpoints,
     ):
-        if not config.endpoint.endpoint:
-            base_model.check(run.path, config.model.model)
         run.record(isolation=isolation, devices=[str(device) for device in mesh.devices.flat])
-        loop = Loop(config, run, checkpoints, task, *_agent(config, task, mesh))
-        if not config.endpoint.endpoint and hosts.is_first():
-            base_model.note(run.path, config.model.model)
+        loop = Loop(config, run, checkpoints, task, *_agent(config, run, task, mesh))
         loop.resume()
         try:
             _train(config, run, loop, stop)
@@ -106,7 +102,7 @@ def _run(config: Config, run: RunDirectory, mesh: jax.sharding.Mesh, stop: StopS
 
 
 def _agent(
-    config: Config, task: Task, mesh: jax.sharding.Mesh
+    config: Config, run: RunDirectory, task: Task, mesh: jax.sharding.Mesh
 ) -> tuple[Tokenizer | None, Prompts, Actor, Learner]:
     """Who acts and learns: a model on our devices, or one behind an endpoint."""
     if config.endpoint.endpoint:
@@ -114,7 +110,10 @@ def _agent(
             raise UsageError("--endpoint: plays on a single host")
         model = external.ExternalModel(external.make_endpoint(config), task, config)
         return None, external.TextPrompts(task), model, model
+    base_model.check(run.path, config.model.model)
     language = build.load_language(config, mesh)
+    if hosts.is_first():
+        base_model.note(run.path, config.model.model)
     prompts = TokenPrompts(task, language.tokenizer, config.model.max_prompt_length)
     learner = make_learner(Networks.of(language.model, config), language.base, config, mesh)
     return language.tokenizer, prompts, build.make_actor(config, language, mesh), learner
