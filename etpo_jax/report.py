@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from env.base import UsageError
 from etpo_jax import durable, html_page, json_files, run_directory, token_page
-from etpo_jax.run_log import Episodes, RunLog, running_mean, smoothing_window
+from etpo_jax.run_log import Episodes, RunLog, improvements, running_mean, smoothing_window
 from etpo_jax.svg_chart import Line, line_chart, stacked_bars
 
 _X_LABEL = "environment steps"
@@ -240,25 +240,15 @@ def _best_programs(log: RunLog) -> str:
         + (f"; by split {scores}" if scores else "")
         + f".</p><pre>{html.escape(log.best.program.rstrip())}</pre>",
     ]
-    improvements = _improvements(log)
-    if len(improvements) > 1:
+    shown = improvements(log.path)[-_MAX_IMPROVEMENTS:]
+    if len(shown) > 1:
         parts.append("<h2>How it came about</h2>")
-    for row in improvements[:-1][::-1]:
+    for row in shown[:-1][::-1]:
         title = f"{float(row['reward']):.4f} at environment step {row['env_step']}"
         parts.append(
             html_page.details(title, f"<pre>{html.escape(row['action'].strip(chr(10)))}</pre>")
         )
     return "\n".join(parts)
-
-
-def _improvements(log: RunLog) -> list[json_files.Row]:
-    """Rows of programs that ran and were better than all before, the newest last."""
-    found: list[json_files.Row] = []
-    for row in json_files.read_rows(log.path / run_directory.EPISODES):
-        reward = float(row["reward"])
-        if not row["error"] and (not found or reward > float(found[-1]["reward"])):
-            found = [*found, row][-_MAX_IMPROVEMENTS:]
-    return found
 
 
 def _reproduction(log: RunLog) -> str:

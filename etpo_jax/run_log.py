@@ -99,6 +99,15 @@ class RunLog:
         return np.array([np.nan if v is None else float(v) for v in values], np.float64)
 
 
+def improvements(run_path: Path) -> list[json_files.Row]:
+    """Rows of `episodes.jsonl` of programs that ran and beat all before them, the newest last."""
+    found: list[json_files.Row] = []
+    for row in json_files.read_rows(run_path / run_directory.EPISODES):
+        if not row["error"] and (not found or row["reward"] > found[-1]["reward"]):
+            found.append(row)
+    return found
+
+
 def error_kind(error: str) -> str:
     """A short name for a family of errors: the exception's, else the text's start; "" stays."""
     first_line = error.strip().split("\n", 1)[0]

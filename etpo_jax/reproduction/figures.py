@@ -12,9 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from etpo_jax import durable, json_files, run_directory
+from etpo_jax import durable, json_files
 from etpo_jax.reproduction.curves import X_LABEL, Curves
 from etpo_jax.reproduction.measures import Run
+from etpo_jax.run_log import improvements
 
 # Okabe and Ito's colours, told apart with every common kind of colour vision; then dashes.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#A0508A", "#E69F00", "#56B4E9", "#000000")
@@ -39,7 +40,7 @@ def draw(curves: Curves, title: str) -> Figure:
 def evolution(run: Run) -> Figure:
     """Figure 1, the curve: when a run found better programs. `evolution_text` has the programs."""
     figure, axes = _axes(f"Best program of {run.cell}", "reward")
-    found = improvements(run)
+    found = improvements(run.path)
     steps = np.arange(1, len(run.reward_t) + 1)
     ran = run.reward_t > -1
     axes.plot(steps[ran], run.reward_t[ran], ".", color="0.75", ms=4, label="programs that ran")
@@ -64,19 +65,10 @@ def evolution_text(run: Run) -> str:
 def changes_of(run: Run) -> Iterator[tuple[json_files.Row, list[str]]]:
     """Each better program's row of `episodes.jsonl`, and its lines as changes of the one before."""
     previous: list[str] = []
-    for row in improvements(run):
+    for row in improvements(run.path):
         program = row["action"].strip("\n").splitlines()
         yield row, [line for line in difflib.ndiff(previous, program) if not line.startswith("?")]
         previous = program
-
-
-def improvements(run: Run) -> list[json_files.Row]:
-    """Rows of `episodes.jsonl` of programs that ran and beat all before them."""
-    found: list[json_files.Row] = []
-    for row in json_files.read_rows(run.path / run_directory.EPISODES):
-        if not row["error"] and (not found or row["reward"] > found[-1]["reward"]):
-            found.append(row)
-    return found
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
