@@ -8,6 +8,7 @@ sensitivity.svg into --output.
 """
 
 import csv
+import functools
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +30,7 @@ VALUES: dict[str, tuple[float, ...]] = {
     "lambda_within": (0.0, 0.9, 1.0),
     "temperature": (0.7, 1.0, 1.3),
 }
-"""Values of each setting; all others stay as --flagfile has them."""
+"""Values of each setting; all others stay as --preset has them."""
 _SHOWN = (
     ("reward_last_fifth", "mean reward, last fifth"),
     ("kl_to_reference", "KL to the reference, nats"),
@@ -82,11 +83,12 @@ def _folder(setting: str, value: float, dataset: str, seed: int) -> Path:
     return Path(_RUNS.value) / dataset / name / str(seed)
 
 
+@functools.cache
 def _preset_value(setting: str) -> float:
-    """What the flagfile that is varied says, or else the flag's default."""
-    lines = Path(_PRESET.value).read_text().splitlines()
-    said = [line.split("=", 1)[1] for line in lines if line.startswith(f"--{setting}=")]
-    return float(said[-1] if said else Config().to_dict()[setting])
+    """What the flagfile that is varied says, or those that it names, or else the flag's default."""
+    said = flags.FLAGS.read_flags_from_files([f"--flagfile={_PRESET.value}"])
+    values = [line.split("=", 1)[1] for line in said if line.startswith(f"--{setting}=")]
+    return float(values[-1] if values else Config().to_dict()[setting])
 
 
 def _run(path: Path, cell: tuple[str, float, str, int]) -> dict[str, float]:
