@@ -24,6 +24,7 @@ from env import command_line
 from env.base import UsageError
 from etpo_jax.config import SamplingConfig
 from etpo_jax.sampler import Sampler
+from models.attention import IMPLEMENTATIONS
 from models.config import DecoderConfig
 from models.decode import unstack
 
@@ -50,6 +51,9 @@ _NEW = flags.DEFINE_integer("new_tokens", 64, "Tokens generated in each row.", l
 _TOP_K = flags.DEFINE_integer("top_k", 50, "Tokens sampled among; 0 is all.", lower_bound=0)
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of sampling.", lower_bound=1e-3)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of weights and products.")
+_ATTENTION = flags.DEFINE_enum(
+    "attention", "reference", IMPLEMENTATIONS, "How this project reads prompts."
+)
 _PIN = flags.DEFINE_bool("pin", True, "Run on one core; turn it off with an accelerator.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Measured runs of each program.", lower_bound=1)
 
@@ -170,7 +174,7 @@ def _ours(config: DecoderConfig, weights: Any, tokens_bp: np.ndarray) -> Program
     sampling = SamplingConfig(
         temperature=_TEMPERATURE.value, top_k=_TOP_K.value, max_new_tokens=_NEW.value
     )
-    sampler = Sampler(config, [_STOP], _PAD, sampling)
+    sampler = Sampler(config, [_STOP], _PAD, sampling, attention=_ATTENTION.value)
     mask_bp = np.ones(tokens_bp.shape, np.bool_)
     keys_b = jax.random.split(jax.random.key(1), len(tokens_bp))
 

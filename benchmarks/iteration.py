@@ -122,7 +122,14 @@ class Ours:
             self._weights = make_unstack(model)
         # A support mask would sample with two networks, which the peer does not.
         sampling = dataclasses.replace(config.sampling, support_threshold=0.0)
-        self._sampler = Sampler(decoder, [_STOP], _PAD, sampling, mesh=self._mesh)
+        self._sampler = Sampler(
+            decoder,
+            [_STOP],
+            _PAD,
+            sampling,
+            mesh=self._mesh,
+            attention=config.model.attention,
+        )
         self._rng = np.random.default_rng(0)
         self._vocabulary = decoder.vocab_size
         self.traffic = 0

@@ -238,7 +238,7 @@ def _lower_generation(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any
         unstacked.compile().output_shardings,
     )
     # Which tokens end an action and which is padding has no influence on memory.
-    sampler = Sampler(decoder, [2], 0, config.sampling)
+    sampler = Sampler(decoder, [2], 0, config.sampling, attention=config.model.attention)
     reference = weights if config.sampling.support_threshold > 0 else None
 
     def generate(weights: Any, reference: Any, tokens_bp: Any, mask_bp: Any, keys_b: Any) -> Any:

@@ -171,6 +171,7 @@ def make_actor(config: Config, language: Language, mesh: Mesh) -> SamplingActor:
         language.tokenizer.pad_id,
         config.sampling,
         mesh=mesh,
+        attention=config.model.attention,
     )
     return SamplingActor(
         language.model,

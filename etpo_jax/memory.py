@@ -160,6 +160,8 @@ def _generation(
         Item("keys and values", _CACHES * copies * cache),
         Item("weights in another order", copies * inner),
         Item("activations and logits", copies * (max(reading - cache, 0) + logits)),
+        # Where prompts are read; afterwards kernels stay where their parts lie.
+        Item("gathered weights of a layer", _gathered(decoder, width, mesh)),
     ]
 
 

@@ -55,6 +55,7 @@ class Sampler:
         sampling: SamplingConfig,
         *,
         mesh: Mesh | None = None,
+        attention: str = "reference",
     ):
         """Compiles nothing yet.
 
@@ -64,6 +65,7 @@ class Sampler:
           pad_id: what follows them; no stop token.
           sampling: how actions are drawn.
           mesh: rows are split over its axis `fsdp`, heads over `tensor`.
+          attention: how prompts are read, one of `models.attention.IMPLEMENTATIONS`.
 
         Raises:
           ValueError: no stop token, one outside the vocabulary, or padding with a stop token.
@@ -71,6 +73,7 @@ class Sampler:
         self.config = config
         self.sampling = sampling
         self._mesh = mesh
+        self._attention = attention
         self._eos_ids = tuple(sorted(eos_ids))
         self._pad_id = pad_id
         for token in (*self._eos_ids, pad_id):
@@ -129,6 +132,7 @@ class Sampler:
                 max_new_tokens=self.sampling.max_new_tokens,
                 eos_ids=self._eos_ids,
                 pad_id=self._pad_id,
+                attention=self._attention,
             )
 
 
@@ -150,7 +154,9 @@ class _LoopState(NamedTuple):
     generation: Generation
 
 
-@functools.partial(jax.jit, static_argnames=("config", "max_new_tokens", "eos_ids", "pad_id"))
+@functools.partial(
+    jax.jit, static_argnames=("config", "max_new_tokens", "eos_ids", "pad_id", "attention")
+)
 def _generate(
     networks: tuple[Weights, ...],
     prompt_tokens_bp: Int[Array | np.ndarray, "#b p"],
@@ -162,6 +168,7 @@ def _generate(
     max_new_tokens: int,
     eos_ids: tuple[int, ...],
     pad_id: int,
+    attention: str,
 ) -> Generation:
     """`Sampler.generate` for the policy, or the policy and the reference."""
     b, p = keys_b.shape[0], prompt_tokens_bp.shape[1]
@@ -211,7 +218,14 @@ def _generate(
 
     logits, caches = zip(
         *(
-            prefill(weights, config, prompt_tokens_bp, prompt_mask_bp, slot_m.size)
+            prefill(
+                weights,
+                config,
+                prompt_tokens_bp,
+                prompt_mask_bp,
+                slot_m.size,
+                attention=attention,
+            )
             for weights in networks
         ),
         strict=True,

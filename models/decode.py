@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from models import lora as adapters
 from models import rope
-from models.attention import attend, causal_mask
+from models.attention import attend, causal_visibility
 from models.config import DecoderConfig
 from models.lora import LoraConfig
 from models.sharding import shard
@@ -97,6 +97,8 @@ def prefill(
     tokens_bp: Int[Array, "b p"],
     mask_bp: Bool[Array, "b p"],
     cache_length: int,
+    *,
+    attention: str = "reference",
 ) -> tuple[Float[Array, "b v"], Cache]:
     """Reads prompts into a new cache.
 
@@ -106,6 +108,7 @@ def prefill(
       tokens_bp: left padded prompts.
       mask_bp: True for real tokens; the last column is real.
       cache_length: slots of the cache, m; prompts take the first p.
+      attention: one of `models.attention.IMPLEMENTATIONS`.
 
     Returns:
       float32 logits of the token after the prompt, and the cache.
@@ -125,7 +128,9 @@ def prefill(
         positions(mask_bp),
         jnp.int32(0),
         [empty] * config.num_layers,
-        causal_mask(mask_bp),
+        causal_visibility(mask_bp, attention),
+        attention,
+        weights_stay=False,
     )
     # Room for new tokens comes afterwards: attention costs what the whole cache holds.
     rest = (0, cache_length - p)
@@ -162,8 +167,17 @@ def decode_step(
     Returns:
       float32 logits of the token after, and the cache.
     """
+    # One query reads every key and value once; a kernel that keeps no scores has none to keep.
     x_bsd, cache = _forward(
-        weights, config, token_b[:, None], position_b[:, None], slot, cache, key_mask_bm[:, None]
+        weights,
+        config,
+        token_b[:, None],
+        position_b[:, None],
+        slot,
+        cache,
+        key_mask_bm[:, None],
+        "reference",
+        weights_stay=True,
     )
     return _logits(weights, config, x_bsd[:, 0]), cache
 
@@ -175,25 +189,42 @@ def _forward(
     positions_bs: Int[Array, "b s"],
     slot: Int[Array, ""],
     cache: Cache,
-    mask_bsm: Bool[Array, "b s m"],
+    mask: Bool[Array, "b s m"] | Bool[Array, "b m"],
+    attention: str,
+    *,
+    weights_stay: bool,
 ) -> tuple[Float[Array, "b s d"], Cache]:
-    """The residual stream of tokens that take the slots from `slot` on, and the cache with them."""
+    """The residual stream of tokens that take the slots from `slot` on, and the cache with them.
+
+    Args:
+      weights, config, tokens_bs, positions_bs, cache: as above.
+      slot: the first of them.
+      mask, attention: of `models.attention.attend`.
+      weights_stay: on a mesh, whether activations travel to the kernels' parts or the kernels are
+        gathered where the rows are. What is smaller should travel: the few rows of a decoding
+        step, but the kernels where prompts are read.
+    """
     epsilon = config.rms_norm_eps
+    rows, width = ("-", "d") if weights_stay else ("b", "-")
     cos, sin = rope.angles(config, positions_bs)
-    x_bsd = shard(weights["embedder"]["embedding"][tokens_bs], "b", "s", "-")
+    x_bsd = shard(weights["embedder"]["embedding"][tokens_bs], rows, "s", width)
     new_cache = []
     for p, entry in zip(weights["layers"], cache, strict=True):
         normed = rms_norm(x_bsd, p["attention_norm"]["scale"], epsilon)
-        q, k, v = _split_heads(linear(p["qkv"], normed), config)
+        qkv = shard(linear(p["qkv"], normed), "b", "s", "k")
+        q, k, v = _split_heads(qkv, config)
         entry = _write(entry, rope.rotate(k, cos, sin), v, slot)
         # Views: the products read the cache as it lies.
         k, v = entry["k"].transpose(0, 3, 1, 2), entry["v"].swapaxes(1, 2)
-        heads = attend(rope.rotate(q, cos, sin), k, v, mask_bsm)
-        x_bsd += linear(p["o"], heads.reshape(*heads.shape[:2], -1))
+        heads = attend(rope.rotate(q, cos, sin), k, v, mask, implementation=attention)
+        heads = shard(heads.reshape(*heads.shape[:2], -1), rows, "s", "n")
+        x_bsd += shard(linear(p["o"], heads), rows, "s", width)
         normed = rms_norm(x_bsd, p["mlp_norm"]["scale"], epsilon)
         gate_up = jnp.einsum("bsd,dcf->bscf", normed, p["gate_up"]["kernel"])
+        gate_up = shard(gate_up, "b", "s", "-", "f")
         inner = jax.nn.silu(gate_up[:, :, 0]) * gate_up[:, :, 1]
-        x_bsd += linear(p["down"], shard(inner, "b", "s", "f"))
+        inner = shard(inner, rows, "s", "f")
+        x_bsd += shard(linear(p["down"], inner), rows, "s", width)
         new_cache.append(entry)
     return x_bsd, new_cache
 

@@ -13,7 +13,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 # Axis letter to mesh axis; letters that are absent are never split. "d" is the model width of a
-# parameter only: an activation is split over the batch and has its whole width ("-").
+# parameter: an activation is split over the batch and has its whole width ("-"), but for a step of
+# decoding, which is split over its width so that it meets the part of a kernel that is there.
 _MESH_AXIS = {
     "b": "fsdp",
     "d": "fsdp",
@@ -93,9 +94,8 @@ def path_name(path: Sequence[Any]) -> str:
 def shard(x: jax.Array, *axes: str) -> jax.Array:
     """Constrains an activation inside jit to the partition of its axis letters.
 
-    For example `shard(logits_bsv, "b", "s", "v")`; "-" leaves an axis whole, also the model width
-    of an activation. The mesh is that of `jax.set_mesh`, entered outside of jit; without one
-    nothing happens.
+    For example `shard(logits_bsv, "b", "s", "v")`; "-" leaves an axis whole. The mesh is that of
+    `jax.set_mesh`, entered outside of jit; without one nothing happens.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

@@ -122,7 +122,7 @@ UPDATES = [
     ("fsdp:2,tensor:2", LORA | CHUNKS, 6.78),
     ("fsdp:1", LORA | CHUNKS, 16.85),
 ]
-GENERATIONS = [("fsdp:16", 16, 1.05), ("fsdp:4", 64, 13.07), ("fsdp:1", 8, 11.98)]
+GENERATIONS = [("fsdp:16", 16, 1.41), ("fsdp:4", 64, 13.60), ("fsdp:1", 8, 11.98)]
 SEVEN_B = DecoderConfig.from_folder(config_folder("codellama/CodeLlama-7b-hf"))
 
 

@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -244,6 +245,7 @@ def save_generation_of_mesh(path: str) -> None:
     with jax.set_mesh(mesh):
         placed = jax.device_put(parameters(), sharding.shardings(parameters(), mesh))
         split_weights = jax.jit(decode.unstack, static_argnums=1)(placed, CONFIG)
+        check_that_weights_stay(split_weights)
     kernel = split_weights["layers"][0]["qkv"]["kernel"]
     assert tuple(kernel.sharding.spec) == ("fsdp", "tensor"), kernel.sharding
     split = Sampler(CONFIG, EOS, PAD, SamplingConfig(max_new_tokens=NEW), mesh=mesh).generate(
@@ -251,6 +253,22 @@ def save_generation_of_mesh(path: str) -> None:
     )
     assert split.action_tokens_bj.sharding.spec[0] == "fsdp", split.action_tokens_bj.sharding
     np.savez(path, **split._asdict())
+
+
+def check_that_weights_stay(split_weights):
+    """From token to token activations travel between devices, and no kernel does."""
+    generate = jax.jit(build().generate)
+    program = generate.lower(split_weights, *prompts(), keys()).compile().as_text()
+    collectives = re.compile(
+        r"= \(?\w+\[([\d,]*)\].* (?:all-gather|all-reduce|all-to-all|collective-permute|"
+        r'reduce-scatter)(?:-start)?\(.*op_name="[^"]*/while/body/'
+    )
+    shapes = [
+        [int(size) for size in text.split(",") if size] for text in collectives.findall(program)
+    ]
+    assert [ROWS, 1, CONFIG.intermediate_size // 2] in shapes  # before the last product of a layer
+    # Activations have rows first. No kernel has a side, or a part of it, that divides their number.
+    assert all(ROWS % shape[0] == 0 for shape in shapes if shape), shapes
 
 
 if __name__ == "__main__":

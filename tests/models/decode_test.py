@@ -1,13 +1,15 @@
 """Cached decoding against the full forward pass of the decoder that training uses."""
 
 import dataclasses
+import functools
+import unittest.mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import lora
+from models import lora, splash
 from models.config import Llama3Rope
 from models.decode import decode_step, prefill, unstack
 from models.transformer import Decoder, positions
@@ -53,13 +55,13 @@ def full_forward(model, variables, tokens_bs, mask_bs):
     return logits_bsv[:, PROMPT - 1 :]
 
 
-def cached(weights, config, tokens_bs, mask_bs, prompt=PROMPT, spare=2):
+def cached(weights, config, tokens_bs, mask_bs, prompt=PROMPT, spare=2, attention="reference"):
     """The same logits from a prefill and one step per token."""
     slots = tokens_bs.shape[1] + spare
     step = jax.jit(decode_step, static_argnums=1)
-    logits_bv, cache = jax.jit(prefill, static_argnums=(1, 4))(
-        weights, config, tokens_bs[:, :prompt], mask_bs[:, :prompt], slots
-    )
+    read = jax.jit(prefill, static_argnums=(1, 4), static_argnames="attention")
+    prompts = tokens_bs[:, :prompt], mask_bs[:, :prompt]
+    logits_bv, cache = read(weights, config, *prompts, slots, attention=attention)
     steps = [logits_bv]
     real_bm = np.pad(mask_bs, ((0, 0), (0, spare)))
     for slot in range(prompt, tokens_bs.shape[1]):
@@ -87,6 +89,17 @@ def test_cached_decode_equals_full_forward(config):
     assert np.ptp(expected) > 1  # the comparison means something
     # Sums of other order in float32; logits are of order 1.
     np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["xla", "splash"])
+def test_prompts_are_read_by_the_chosen_attention(monkeypatch, attention):
+    kernel = unittest.mock.Mock(side_effect=functools.partial(splash.attend_causal, interpret=True))
+    monkeypatch.setattr(splash, "attend_causal", kernel)
+    weights = unstack(parameters(PLAIN), PLAIN)
+    arguments = weights, PLAIN, *sequences()
+    actual = cached(*arguments, attention=attention)
+    assert kernel.call_count == (PLAIN.num_layers if attention == "splash" else 0)
+    np.testing.assert_allclose(actual, cached(*arguments), atol=1e-5)
 
 
 def test_padding_changes_nothing():
