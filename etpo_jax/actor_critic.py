@@ -178,7 +178,9 @@ def make_step(networks: Networks, config: Config, mesh: Mesh) -> Step:
             policy_gradient,
             state.policy_optimizer,
             state.policy,
-            hyper.policy_learning_rate,
+            optimizer.warmed_up(
+                hyper.policy_learning_rate, state.step, config.optimizer.policy_warmup_steps
+            ),
             keys[0],
         )
         critic, critic_optimizer = state.critic, state.critic_optimizer

@@ -454,6 +454,12 @@ class OptimizerConfig(Section):
     optimizer: str = option("adamw", "Optimiser of both networks.", choices=("adamw", "lion"))
     policy_learning_rate: float = option(5e-4, "Of the policy.", lower=0.0)
     critic_learning_rate: float = option(1e-3, "Of the critic.", lower=0.0)
+    policy_warmup_steps: int = option(
+        0,
+        "Gradient steps over which the policy's learning rate rises linearly from 0: its first "
+        "steps follow a critic that has learnt nothing.",
+        lower=0,
+    )
     clip_norm: float = option(
         1.0, "Global gradient norm of each network at most.", lower=0.0, exclusive_lower=True
     )

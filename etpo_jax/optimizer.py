@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from etpo_jax.config import OptimizerConfig
 
@@ -70,6 +70,13 @@ def step(
         for index, (leaf, old) in enumerate(zip(leaves, jax.tree.leaves(parameters), strict=True))
     ]
     return jax.tree.unflatten(jax.tree.structure(moved), rounded), optimizer_state
+
+
+def warmed_up(
+    learning_rate: Float[Array, ""], step: Int[Array, ""], warmup_steps: int
+) -> Float[Array, ""]:
+    """The rate of a gradient step, counted from 0, that rises linearly over the first ones."""
+    return learning_rate * jnp.minimum(1.0, (step + 1) / (warmup_steps + 1))
 
 
 def stochastic_round(x: Float[Array, "*b"], key: Key[Array, ""]) -> Float[Array, "*b"]:

@@ -99,7 +99,9 @@ def make_update_step(networks: Networks, config: Config, mesh: Mesh) -> UpdateSt
             backward.policy_gradient(critic),
             state.policy,
             state.policy_optimizer,
-            hyper.policy_learning_rate,
+            optimizer.warmed_up(
+                hyper.policy_learning_rate, state.step, config.optimizer.policy_warmup_steps
+            ),
             keys[1],
         )
         metrics["is_finite"] = is_finite.astype(jnp.float32)

@@ -51,3 +51,9 @@ def test_moments_of_narrow_weights():
         state = optimizer.initial(transformation, parameters)[1]
         found = [state.mu["w"].dtype] + ([state.nu["w"].dtype] if name == "adamw" else [])
         assert [str(dtype) for dtype in found] == list(moments)
+
+
+def test_warm_up_rises_to_the_whole_rate():
+    rates = [float(optimizer.warmed_up(jnp.float32(0.4), jnp.int32(k), 3)) for k in range(5)]
+    np.testing.assert_allclose(rates, [0.1, 0.2, 0.3, 0.4, 0.4], rtol=1e-6)
+    assert optimizer.warmed_up(jnp.float32(0.4), jnp.int32(0), 0) == jnp.float32(0.4)

@@ -509,6 +509,23 @@ def test_a_small_step_of_lion_moves_weights_by_its_length_on_average(model, base
         assert np.mean(moved > 0) < 0.2, "the spacing is not above the step"
 
 
+def test_the_policy_warms_up_and_the_critic_does_not(model, base):
+    values = {"optimizer": "lion", "policy_learning_rate": 4e-3, "critic_learning_rate": 2e-3}
+    step, state, hyper, _ = make(model, base, **RETRACE, **values, policy_warmup_steps=3)
+    for rate in (1e-3, 2e-3, 3e-3, 4e-3, 4e-3):
+        before = [
+            np.asarray(role["params"]["lm_head"]["kernel"])
+            for role in (state.policy, state.critic.trunk)
+        ]
+        state, _ = step(state, base, make_batch(), hyper)
+        # Lion moves every weight that has a gradient by the rate.
+        for old, role, length in zip(
+            before, (state.policy, state.critic.trunk), (rate, 2e-3), strict=True
+        ):
+            moved = np.abs(role["params"]["lm_head"]["kernel"] - old)
+            np.testing.assert_allclose(np.max(moved), length, rtol=1e-3)
+
+
 def test_targets_of_the_collection_are_those_of_the_first_step(model, base):
     """Computed beside the step and given to it, they change nothing; others do."""
     batch = make_batch(9)
