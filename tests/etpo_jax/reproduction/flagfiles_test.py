@@ -47,7 +47,6 @@ def test_every_flagfile_is_a_configuration(name):
 def test_ablations_differ_from_etpo_in_one_setting():
     assert difference("etpo_disc", "etpo") == {"gamma_within": 0.99}
     assert difference("etpo_1step", "etpo") == {"max_steps": 1}
-    assert difference("etpo_warmup", "etpo") == {"policy_warmup_steps": 60}
 
 
 def test_baselines_see_and_sample_what_etpo_does():
