@@ -217,8 +217,8 @@ class ModelConfig(Section):
     )
     attention: str = option(
         "reference",
-        "Attention in gradient steps and where prompts are read: our own, XLA's, or a kernel that "
-        "never holds the scores: cudnn on NVIDIA GPUs in 16 bits, splash on TPUs.",
+        "Attention: our own, XLA's, or kernels that never hold the scores, cudnn on NVIDIA GPUs in "
+        "16 bits and splash on TPUs. Decoding has a kernel with splash only.",
         choices=IMPLEMENTATIONS,
         may_differ=True,
     )

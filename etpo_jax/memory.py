@@ -17,6 +17,7 @@ from jax.sharding import AbstractMesh
 from etpo_jax import actor_critic, update
 from etpo_jax.config import Config
 from etpo_jax.networks import Networks
+from models import decode
 from models.config import DecoderConfig
 from models.convert import abstract_parameters
 from models.sharding import partition_spec, path_name, spec
@@ -145,7 +146,7 @@ def _generation(
 ) -> list[Item]:
     width = jnp.dtype(config.model.dtype).itemsize
     b, p = config.learning.num_envs, config.model.max_prompt_length
-    m = p + config.sampling.max_new_tokens
+    m = decode.num_slots(p + config.sampling.max_new_tokens, config.model.attention)
     n, k, h = decoder.num_heads, decoder.num_kv_heads, decoder.head_dim
     d, f = decoder.hidden_size, decoder.intermediate_size
     cache = 2 * decoder.num_layers * width * _local("bkmh", (b, k, m, h), mesh)

@@ -19,7 +19,7 @@ from etpo_jax import token_choice
 from etpo_jax.config import SamplingConfig
 from etpo_jax.token_choice import Truncation
 from models.config import DecoderConfig
-from models.decode import Cache, Weights, decode_step, prefill
+from models.decode import Cache, Weights, decode_step, num_slots, prefill
 from models.sharding import shard
 
 
@@ -65,7 +65,7 @@ class Sampler:
           pad_id: what follows them; no stop token.
           sampling: how actions are drawn.
           mesh: rows are split over its axis `fsdp`, heads over `tensor`.
-          attention: how prompts are read, one of `models.attention.IMPLEMENTATIONS`.
+          attention: of prompts and of decoding, one of `models.attention.IMPLEMENTATIONS`.
 
         Raises:
           ValueError: no stop token, one outside the vocabulary, or padding with a stop token.
@@ -175,9 +175,9 @@ def _generate(
     prompt_mask_bp = shard(jnp.asarray(prompt_mask_bp), "b", "-")
     prompt_tokens_bp = shard(jnp.asarray(prompt_tokens_bp), "b", "-")
     prompt_length_b = jnp.sum(prompt_mask_bp, axis=-1, dtype=jnp.int32)
+    slot_m = jnp.arange(num_slots(p + max_new_tokens, attention), dtype=jnp.int32)
     # Of the slots behind the prompt, all up to the current one are real.
-    slot_mask_bm = jnp.pad(prompt_mask_bp, ((0, 0), (0, max_new_tokens)), constant_values=True)
-    slot_m = jnp.arange(p + max_new_tokens, dtype=jnp.int32)
+    slot_mask_bm = jnp.pad(prompt_mask_bp, ((0, 0), (0, slot_m.size - p)), constant_values=True)
 
     def choose(state: _LoopState, logits: tuple[Float[Array, "b v"], ...]) -> _LoopState:
         """Draws token `step` of every row."""
@@ -209,7 +209,16 @@ def _generate(
         key_mask_bm = slot_mask_bm & (slot_m <= slot)
         logits, caches = zip(
             *(
-                decode_step(weights, config, state.token_b, position_b, slot, cache, key_mask_bm)
+                decode_step(
+                    weights,
+                    config,
+                    state.token_b,
+                    position_b,
+                    slot,
+                    cache,
+                    key_mask_bm,
+                    attention=attention,
+                )
                 for weights, cache in zip(networks, state.caches, strict=True)
             ),
             strict=True,

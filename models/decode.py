@@ -4,15 +4,15 @@ Pure functions to be called inside one jitted program. Projections that read the
 fused, since with few rows a step costs what reading its weights and starting its products costs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from models import flash_decode, rope
 from models import lora as adapters
-from models import rope
 from models.attention import attend, causal_visibility
 from models.config import DecoderConfig
 from models.lora import LoraConfig
@@ -91,6 +91,13 @@ def unstack(
     }
 
 
+def num_slots(num_tokens: int, attention: str) -> int:
+    """Slots of a cache for so many tokens, as `decode_step` takes it with this attention."""
+    if attention != "splash":
+        return num_tokens
+    return -(-num_tokens // flash_decode.SLOTS) * flash_decode.SLOTS
+
+
 def prefill(
     weights: Weights,
     config: DecoderConfig,
@@ -121,6 +128,11 @@ def prefill(
         raise ValueError(f"cache_length={cache_length}: must be at least the prompt's length {p}")
     k, h, dtype = config.num_kv_heads, config.head_dim, weights["embedder"]["embedding"].dtype
     empty = {"k": jnp.zeros((b, k, h, p), dtype), "v": jnp.zeros((b, k, p, h), dtype)}
+    mask = causal_visibility(mask_bp, attention)
+
+    def attend_prompt(q_bsnh: Array, entry: dict[str, Array]) -> Array:
+        return attend(q_bsnh, *_views(entry), mask, implementation=attention)
+
     x_bpd, cache = _forward(
         weights,
         config,
@@ -128,8 +140,7 @@ def prefill(
         positions(mask_bp),
         jnp.int32(0),
         [empty] * config.num_layers,
-        causal_visibility(mask_bp, attention),
-        attention,
+        attend_prompt,
         weights_stay=False,
     )
     # Room for new tokens comes afterwards: attention costs what the whole cache holds.
@@ -152,6 +163,8 @@ def decode_step(
     slot: Int[Array, ""],
     cache: Cache,
     key_mask_bm: Bool[Array, "b m"],
+    *,
+    attention: str = "reference",
 ) -> tuple[Float[Array, "b v"], Cache]:
     """Appends one token to every row.
 
@@ -163,11 +176,19 @@ def decode_step(
       slot: where keys and values are written, the same for all rows.
       cache: of `prefill` or the step before.
       key_mask_bm: True for the slots that hold real tokens, `slot` included.
+      attention: one of `models.attention.IMPLEMENTATIONS`; splash is `models.flash_decode` here,
+        the others are the reference: a single query has no scores worth saving.
 
     Returns:
       float32 logits of the token after, and the cache.
     """
-    # One query reads every key and value once; a kernel that keeps no scores has none to keep.
+
+    def attend_all(q_bsnh: Array, entry: dict[str, Array]) -> Array:
+        if attention != "splash":
+            return attend(q_bsnh, *_views(entry), key_mask_bm[:, None])
+        newest = flash_decode.attend_newest(q_bsnh[:, 0], entry["k"], entry["v"], key_mask_bm)
+        return newest[:, None]
+
     x_bsd, cache = _forward(
         weights,
         config,
@@ -175,8 +196,7 @@ def decode_step(
         position_b[:, None],
         slot,
         cache,
-        key_mask_bm[:, None],
-        "reference",
+        attend_all,
         weights_stay=True,
     )
     return _logits(weights, config, x_bsd[:, 0]), cache
@@ -189,8 +209,7 @@ def _forward(
     positions_bs: Int[Array, "b s"],
     slot: Int[Array, ""],
     cache: Cache,
-    mask: Bool[Array, "b s m"] | Bool[Array, "b m"],
-    attention: str,
+    attend_cache: Callable[[Array, dict[str, Array]], Array],
     *,
     weights_stay: bool,
 ) -> tuple[Float[Array, "b s d"], Cache]:
@@ -199,7 +218,8 @@ def _forward(
     Args:
       weights, config, tokens_bs, positions_bs, cache: as above.
       slot: the first of them.
-      mask, attention: of `models.attention.attend`.
+      attend_cache: (queries [b, s, n, h], a layer's cache with the new keys and values in it) to
+        the heads' outputs [b, s, n, h].
       weights_stay: on a mesh, whether activations travel to the kernels' parts or the kernels are
         gathered where the rows are. What is smaller should travel: the few rows of a decoding
         step, but the kernels where prompts are read.
@@ -214,9 +234,7 @@ def _forward(
         qkv = shard(linear(p["qkv"], normed), "b", "s", "k")
         q, k, v = _split_heads(qkv, config)
         entry = _write(entry, rope.rotate(k, cos, sin), v, slot)
-        # Views: the products read the cache as it lies.
-        k, v = entry["k"].transpose(0, 3, 1, 2), entry["v"].swapaxes(1, 2)
-        heads = attend(rope.rotate(q, cos, sin), k, v, mask, implementation=attention)
+        heads = attend_cache(rope.rotate(q, cos, sin), entry)
         heads = shard(heads.reshape(*heads.shape[:2], -1), rows, "s", "n")
         x_bsd += shard(linear(p["o"], heads), rows, "s", width)
         normed = rms_norm(x_bsd, p["mlp_norm"]["scale"], epsilon)
@@ -227,6 +245,11 @@ def _forward(
         x_bsd += shard(linear(p["down"], inner), rows, "s", width)
         new_cache.append(entry)
     return x_bsd, new_cache
+
+
+def _views(entry: dict[str, Array]) -> tuple[Float[Array, "b m k h"], Float[Array, "b m k h"]]:
+    """A layer's keys and values in the order of `attend`; the products read them as they lie."""
+    return entry["k"].transpose(0, 3, 1, 2), entry["v"].swapaxes(1, 2)
 
 
 def _logits(

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import lora, splash
+from models import flash_decode, lora, splash
 from models.config import Llama3Rope
-from models.decode import decode_step, prefill, unstack
+from models.decode import decode_step, num_slots, prefill, unstack
 from models.transformer import Decoder, positions
 from tests.models.small import small_decoder
 
@@ -57,13 +57,13 @@ def full_forward(model, variables, tokens_bs, mask_bs):
 
 def cached(weights, config, tokens_bs, mask_bs, prompt=PROMPT, spare=2, attention="reference"):
     """The same logits from a prefill and one step per token."""
-    slots = tokens_bs.shape[1] + spare
-    step = jax.jit(decode_step, static_argnums=1)
+    slots = num_slots(tokens_bs.shape[1] + spare, attention)
+    step = jax.jit(decode_step, static_argnums=1, static_argnames="attention")
     read = jax.jit(prefill, static_argnums=(1, 4), static_argnames="attention")
     prompts = tokens_bs[:, :prompt], mask_bs[:, :prompt]
     logits_bv, cache = read(weights, config, *prompts, slots, attention=attention)
     steps = [logits_bv]
-    real_bm = np.pad(mask_bs, ((0, 0), (0, spare)))
+    real_bm = np.pad(mask_bs, ((0, 0), (0, slots - mask_bs.shape[1])))
     for slot in range(prompt, tokens_bs.shape[1]):
         key_mask_bm = real_bm & (np.arange(slots) <= slot)
         logits_bv, cache = step(
@@ -74,6 +74,7 @@ def cached(weights, config, tokens_bs, mask_bs, prompt=PROMPT, spare=2, attentio
             jnp.int32(slot),
             cache,
             key_mask_bm,
+            attention=attention,
         )
         steps.append(logits_bv)
     return jnp.stack(steps, axis=1)
@@ -92,13 +93,17 @@ def test_cached_decode_equals_full_forward(config):
 
 
 @pytest.mark.parametrize("attention", ["xla", "splash"])
-def test_prompts_are_read_by_the_chosen_attention(monkeypatch, attention):
-    kernel = unittest.mock.Mock(side_effect=functools.partial(splash.attend_causal, interpret=True))
-    monkeypatch.setattr(splash, "attend_causal", kernel)
+def test_the_chosen_attention(monkeypatch, attention):
+    kernels = {}
+    for module, name in ((splash, "attend_causal"), (flash_decode, "attend_newest")):
+        interpreted = functools.partial(getattr(module, name), interpret=True)
+        kernels[name] = unittest.mock.Mock(side_effect=interpreted)
+        monkeypatch.setattr(module, name, kernels[name])
     weights = unstack(parameters(PLAIN), PLAIN)
     arguments = weights, PLAIN, *sequences()
     actual = cached(*arguments, attention=attention)
-    assert kernel.call_count == (PLAIN.num_layers if attention == "splash" else 0)
+    calls = PLAIN.num_layers if attention == "splash" else 0
+    assert [kernel.call_count for kernel in kernels.values()] == [calls, calls]
     np.testing.assert_allclose(actual, cached(*arguments), atol=1e-5)
 
 
