@@ -111,9 +111,9 @@ def test_actions_end_with_their_stop_token():
 def test_decoding_ends_with_the_last_row(monkeypatch):
     steps = []
 
-    def counted(*arguments):
+    def counted(*arguments, **options):
         jax.debug.callback(lambda: steps.append(1))
-        return decode.decode_step(*arguments)
+        return decode.decode_step(*arguments, **options)
 
     monkeypatch.setattr(sampler, "decode_step", counted)
     everything_but_pad = set(range(CONFIG.vocab_size)) - {PAD}
