@@ -8,7 +8,6 @@ they are where prompts are read and in gradient steps.
 
 import collections
 import dataclasses
-import functools
 import math
 import re
 from typing import Any
@@ -20,12 +19,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from env import command_line
+from etpo_jax.aot import generation_weights
 from etpo_jax.mesh import axis_sizes, build_mesh
 from models import decode
 from models.config import DecoderConfig
-from models.convert import abstract_parameters
 from models.repository import config_folder
-from models.sharding import shardings, spec
+from models.sharding import spec
 
 _MESH = flags.DEFINE_string("mesh", "fsdp:16", "Devices per axis; all of them are simulated.")
 _ROWS = flags.DEFINE_integer("rows", 16, "Rows decoded together.", lower_bound=1)
@@ -45,7 +44,7 @@ def main() -> None:
     published = DecoderConfig.from_folder(config_folder("codellama/CodeLlama-7b-hf"))
     config = dataclasses.replace(published, num_layers=_LAYERS.value)
     with jax.set_mesh(mesh):
-        weights = _weights(config, mesh)
+        weights = generation_weights(config, jnp.float32, mesh)
         step = jax.jit(decode.decode_step, static_argnums=1, donate_argnums=5)
         text = step.lower(weights, config, *_arguments(config, mesh)).compile().as_text()
     counts: collections.Counter[str] = collections.Counter()
@@ -62,21 +61,6 @@ def main() -> None:
         print(f"{name:24}{counts[name]:8}{sizes[name] / 2**20:10.1f}")
     print(f"{'all':24}{counts.total():8}{sizes.total() / 2**20:10.1f}")
     print(f"{'kernels, were they gathered':32}{_gathered(weights, mesh) / 2**20:10.1f}")
-
-
-def _weights(config: DecoderConfig, mesh: Mesh) -> Any:
-    """Shapes of the weights for generation, and where their parts lie."""
-    base = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract := abstract_parameters(config, jnp.float32),
-        shardings(abstract, mesh),
-    )
-    unstack = jax.jit(functools.partial(decode.unstack, config=config))
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(unstack, base),
-        unstack.lower(base).compile().output_shardings,
-    )
 
 
 def _arguments(config: DecoderConfig, mesh: Mesh) -> tuple[Any, ...]:

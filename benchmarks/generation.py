@@ -52,7 +52,7 @@ _TOP_K = flags.DEFINE_integer("top_k", 50, "Tokens sampled among; 0 is all.", lo
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of sampling.", lower_bound=1e-3)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of weights and products.")
 _ATTENTION = flags.DEFINE_enum(
-    "attention", "reference", IMPLEMENTATIONS, "How this project reads prompts."
+    "attention", "reference", IMPLEMENTATIONS, "Of this project; splash decodes with a kernel too."
 )
 _PIN = flags.DEFINE_bool("pin", True, "Run on one core; turn it off with an accelerator.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Measured runs of each program.", lower_bound=1)

@@ -227,16 +227,19 @@ def _abstract_batch(config: Config, b: int) -> Batch:
     )
 
 
-def _lower_generation(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any:
-    dtype = jnp.dtype(config.model.dtype)
+def generation_weights(decoder: DecoderConfig, dtype: Any, mesh: Mesh) -> Any:
+    """Shapes of the weights that generation reads, and where their parts lie on the mesh."""
     base = _placed(abstract_parameters(decoder, dtype), mesh)
     unstack = jax.jit(functools.partial(decode.unstack, config=decoder, dtype=dtype))
-    unstacked = unstack.lower(base)
-    weights = jax.tree.map(
+    return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         jax.eval_shape(unstack, base),
-        unstacked.compile().output_shardings,
+        unstack.lower(base).compile().output_shardings,
     )
+
+
+def _lower_generation(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any:
+    weights = generation_weights(decoder, jnp.dtype(config.model.dtype), mesh)
     # Which tokens end an action and which is padding has no influence on memory.
     sampler = Sampler(decoder, [2], 0, config.sampling, attention=config.model.attention)
     reference = weights if config.sampling.support_threshold > 0 else None

@@ -43,24 +43,13 @@ def attend_newest(
     if k_bkhm.shape[-1] % SLOTS:
         raise ValueError(f"{k_bkhm.shape[-1]} slots: must be a multiple of {SLOTS}")
 
-    def local(q: Array, k: Array, v: Array, mask: Array) -> Array:
-        return _on_one_device(q, k, v, mask, interpret)
-
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return local(q_bnh, k_bkhm, v_bkmh, mask_bm)
-    keys = sharding.spec("bkhm", k_bkhm.shape, mesh)
-    # Query heads lie with the key head that they share, or are whole with it.
-    rows, heads = keys[:2]
-    partition = jax.sharding.PartitionSpec
-    queries, mask = partition(rows, heads, None), partition(rows, None)
-    mapped: Any = jax.shard_map(
-        local, in_specs=(queries, keys, keys, mask), out_specs=queries, check_vma=False
+    attend = functools.partial(_on_one_device, interpret=interpret)
+    return sharding.map_attention(
+        attend, q_bnh, k_bkhm, v_bkmh, mask_bm, axes=("bnh", "bkhm", "bkmh")
     )
-    return mapped(q_bnh, k_bkhm, v_bkmh, mask_bm)
 
 
-def _on_one_device(q: Array, k: Array, v: Array, mask_bm: Array, interpret: bool) -> Array:
+def _on_one_device(q: Array, k: Array, v: Array, mask_bm: Array, *, interpret: bool) -> Array:
     # Here, since the import takes a second and is for TPUs only.
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu

@@ -5,7 +5,7 @@ MLP columns and the vocabulary are split. A dimension that a mesh axis does not 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -101,3 +101,36 @@ def shard(x: jax.Array, *axes: str) -> jax.Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh))
+
+
+def map_attention(
+    attend: Callable[..., jax.Array],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array,
+    *,
+    axes: tuple[str, str, str],
+) -> jax.Array:
+    """`attend(q, k, v, mask)`, on the mesh of `jax.set_mesh` by each device for its rows and heads.
+
+    Args:
+      attend: returns an array in the shape of q.
+      q, k, v: queries, keys and values.
+      mask: of keys, [b, m].
+      axes: letters of the axes of q, k and v: "b" rows, "n" heads, "k" key heads.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return attend(q, k, v, mask)
+    split = dict(zip(axes[1], spec(axes[1], k.shape, mesh), strict=True))
+    # Query heads lie with the key head that they share, or are whole with it.
+    split["n"] = split["k"]
+    queries, keys, values, visible = (
+        P(*(split.get(letter) for letter in letters)) for letters in (*axes, "bm")
+    )
+    mapped: Any = jax.shard_map(
+        attend, in_specs=(queries, keys, values, visible), out_specs=queries, check_vma=False
+    )
+    result: jax.Array = mapped(q, k, v, mask)
+    return result

@@ -1,6 +1,6 @@
 """Causal attention for TPUs that never holds the scores: the library's Pallas kernel, on a mesh."""
 
-from typing import Any
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -36,24 +36,13 @@ def attend_causal(
       interpret: runs the kernel as ordinary operations, on any device and slowly.
     """
 
-    def local(q: Array, k: Array, v: Array, mask: Array) -> Array:
-        return _on_one_device(q, k, v, mask, interpret)
-
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return local(q_bsnh, k_bmkh, v_bmkh, mask_bm)
-    keys = sharding.spec("bmkh", k_bmkh.shape, mesh)
-    # Query heads lie with the key head that they share, or are whole with it.
-    rows, _, heads, _ = keys
-    queries = jax.sharding.PartitionSpec(rows, None, heads, None)
-    mask = jax.sharding.PartitionSpec(rows, None)
-    mapped: Any = jax.shard_map(
-        local, in_specs=(queries, keys, keys, mask), out_specs=queries, check_vma=False
+    attend = functools.partial(_on_one_device, interpret=interpret)
+    return sharding.map_attention(
+        attend, q_bsnh, k_bmkh, v_bmkh, mask_bm, axes=("bsnh", "bmkh", "bmkh")
     )
-    return mapped(q_bsnh, k_bmkh, v_bmkh, mask_bm)
 
 
-def _on_one_device(q: Array, k: Array, v: Array, mask_bm: Array, interpret: bool) -> Array:
+def _on_one_device(q: Array, k: Array, v: Array, mask_bm: Array, *, interpret: bool) -> Array:
     # Here, since the import takes a second and is for TPUs only.
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernels,

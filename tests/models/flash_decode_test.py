@@ -1,19 +1,15 @@
 """The TPU kernel of a decoding step, interpreted, against the reference; alone and on a mesh."""
 
 import contextlib
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 
 from models import flash_decode
 from models.attention import attend
+from tests.models.simulated import mesh_of_four, output_on_devices
 
 
 def check(n, k, m, mesh=None):
@@ -50,19 +46,11 @@ def test_a_cache_of_another_length_is_refused():
 
 
 def test_on_four_devices():
-    flag = "--xla_force_host_platform_device_count=4"
-    root = str(pathlib.Path(__file__).parent.parent.parent)
-    environment = {**os.environ, "PYTHONPATH": root}
-    environment["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {flag}"
-    command = [sys.executable, "-W", "error", __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["split", "whole"]
+    assert output_on_devices(__file__, 4) == ["split", "whole"]
 
 
 def on_four_devices():
-    axes = {"axis_names": ("fsdp", "tensor"), "axis_types": (AxisType.Auto,) * 2}
-    mesh = jax.make_mesh((2, 2), **axes)
+    mesh = mesh_of_four()
     check(4, 2, 256, mesh)
     print("split")
     check(3, 1, 256, mesh)  # a key head for all: queries stay whole with it

@@ -2,20 +2,16 @@
 
 import contextlib
 import functools
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 
 from models import splash
 from models.attention import attend, causal_mask
 from models.transformer import Decoder, positions
+from tests.models.simulated import mesh_of_four, output_on_devices
 from tests.models.small import small_decoder
 
 CONFIG = small_decoder(
@@ -89,19 +85,11 @@ def test_in_the_decoder(monkeypatch, last):
 
 
 def test_on_four_devices():
-    flag = "--xla_force_host_platform_device_count=4"
-    root = str(pathlib.Path(__file__).parent.parent.parent)
-    environment = {**os.environ, "PYTHONPATH": root}
-    environment["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {flag}"
-    command = [sys.executable, "-W", "error", __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["split", "whole"]
+    assert output_on_devices(__file__, 4) == ["split", "whole"]
 
 
 def on_four_devices():
-    axes = {"axis_names": ("fsdp", "tensor"), "axis_types": (AxisType.Auto,) * 2}
-    mesh = jax.make_mesh((2, 2), **axes)
+    mesh = mesh_of_four()
     check(40, 40, 4, 2, mesh)
     print("split")
     check(40, 40, 3, 1, mesh)  # a key head for all: queries stay whole with it

@@ -1,0 +1,26 @@
+"""Tests on simulated devices, whose number a process can only choose before jax starts."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+from jax.sharding import AxisType
+
+
+def output_on_devices(path, count):
+    """The words that a test file prints as a program of its own with so many devices."""
+    flag = f"--xla_force_host_platform_device_count={count}"
+    root = str(pathlib.Path(__file__).parent.parent.parent)
+    environment = {**os.environ, "PYTHONPATH": root}
+    environment["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {flag}"
+    command = [sys.executable, "-W", "error", path]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def mesh_of_four():
+    axes = {"axis_names": ("fsdp", "tensor"), "axis_types": (AxisType.Auto,) * 2}
+    return jax.make_mesh((2, 2), **axes)
