@@ -20,15 +20,20 @@ from env import command_line
 from env.base import UsageError
 
 _RETRACE = ["--critic_loss=retrace", "--q_parameterization=residual"]
-# The correction of the policy's loss needs targets of tokens, which a path has not.
+_FREE = ["--trust_region=0"]
+# The correction of the policy's loss needs targets of tokens, which a path has not; and most of a
+# long replay is far from the policy.
 _PATH = [
     *("--critic_loss=path", "--q_parameterization=dueling", "--replay_size=480"),
     "--policy_loss=exact",
+    *_FREE,
 ]
 _TIED = [*_PATH, "--tie_policy", "--critic_learning_rate=5e-4"]
 _OPEN = ["--support_threshold=0"]
 SETTINGS = {
     "tiny.flags": [],
+    "no trust region": _FREE,
+    "no trust region, beta 0.07": [*_FREE, "--beta=0.07"],
     "reflection": ["--algorithm=reflection"],
     "one_step": ["--critic_loss=one_step"],
     "retrace, beta 0.1": [*_RETRACE, "--beta=0.1"],

@@ -380,6 +380,12 @@ class LearningConfig(Section):
         "token (doubly_robust), or the authors' plain mean over the vocabulary.",
         choices=("exact", "doubly_robust", "uniform"),
     )
+    trust_region: float = option(
+        0.0,
+        "etpo: how many nats the log probability of an action may have moved since it was sampled; "
+        "beyond, it teaches the policy nothing in that step. 0 is no limit.",
+        lower=0.0,
+    )
     tie_policy: bool = option(
         False, "The policy is the softmax of the critic's own logits: no policy network."
     )
@@ -430,11 +436,16 @@ class LearningConfig(Section):
                 "--policy_loss=doubly_robust: --critic_loss=path has no targets of tokens, it "
                 "needs one_step or retrace"
             )
-        if self.policy_loss != "exact" and (self.tie_policy or self.q_parameterization == "policy"):
-            raise ValueError(
-                f"--policy_loss={self.policy_loss}: with --tie_policy or "
-                "--q_parameterization=policy the policy has no loss of its own"
-            )
+        if self.tie_policy or self.q_parameterization == "policy":
+            for is_given, flag in (
+                (self.policy_loss != "exact", f"--policy_loss={self.policy_loss}"),
+                (self.trust_region > 0, f"--trust_region={self.trust_region:g}"),
+            ):
+                if is_given:
+                    raise ValueError(
+                        f"{flag}: with --tie_policy or --q_parameterization=policy the policy has "
+                        "no loss of its own"
+                    )
         if self.tie_policy and not implied:
             raise ValueError(
                 f"--q_parameterization={self.q_parameterization}: --tie_policy needs residual or "

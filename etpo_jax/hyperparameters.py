@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from etpo_jax.config import Config
@@ -10,7 +11,7 @@ from etpo_jax.networks import Distribution
 
 
 class Hyperparameters(NamedTuple):
-    """float32 scalars; see the flags of the same names."""
+    """float32 scalars; see the flags of the same names. No trust region is an infinite one."""
 
     beta: Float[Array, ""]
     gamma: Float[Array, ""]
@@ -19,6 +20,7 @@ class Hyperparameters(NamedTuple):
     polyak_lambda: Float[Array, ""]
     clip_ratio: Float[Array, ""]
     gae_lambda: Float[Array, ""]
+    trust_region: Float[Array, ""]
     temperature: Float[Array, ""]
     support_threshold: Float[Array, ""]
     policy_learning_rate: Float[Array, ""]
@@ -35,6 +37,7 @@ class Hyperparameters(NamedTuple):
             "polyak_lambda": learning.polyak_lambda,
             "clip_ratio": learning.clip_ratio,
             "gae_lambda": learning.gae_lambda,
+            "trust_region": learning.trust_region or np.inf,
             "temperature": config.loss_temperature,
             "support_threshold": config.sampling.support_threshold,
             "policy_learning_rate": config.optimizer.policy_learning_rate,

@@ -141,6 +141,29 @@ def doubly_robust_correction(
     return -advantage_bj * jnp.where(mask_bj, log_probs_bj, 0.0)
 
 
+def is_trusted(
+    log_probs_bj: Float[Array, "b j"],
+    behaviour_log_probs_bj: Float[Array, "b j"],
+    mask_bj: Bool[Array, "b j"],
+    *,
+    trust_region: float | Float[Array, ""],
+) -> Bool[Array, "b"]:
+    """|log pi(a) - log mu(a)| <= trust_region, for each whole action a.
+
+    Several gradient steps on few programs learn those programs by heart, at a KL to the reference
+    that buys nothing; this ends each action's share of the policy's gradient before that. Where
+    the policy has stopped moving, pi is mu and nothing is cut off: the fixed point stays.
+
+    Args:
+      log_probs_bj: log pi of the sampled tokens.
+      behaviour_log_probs_bj: log mu of them.
+      mask_bj: True for real tokens.
+      trust_region: nats per action.
+    """
+    moved_bj = jax.lax.stop_gradient(log_probs_bj) - behaviour_log_probs_bj
+    return jnp.abs(jnp.sum(jnp.where(mask_bj, moved_bj, 0.0), axis=1)) <= trust_region
+
+
 def uniform_policy_objective(
     policy_logits_bjv: Float[Array, "*b v"],
     q_bjv: Float[Array, "*b v"],

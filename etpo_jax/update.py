@@ -23,7 +23,13 @@ from etpo_jax.batch import Batch
 from etpo_jax.config import Config, LearningConfig
 from etpo_jax.divergence import categorical_kl, entropy, masked_mean
 from etpo_jax.hyperparameters import Hyperparameters
-from etpo_jax.losses import critic_loss, doubly_robust_correction, path_loss, suffix_sums
+from etpo_jax.losses import (
+    critic_loss,
+    doubly_robust_correction,
+    is_trusted,
+    path_loss,
+    suffix_sums,
+)
 from etpo_jax.networks import Networks
 from etpo_jax.soft_q import retrace_targets, soft_value, token_targets
 from etpo_jax.token_scores import Hidden, Roles, TokenScores, read_critic, score_tokens
@@ -59,7 +65,7 @@ def make_update_step(networks: Networks, config: Config, mesh: Mesh) -> UpdateSt
 
     The state is donated. Metrics are float32 scalars; `is_finite` 0 means that a network, or both,
     kept the values from before. `kl_to_reference` and `entropy` are nats per action, summed over
-    its tokens.
+    its tokens; `clipped_share` is that of the actions outside the trust region.
     """
     transformation = _transformation(networks, config)
 
@@ -365,7 +371,15 @@ def _losses(
             )
         critic_share = share.tokens
         target_mean = masked_mean(target_bj, mask_bj) * share.tokens
-    per_action = divergences(scores.kl_bj, scores.entropy_bj, batch)
+    is_trusted_b = is_trusted(
+        scores.log_prob_bj, batch.log_probs_bj, mask_bj, trust_region=hyper.trust_region
+    )
+    policy_objective_bj = jnp.where(
+        is_trusted_b[:, None], policy_objective_bj, jax.lax.stop_gradient(policy_objective_bj)
+    )
+    per_action = divergences(scores.kl_bj, scores.entropy_bj, batch) | {
+        "clipped_share": 1.0 - jnp.mean(is_trusted_b.astype(jnp.float32))
+    }
     return {
         "critic_loss": critic_objective * critic_share,
         "policy_loss": masked_mean(policy_objective_bj, mask_bj) * share.tokens,

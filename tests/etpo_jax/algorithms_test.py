@@ -52,6 +52,7 @@ ALGORITHMS = {
     "ppo_kl": {},
     "etpo, targets at collection": {"targets": "collection"},
     "etpo, doubly robust": {"policy_loss": "doubly_robust"},
+    "etpo, trust region": {"policy_loss": "doubly_robust", "trust_region": 0.3},
     "etpo, path of the policy": {"critic_loss": "path", "q_parameterization": "policy"},
     # The newest transitions alone, again and again: longer steps would go too far.
     "etpo, after executing": {"learn_while_executing": False, "policy_learning_rate": 2e-3},

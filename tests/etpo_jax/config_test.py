@@ -64,6 +64,7 @@ def test_defaults_of_a_run_hold_unless_a_flag_is_given():
         ("--q_parameterization=policy --tie_policy", "--tie_policy needs residual or dueling"),
         ("--policy_loss=doubly_robust --critic_loss=path", "it needs one_step or retrace"),
         ("--policy_loss=doubly_robust --tie_policy", "the policy has no loss of its own"),
+        ("--trust_region=0.2 --tie_policy", "--trust_region=0.2: with --tie_policy"),
         (
             "--policy_loss=doubly_robust --q_parameterization=policy",
             "the policy has no loss of its own",

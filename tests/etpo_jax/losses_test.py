@@ -81,6 +81,22 @@ def test_the_correction_by_hand():
         np.testing.assert_array_equal(other, 0.0)
 
 
+def test_an_action_is_trusted_until_it_has_moved_too_far():
+    behaviour = jnp.log(jnp.array([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]))
+    # Up and down, which cancel; up alone, by log 1.6; padding that may be anything.
+    policy = jnp.log(jnp.array([[0.8, 0.3125], [0.8, 0.5], [0.55, jnp.nan]]))
+    mask = jnp.array([[True, True], [True, True], [True, False]])
+
+    def found(trust_region):
+        return losses.is_trusted(policy, behaviour, mask, trust_region=trust_region).tolist()
+
+    assert found(0.05) == [True, False, False]
+    assert found(0.2) == [True, False, True]
+    assert found(np.log(1.6) + 1e-6) == [True, True, True]
+    assert losses.is_trusted(behaviour, policy, mask, trust_region=0.2).tolist()[1] is False
+    assert found(jnp.inf) == [True, True, True]
+
+
 def test_path_loss_equals_the_loop():
     rng = np.random.default_rng(3)
     value, log_ratio = rng.normal(size=(2, 4, 5)).astype(np.float32)

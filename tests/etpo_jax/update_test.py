@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -435,6 +436,46 @@ def test_where_the_critic_is_right_the_correction_is_nothing(model, base):
     assert exact == exact_shifted
     assert corrected == pytest.approx(exact, abs=1e-4)
     assert abs(corrected_shifted - corrected) > 0.1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"critic_loss": "retrace", "policy_loss": "doubly_robust"},
+        {"critic_loss": "path"},
+    ],
+    ids=["doubly_robust", "path"],
+)
+def test_an_action_outside_the_trust_region_teaches_the_policy_nothing(model, base, values):
+    """The policy's gradient is that of the others; the critic learns from all of them."""
+    batch = make_batch(9)
+    _, state, hyper, networks = networks_apart(model, base, **values)
+    inspect = make_inspect(networks, Config.from_dict({**DEFAULTS, **values}))
+    log_probs_bj = np.array(inspect(state, base, batch, hyper).log_prob_bj)
+    # The first two were sampled with a quarter and four times today's probability.
+    log_probs_bj[:2, 0] += np.log([0.25, 4.0])
+    batch = dataclasses.replace(batch, log_probs_bj=jnp.asarray(log_probs_bj))
+    others = jax.tree.map(lambda leaf: leaf[2:], batch)
+
+    def one_step(batch, **more):
+        step, state, hyper, _ = networks_apart(model, base, **values, clip_norm=1e9, **more)
+        state, metrics = step(state, base, batch, hyper)
+        weight = np.sum(batch.action_mask_bj)  # gradients are means over tokens
+        sums = jax.tree.map(
+            lambda leaf: leaf * weight, (state.policy_optimizer[1].mu, state.critic_optimizer[1].mu)
+        )
+        return metrics, *sums
+
+    metrics, policy, critic = one_step(batch, trust_region=1.0)
+    free_metrics, free_policy, free_critic = one_step(batch)
+    _, others_policy, _ = one_step(others)
+    assert metrics["clipped_share"] == 0.5
+    assert free_metrics["clipped_share"] == 0.0
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(others_policy))
+    chex.assert_trees_all_close(policy, others_policy, rtol=1e-4, atol=1e-5 * largest)
+    chex.assert_trees_all_close(critic, free_critic, rtol=1e-5)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_close(policy, free_policy, rtol=1e-2, atol=1e-2 * largest)
 
 
 @pytest.mark.parametrize(

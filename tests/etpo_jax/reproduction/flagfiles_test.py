@@ -63,7 +63,12 @@ def test_the_exact_etpo_differs_in_how_it_learns_only():
     changed = difference("etpo_exact", "etpo")
     assert changed["policy_loss"] == "exact"
     kinds = {"beta", "updates_per_batch", "policy_learning_rate", "critic_learning_rate"}
-    assert set(changed) == kinds | {"policy_loss", "replay_size", "learn_while_executing"}
+    assert set(changed) == kinds | {
+        "policy_loss",
+        "replay_size",
+        "learn_while_executing",
+        "trust_region",
+    }
 
 
 def test_the_authors_run_is_what_they_published():
