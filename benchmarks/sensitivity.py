@@ -24,7 +24,7 @@ from env import command_line
 from etpo_jax.config import Config
 
 VALUES: dict[str, tuple[float, ...]] = {
-    "beta": (0.025, 0.05, 0.07, 0.1, 0.2),
+    "beta": (0.025, 0.05, 0.06, 0.1, 0.2),
     "trust_region": (0.0, 0.1, 0.3, 1.0),
     "policy_learning_rate": (2.5e-4, 5e-4, 1e-3, 2e-3),
     "updates_per_batch": (2, 4, 6, 8),
