@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from etpo_jax import optimizer, poad, ppo_kl
 from etpo_jax.batch import Batch
 from etpo_jax.config import Config
-from etpo_jax.divergence import categorical_kl, entropy, masked_mean
+from etpo_jax.divergence import action_log_ratio, categorical_kl, entropy, masked_mean
 from etpo_jax.hyperparameters import Hyperparameters
 from etpo_jax.networks import Networks
 from etpo_jax.token_scores import in_chunks
@@ -277,9 +277,7 @@ def _losses(
         value = _token_values(networks, base, critic, batch)
     else:
         mask = jnp.ones(batch.reward_b.shape, jnp.bool_)
-        log_ratio = ppo_kl.action_log_ratio(
-            scores.log_prob_bj, batch.log_probs_bj, batch.action_mask_bj
-        )
+        log_ratio = action_log_ratio(scores.log_prob_bj, batch.log_probs_bj, batch.action_mask_bj)
         value = labels.target if critic is None else _state_values(networks, base, critic, batch)
     return {
         "policy_loss": ppo_kl.clipped_surrogate(

@@ -1,4 +1,4 @@
-"""Categorical divergence, entropy and masked means; float32, exact over the whole vocabulary."""
+"""Divergence and entropy over the whole vocabulary, ratios of actions, masked means; float32."""
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,15 @@ def entropy(logits: Float[Array, "*b v"]) -> Float[Array, "*b"]:
     """Entropy of softmax(logits) in nats, over the last axis."""
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+
+
+def action_log_ratio(
+    log_probs_bj: Float[Array, "b j"],
+    other_log_probs_bj: Float[Array, "b j"],
+    mask_bj: Bool[Array, "b j"],
+) -> Float[Array, "b"]:
+    """log of the ratio of two probabilities of the whole action, in nats (Eq. 4)."""
+    return jnp.sum(jnp.where(mask_bj, log_probs_bj - other_log_probs_bj, 0.0), axis=1)
 
 
 def masked_mean(values: Float[Array, "*b"], mask: Bool[Array, "*b"]) -> Float[Array, ""]:

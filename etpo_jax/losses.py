@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from etpo_jax.divergence import masked_mean
+from etpo_jax.divergence import action_log_ratio, masked_mean
 
 PathStarts = Literal["all", "root"]
 PolicyTarget = Literal["reference_exp_q", "exp_q"]
@@ -160,8 +160,8 @@ def is_trusted(
       mask_bj: True for real tokens.
       trust_region: nats per action.
     """
-    moved_bj = jax.lax.stop_gradient(log_probs_bj) - behaviour_log_probs_bj
-    return jnp.abs(jnp.sum(jnp.where(mask_bj, moved_bj, 0.0), axis=1)) <= trust_region
+    moved_b = action_log_ratio(log_probs_bj, behaviour_log_probs_bj, mask_bj)
+    return jnp.abs(moved_b) <= trust_region
 
 
 def uniform_policy_objective(

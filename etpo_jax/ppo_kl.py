@@ -8,16 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from etpo_jax.divergence import masked_mean
-
-
-def action_log_ratio(
-    log_probs_bj: Float[Array, "b j"],
-    other_log_probs_bj: Float[Array, "b j"],
-    mask_bj: Bool[Array, "b j"],
-) -> Float[Array, "b"]:
-    """log of the ratio of two probabilities of the whole action, in nats (Eq. 4)."""
-    return jnp.sum(jnp.where(mask_bj, log_probs_bj - other_log_probs_bj, 0.0), axis=1)
+from etpo_jax.divergence import action_log_ratio, masked_mean
 
 
 def kl_reward(

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from etpo_jax import ppo_kl
+from etpo_jax import divergence, ppo_kl
 
 MASK = jnp.array([[True, True, True], [True, True, False]])
 
@@ -82,7 +82,7 @@ def test_at_the_sampling_policy_the_gradient_is_reinforce():
     advantage = jnp.array([0.5, -2.0])
 
     def loss(new):
-        ratio = ppo_kl.action_log_ratio(new, log_probs, MASK)
+        ratio = divergence.action_log_ratio(new, log_probs, MASK)
         return ppo_kl.clipped_surrogate(ratio, advantage, jnp.ones(2, bool), clip_ratio=0.2)
 
     # One credit for all tokens of an action, none for padding.
