@@ -16,9 +16,9 @@ import pytest
 from env import isolation, prompts
 from tests.env import ordinary_user
 from tests.env.attacks import ATTACKS
-from tests.env.campaign import SECRET
+from tests.env.campaign import LIMITS, SECRET, SLOW_LIMITS
 
-_OPTIONS = {"num_workers": 8, "timeout_s": 2, "memory_bytes": 512 * 2**20, "num_splits": 1}
+_OPTIONS = {"num_workers": 8, "memory_bytes": 512 * 2**20, "num_splits": 1}
 _USERS = ("this_user", "ordinary_user")
 _CONFIGURATIONS = [(tier, user) for tier in isolation.TIERS for user in _USERS]
 
@@ -57,7 +57,8 @@ def test_attack(campaign, attack):
     assert "BREACH" not in outcome["error"]
     assert re.search(attack.error, outcome["error"]), outcome["error"]
     assert (outcome["reward"] == -1) == bool(outcome["error"])
-    assert outcome["wall_s"] < _OPTIONS["timeout_s"] + 1
+    limits = SLOW_LIMITS if attack.is_slow else LIMITS
+    assert outcome["wall_s"] < limits["timeout_s"] + 5
     # What runs beside it and after it is not disturbed.
     assert outcome["benign"] == campaign["benign"]
 

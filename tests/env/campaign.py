@@ -1,7 +1,7 @@
-"""Sends all attacks through an executor and reports, as JSON, what became of them and of the host.
+"""Sends all attacks through executors and reports, as JSON, what became of them and of the host.
 
 A program, so that it can run as another user and be watched from outside. Standard input: the
-keyword arguments of the executor.
+keyword arguments of the executors, but for LIMITS.
 """
 
 import ctypes
@@ -25,6 +25,10 @@ from tests.env.attacks import ATTACKS, BENIGN_BODY, MEMORY, Attack
 
 _PR_SET_CHILD_SUBREAPER = 36
 SECRET = "secret, and it shall stay as it is"
+LIMITS = {"timeout_s": 60.0, "cpu_s": 30}
+"""Of attacks that end by themselves, however busy the machine is."""
+SLOW_LIMITS = {"timeout_s": 4.0, "cpu_s": 1}
+"""Of those that only a limit ends, and of what runs beside them."""
 
 
 class Noise(NamedTuple):
@@ -68,8 +72,9 @@ class Listeners:
         threading.Thread(target=wait, daemon=True).start()
 
 
-def _run(executor: CodeExecutor, attacks: list[Attack], values: dict[str, Any]) -> dict[str, Any]:
-    """Runs the attacks with a benign body after each; their outcomes by name."""
+def _run(executor: CodeExecutor, is_slow: bool, values: dict[str, Any]) -> dict[str, Any]:
+    """Runs attacks with a benign body after each; their outcomes by name."""
+    attacks = [attack for attack in ATTACKS if attack.is_slow == is_slow]
     bodies = [body for attack in attacks for body in (attack.body(values), BENIGN_BODY)]
     results = executor.run(bodies)
     return {
@@ -111,14 +116,15 @@ def main() -> None:
             "CLONE": allowed["clone"],
             **listeners.addresses,
         }
-        with CodeExecutor(dataset, **options) as executor:
+        with CodeExecutor(dataset, **options, **LIMITS) as executor:
             (alone,) = executor.run([BENIGN_BODY])
-            # What runs until a limit last, all of it at the same time.
-            outcomes = _run(executor, [a for a in ATTACKS if not a.is_slow], values)
-            outcomes |= _run(executor, [a for a in ATTACKS if a.is_slow], values)
+            outcomes = _run(executor, False, values)
             isolation = executor.isolation
+        with CodeExecutor(dataset, **options, **SLOW_LIMITS) as executor:
+            executor.run([BENIGN_BODY])  # the first one waits for the libraries
+            outcomes |= _run(executor, True, values)
         memory = Attack("memory", MEMORY).body(values)
-        with CodeExecutor(noise, **{**options, "num_splits": 5}) as executor:
+        with CodeExecutor(noise, **{**options, **LIMITS, "num_splits": 5}) as executor:
             from_memory = [result.reward for result in executor.run([memory] * 3)]
         report = {
             "isolation": isolation,

@@ -325,25 +325,25 @@ def test_what_is_printed_is_dropped(executor):
     [
         (
             "import time; time.sleep(100)",
-            "TimeoutError: the program took longer than 1.5 s on one split",
+            "TimeoutError: the program took longer than 3 s on one split",
         ),
         ("while True: pass", "TimeoutError: the program"),
         ("x = 7 ** 10 ** 9", "TimeoutError: the program"),
-        ("x = [bytearray(2**20) for _ in range(2**12)]", "MemoryError"),
     ],
-    ids=["sleep", "loop", "loop_in_c", "memory"],
+    ids=["sleep", "loop", "loop_in_c"],
 )
-def test_limits(body, error, strict_executor):
+def test_time_is_limited(body, error, strict_executor):
     start = time.monotonic()
     (result,) = strict_executor.run([body])
-    assert time.monotonic() - start < 1.5 + 1
+    assert time.monotonic() - start < 3 + 10
     assert result.error.startswith(error)
     assert result.reward == -1
 
 
 @pytest.fixture(scope="module")
 def strict_executor():
-    with CodeExecutor(TABLE, num_workers=2, timeout_s=1.5, memory_bytes=2**28) as executor:
+    options = {"num_workers": 2, "timeout_s": 3.0, "cpu_s": 1, "memory_bytes": 2**28}
+    with CodeExecutor(TABLE, **options) as executor:
         executor.run(["model = 1"])  # the first one waits for the libraries
         yield executor
 
@@ -354,6 +354,12 @@ def test_processor_time_is_limited_before_wall_time(quick_executor):
         result.error
         == "TimeoutError: the program used more than 2 s of processor time on one split"
     )
+
+
+def test_memory_is_limited(quick_executor):
+    (result,) = quick_executor.run(["x = [bytearray(2**20) for _ in range(2**12)]"])
+    assert result.error.startswith("MemoryError")
+    assert result.reward == -1
 
 
 def test_memory_just_below_the_limit_is_there(quick_executor):

@@ -268,7 +268,7 @@ _STOPPED_TRAINER = (
     _TRAINER
     + """
 if __name__ == "__main__":
-    options["timeout_s"] = 2.0
+    options["timeout_s"] = 4.0
     with CodeExecutor(table, **options) as executor:
         executor.run([body])
         print("ready", flush=True)
@@ -289,6 +289,6 @@ def test_a_stopped_trainer_finds_its_programs_well(tmp_path):
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGSTOP)
-    time.sleep(3)
+    time.sleep(5)
     process.send_signal(signal.SIGCONT)
-    assert process.communicate(timeout=20)[0] == "['']\n"
+    assert process.communicate(timeout=60)[0] == "['']\n"
