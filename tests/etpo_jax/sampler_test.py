@@ -1,10 +1,7 @@
 """Generation against the full forward pass, and what a row may and may not depend on."""
 
 import functools
-import os
-import pathlib
 import re
-import subprocess
 import sys
 
 import jax
@@ -19,6 +16,7 @@ from etpo_jax.config import SamplingConfig
 from etpo_jax.sampler import Sampler
 from models import decode, sharding
 from models.transformer import Decoder, positions
+from tests.models.simulated import output_on_devices
 from tests.models.small import small_decoder
 
 CONFIG = small_decoder(hidden_size=32, intermediate_size=48, num_layers=1, rope_theta=100.0)
@@ -227,13 +225,7 @@ def test_bad_arguments_are_named(call, named):
 def test_a_mesh_changes_nothing(tmp_path):
     """On 8 simulated devices, which a process can only choose before jax starts."""
     path = tmp_path / "generation.npz"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    subprocess.run(
-        [sys.executable, __file__, path],
-        check=True,
-        cwd=pathlib.Path(__file__).parents[2],
-        env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": ".", "JAX_PLATFORMS": "cpu"},
-    )
+    output_on_devices(8, __file__, path)
     expected = build().generate(weights(), *prompts(), keys())
     with np.load(path) as split:
         for name, array in expected._asdict().items():

@@ -3,9 +3,6 @@
 The devices are a matter of the whole process: what runs on them is this file as a program.
 """
 
-import os
-import pathlib
-import subprocess
 import sys
 
 import jax
@@ -21,9 +18,9 @@ from etpo_jax.mesh import build_mesh
 from etpo_jax.networks import Networks
 from models import sharding
 from models.transformer import Decoder
+from tests.models.simulated import output_on_devices
 from tests.models.small import small_decoder
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 VOCAB = 32
 DECODER = small_decoder(vocab_size=VOCAB, intermediate_size=32)
 
@@ -76,14 +73,7 @@ def main(mesh_text, output):
 
 def run(tmp_path, mesh_text, num_devices):
     output = tmp_path / f"{num_devices}.npz"
-    flags = f"--xla_force_host_platform_device_count={num_devices}"
-    subprocess.run(
-        [sys.executable, __file__, mesh_text, str(output)],
-        check=True,
-        cwd=ROOT,
-        timeout=300,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-    )
+    output_on_devices(num_devices, __file__, mesh_text, output)
     return dict(np.load(output))
 
 

@@ -33,7 +33,7 @@ ALL_MODES = [
 ]
 DEFAULTS = {"beta": 0.3, "critic_loss": "path", "q_parameterization": "dueling"}
 # Settings that do not change the program.
-TRACED = ("gamma", "polyak_lambda", "critic_learning_rate", "support_threshold")
+TRACED = ("gamma", "polyak_lambda", "critic_learning_rate", "support_threshold", "trust_region")
 
 
 @pytest.fixture(scope="module")
@@ -69,21 +69,21 @@ def make_batch(seed=0, b=4, p=6, j=5):
 
 @functools.cache
 def compiled_step(model, *modes):
-    """One jitted step per set of modes: compiling is what takes the time here."""
+    """One jitted step and initial state per set of modes: compiling takes the time here."""
     config = Config.from_dict({**DEFAULTS, **dict(modes)})
     networks = Networks.of(model, config)
-    return update.make_update_step(networks, config, build_mesh()), networks
+    # As the learner makes it: what a step returns then lies where its argument lay.
+    initial = jax.jit(
+        lambda tree: update.constrain(update.initial_state(networks, tree, config), build_mesh())
+    )
+    return update.make_update_step(networks, config, build_mesh()), initial, networks
 
 
 def make(model, base, **values):
     config = Config.from_dict({**DEFAULTS, **values})
     modes = {name: value for name, value in values.items() if name not in TRACED}
-    step, networks = compiled_step(model, *sorted(modes.items()))
-    # As the learner makes it: what a step returns then lies where its argument lay.
-    state = jax.jit(
-        lambda tree: update.constrain(update.initial_state(networks, tree, config), build_mesh())
-    )(base)
-    return step, state, Hyperparameters.of(config), networks
+    step, initial, networks = compiled_step(model, *sorted(modes.items()))
+    return step, initial(base), Hyperparameters.of(config), networks
 
 
 def run(model, base, batches, **values):
@@ -98,13 +98,9 @@ def run(model, base, batches, **values):
 
 def perturbed(tree, seed, scale=0.3):
     """A tree of the same kind with other values, so that the four networks differ."""
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return structure.unflatten(
-        [
-            leaf + scale * jax.random.normal(key, leaf.shape)
-            for leaf, key in zip(leaves, keys, strict=True)
-        ]
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: leaf + scale * jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), tree
     )
 
 
@@ -423,13 +419,14 @@ def test_path_loss_with_q_of_the_policy_row_by_row(model, base):
 def test_where_the_critic_is_right_the_correction_is_nothing(model, base):
     """Given as targets what Q is already, both policy losses are the same."""
     batch = make_batch(9)
+    values = {**RETRACE, "policy_loss": "exact"}
+    _, state, hyper, networks = networks_apart(model, base, **values)
+    inspect = make_inspect(networks, Config.from_dict({**DEFAULTS, **values}))
+    q_bj = inspect(state, base, batch, hyper).q_bj
     found = []
     for loss in ("exact", "doubly_robust"):
         for shift in (0.0, 1.0):
-            values = {**RETRACE, "policy_loss": loss}
-            step, state, hyper, networks = networks_apart(model, base, **values)
-            inspect = make_inspect(networks, Config.from_dict({**DEFAULTS, **values}))
-            q_bj = inspect(state, base, batch, hyper).q_bj
+            step, state, hyper, _ = networks_apart(model, base, **{**values, "policy_loss": loss})
             labelled = dataclasses.replace(batch, targets_bj=q_bj + shift)
             found.append(float(step(state, base, labelled, hyper)[1]["policy_loss"]))
     exact, exact_shifted, corrected, corrected_shifted = found
@@ -455,12 +452,13 @@ def test_an_action_outside_the_trust_region_teaches_the_policy_nothing(model, ba
     # The first two were sampled with a quarter and four times today's probability.
     log_probs_bj[:2, 0] += np.log([0.25, 4.0])
     batch = dataclasses.replace(batch, log_probs_bj=jnp.asarray(log_probs_bj))
-    others = jax.tree.map(lambda leaf: leaf[2:], batch)
+    # The others twice, which is the same mean, so that nothing is compiled for another size.
+    others = jax.tree.map(lambda leaf: leaf[np.array([2, 3, 2, 3])], batch)
 
-    def one_step(batch, **more):
+    def one_step(batch, num_copies=1, **more):
         step, state, hyper, _ = networks_apart(model, base, **values, clip_norm=1e9, **more)
         state, metrics = step(state, base, batch, hyper)
-        weight = np.sum(batch.action_mask_bj)  # gradients are means over tokens
+        weight = np.sum(batch.action_mask_bj) / num_copies  # gradients are means over tokens
         sums = jax.tree.map(
             lambda leaf: leaf * weight, (state.policy_optimizer[1].mu, state.critic_optimizer[1].mu)
         )
@@ -468,7 +466,7 @@ def test_an_action_outside_the_trust_region_teaches_the_policy_nothing(model, ba
 
     metrics, policy, critic = one_step(batch, trust_region=1.0)
     free_metrics, free_policy, free_critic = one_step(batch)
-    _, others_policy, _ = one_step(others)
+    _, others_policy, _ = one_step(others, num_copies=2)
     assert metrics["clipped_share"] == 0.5
     assert free_metrics["clipped_share"] == 0.0
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(others_policy))

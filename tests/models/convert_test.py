@@ -1,10 +1,7 @@
 """Folders are read exactly, into any layout; every kind of damage is named in one line."""
 
 import json
-import os
-import pathlib
 import shutil
-import subprocess
 import sys
 
 import jax
@@ -19,6 +16,7 @@ from models import convert, lora
 from models.config import DecoderConfig
 from models.errors import ModelError
 from models.lora import LoraConfig
+from tests.models.simulated import output_on_devices
 from tests.models.small import small_decoder
 
 CONFIG = small_decoder(vocab_size=130, hidden_size=32, intermediate_size=80, attention_bias=True)
@@ -262,19 +260,7 @@ def test_folders_without_weights(folder):
 def test_loads_into_shards(tmp_path):
     """On eight simulated devices, in a process of its own."""
     models.save(tmp_path, CONFIG, random_params(dtype=jnp.bfloat16), max_file_bytes=20_000)
-    root = pathlib.Path(__file__).parent.parent.parent
-    environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
-    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-    finished = subprocess.run(
-        [sys.executable, "-W", "error", __file__, str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.split() == ["same", "split", "whole"]
+    assert output_on_devices(8, __file__, tmp_path) == ["same", "split", "whole"]
 
 
 def load_into_shards(folder):

@@ -46,7 +46,7 @@ def test_a_cache_of_another_length_is_refused():
 
 
 def test_on_four_devices():
-    assert output_on_devices(__file__, 4) == ["split", "whole"]
+    assert output_on_devices(4, __file__) == ["split", "whole"]
 
 
 def on_four_devices():

@@ -3,11 +3,6 @@
 The devices are a matter of the whole process: what runs on them is this file as a program.
 """
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +15,7 @@ from models import lora, sharding
 from models.convert import abstract_parameters
 from models.lora import TARGETS, LoraConfig
 from models.transformer import Decoder, positions
+from tests.models.simulated import output_on_devices
 from tests.models.small import small_decoder
 
 CONFIG = small_decoder(
@@ -115,19 +111,8 @@ def test_without_a_mesh_nothing_is_constrained():
 
 
 def test_on_eight_devices():
-    root = pathlib.Path(__file__).parent.parent.parent
-    environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
-    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-    finished = subprocess.run(
-        [sys.executable, "-W", "error", __file__],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.split() == ["constraints", "shards", "loss", "gradients"]
+    words = output_on_devices(8, __file__)
+    assert words == ["constraints", "shards", "loss", "gradients"]
 
 
 def on_eight_devices():

@@ -9,14 +9,20 @@ import jax
 from jax.sharding import AxisType
 
 
-def output_on_devices(path, count):
+def output_on_devices(count, path, *arguments):
     """The words that a test file prints as a program of its own with so many devices."""
     flag = f"--xla_force_host_platform_device_count={count}"
     root = str(pathlib.Path(__file__).parent.parent.parent)
-    environment = {**os.environ, "PYTHONPATH": root}
+    environment = {**os.environ, "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}
     environment["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {flag}"
-    command = [sys.executable, "-W", "error", path]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", path, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 

@@ -85,7 +85,7 @@ def test_in_the_decoder(monkeypatch, last):
 
 
 def test_on_four_devices():
-    assert output_on_devices(__file__, 4) == ["split", "whole"]
+    assert output_on_devices(4, __file__) == ["split", "whole"]
 
 
 def on_four_devices():
