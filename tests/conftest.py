@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Programs of tests run for milliseconds and compile for seconds: a third as long without LLVM's
-# optimisations. Processes that tests start inherit it.
+# optimisations, half of that without fused kernels of XLA. Processes that tests start inherit it.
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
