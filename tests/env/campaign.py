@@ -72,7 +72,7 @@ class Listeners:
         threading.Thread(target=wait, daemon=True).start()
 
 
-def _run(executor: CodeExecutor, is_slow: bool, values: dict[str, Any]) -> dict[str, Any]:
+def _run(executor: CodeExecutor, values: dict[str, Any], *, is_slow: bool) -> dict[str, Any]:
     """Runs attacks with a benign body after each; their outcomes by name."""
     attacks = [attack for attack in ATTACKS if attack.is_slow == is_slow]
     bodies = [body for attack in attacks for body in (attack.body(values), BENIGN_BODY)]
@@ -118,11 +118,11 @@ def main() -> None:
         }
         with CodeExecutor(dataset, **options, **LIMITS) as executor:
             (alone,) = executor.run([BENIGN_BODY])
-            outcomes = _run(executor, False, values)
+            outcomes = _run(executor, values, is_slow=False)
             isolation = executor.isolation
         with CodeExecutor(dataset, **options, **SLOW_LIMITS) as executor:
             executor.run([BENIGN_BODY])  # the first one waits for the libraries
-            outcomes |= _run(executor, True, values)
+            outcomes |= _run(executor, values, is_slow=True)
         memory = Attack("memory", MEMORY).body(values)
         with CodeExecutor(noise, **{**options, **LIMITS, "num_splits": 5}) as executor:
             from_memory = [result.reward for result in executor.run([memory] * 3)]

@@ -53,15 +53,12 @@ def start(*arguments):
     )
 
 
+def complete(words):
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
 def run(*arguments, program="train"):
-    return subprocess.run(
-        command(*arguments, program=program),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return complete(command(*arguments, program=program))
 
 
 def rows(path):
@@ -226,14 +223,8 @@ def test_evaluate_and_inspect_read_the_run(uninterrupted, tmp_path):
     assert statistics["programs"] == 8
     assert statistics["first_programs"] + statistics["reflective_programs"] == 8
     assert -1 <= statistics["reward_mean"] <= 1
-    inspected = subprocess.run(
-        [sys.executable, "-m", "etpo_jax.inspect_run", f"--run_dir={path}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    inspected = complete([sys.executable, "-m", "etpo_jax.inspect_run", f"--run_dir={path}"])
+    assert inspected.returncode == 0, inspected.stderr
     assert "20 of 20 environment steps, 5 updates" in inspected.stdout
     assert "critic/trunk/params/lm_head/kernel" in inspected.stdout
 
@@ -299,14 +290,7 @@ def refusals(tmp_path_factory):
         [text.replace("X", str(folder / f"run{number}"), 1) for text in arguments]
         for number, (arguments, _) in enumerate(BAD.values())
     ]
-    result = subprocess.run(
-        [sys.executable, "-c", EACH, json.dumps(calls), str(folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    result = complete([sys.executable, "-c", EACH, json.dumps(calls), str(folder)])
     assert result.returncode == 0, result.stderr
     texts = [(folder / f"{number}.2").read_text() for number in range(len(BAD))]
     return dict(zip(BAD, zip(json.loads(result.stdout), texts, strict=True), strict=True))
