@@ -20,6 +20,7 @@ from etpo_jax.token_inspection import make_inspect, to_rows
 from etpo_jax.update import constrain, initial_state
 from models.config import DecoderConfig
 from models.transformer import Decoder, positions
+from tests.models.small import perturbed
 
 VOCAB, BETA = 11, 0.3
 MODEL = Decoder(
@@ -58,17 +59,6 @@ class Letters:
         return "".join("" if i == 1 else "\n" if i == 7 else f"<{i}>" for i in ids)
 
 
-def networks_apart(tree, seed):
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return structure.unflatten(
-        [
-            leaf + 0.5 * jax.random.normal(key, leaf.shape, jnp.float32).astype(leaf.dtype)
-            for leaf, key in zip(leaves, keys, strict=True)
-        ]
-    )
-
-
 @pytest.fixture(scope="module")
 def inspected():
     config = Config.from_dict(
@@ -76,13 +66,12 @@ def inspected():
     )
     networks = Networks.of(MODEL, config)
     token = jnp.zeros((1, 1), jnp.int32)
-    base = networks_apart(
-        jax.jit(MODEL.init)(jax.random.key(0), token, token, token == 0)["params"], 1
-    )
+    params = jax.jit(MODEL.init)(jax.random.key(0), token, token, token == 0)["params"]
+    base = perturbed(params, seed=1, scale=0.5)
     state = jax.jit(lambda base: constrain(initial_state(networks, base, config), build_mesh()))(
         base
     )
-    state = networks_apart(state, 2)
+    state = perturbed(state, seed=2, scale=0.5)
     batch = collate(TRANSITIONS, pad_id=0, length_multiple=4, max_prompt_length=8, max_new_tokens=4)
     inspection = make_inspect(networks, config)(state, base, batch, Hyperparameters.of(config))
     return base, state, jax.device_get(inspection)

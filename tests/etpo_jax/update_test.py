@@ -16,7 +16,7 @@ from etpo_jax.mesh import build_mesh
 from etpo_jax.networks import Networks, read_soft_q
 from etpo_jax.token_inspection import make_inspect
 from models.transformer import Decoder
-from tests.models.small import small_decoder
+from tests.models.small import perturbed, small_decoder
 
 VOCAB, WIDTH = 23, 16
 DECODER = small_decoder(vocab_size=VOCAB, hidden_size=WIDTH, num_heads=2, num_kv_heads=1)
@@ -96,14 +96,6 @@ def run(model, base, batches, **values):
     return state, history
 
 
-def perturbed(tree, seed, scale=0.3):
-    """A tree of the same kind with other values, so that the four networks differ."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: leaf + scale * jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), tree
-    )
-
-
 @pytest.mark.parametrize("values", ALL_MODES, ids=lambda mode: "-".join(map(str, mode.values())))
 def test_every_mode_steps_and_learns(model, base, values):
     state, history = run(model, base, [make_batch()] * 8, critic_learning_rate=1e-2, **values)
@@ -120,9 +112,9 @@ def networks_apart(model, base, **values):
     step, state, hyper, networks = make(model, base, **values)
     state = dataclasses.replace(
         state,
-        policy=perturbed(state.policy, 1, 0.1),
-        critic=perturbed(state.critic, 2, 0.1),
-        target_critic=perturbed(state.target_critic, 3, 0.1),
+        policy=perturbed(state.policy, seed=1, scale=0.1),
+        critic=perturbed(state.critic, seed=2, scale=0.1),
+        target_critic=perturbed(state.target_critic, seed=3, scale=0.1),
     )
     return step, state, hyper, networks
 

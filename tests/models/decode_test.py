@@ -13,7 +13,7 @@ from models import flash_decode, lora, splash
 from models.config import Llama3Rope
 from models.decode import decode_step, num_slots, prefill, unstack
 from models.transformer import Decoder, positions
-from tests.models.small import small_decoder
+from tests.models.small import perturbed, small_decoder
 
 PLAIN = small_decoder(vocab_size=37, hidden_size=32, intermediate_size=48, rope_theta=100.0)
 BIASED = dataclasses.replace(
@@ -32,14 +32,7 @@ def parameters(config):
     """Random parameters with biases, and norms that are not 1."""
     tokens = jnp.zeros((1, 2), jnp.int32)
     params = Decoder(config).init(jax.random.key(0), tokens, tokens, tokens == 0)["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return tree.unflatten(
-        [
-            leaf + 0.2 * jax.random.normal(key, leaf.shape)
-            for leaf, key in zip(leaves, keys, strict=True)
-        ]
-    )
+    return perturbed(params, seed=1, scale=0.2)
 
 
 def sequences(length=11):

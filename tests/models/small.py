@@ -1,6 +1,10 @@
-"""A decoder small enough for tests, in any shape that one asks for."""
+"""A decoder small enough for tests, in any shape that one asks for, and changed parameters."""
 
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from models.config import DecoderConfig
 
@@ -23,3 +27,11 @@ def small_decoder(**changes: Any) -> DecoderConfig:
         "max_position_embeddings": 64,
     }
     return DecoderConfig(**sizes | changes)
+
+
+def perturbed(tree: Any, *, seed: int, scale: float) -> Any:
+    """A tree of the same kind, each number moved by `scale` times a normal one."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: leaf + jnp.asarray(scale * rng.normal(size=leaf.shape), leaf.dtype), tree
+    )
