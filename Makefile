@@ -31,7 +31,7 @@ soak: $(VENV)/test.stamp
 
 # Execution on a Ray cluster of two nodes on this machine; installs Ray.
 ray: $(VENV)/ray.stamp
-	$(BIN)/python -m pytest tests/env/ray_executor_test.py
+	$(BIN)/python -m pytest tests/env/execution/ray_executor_test.py
 
 $(VENV)/run.stamp: requirements.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)

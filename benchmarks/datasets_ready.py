@@ -11,8 +11,9 @@ import sys
 
 from absl import flags
 
-from env import command_line, dataset_cache, registry
+from env import command_line
 from env.datasets import cache_folder
+from env.tables import cache, registry
 
 _CACHE_DIR = flags.DEFINE_string("cache_dir", None, "Folder of prepared tables.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Processes for each table.", lower_bound=1)
@@ -35,7 +36,7 @@ def main() -> int:
     slowest = 0.0
     print(f"{'table':<20}{'import s':>10}{'ready s':>10}")
     for name, entry in registry.REGISTRY.items():
-        if entry.source != "rule" and dataset_cache.load(folder, name) is None:
+        if entry.source != "rule" and cache.load(folder, name) is None:
             print(f"{name:<20}{'not cached':>20}")
             continue
         times = [_times(name, str(folder)) for _ in range(_REPEATS.value)]

@@ -19,8 +19,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from env import command_line
-from etpo_jax.aot import generation_weights
-from etpo_jax.mesh import axis_sizes, build_mesh
+from etpo_jax.devices.aot import generation_weights
+from etpo_jax.devices.mesh import axis_sizes, build_mesh
 from models import decode
 from models.config import DecoderConfig
 from models.repository import config_folder

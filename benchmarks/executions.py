@@ -20,10 +20,11 @@ from pathlib import Path
 
 from absl import flags
 
-from env import command_line, isolation, prompts
+from env import command_line, isolation
 from env.datasets import Dataset, load_dataset
+from env.execution.splits import split_rows
 from env.executor import CodeExecutor
-from env.splits import split_rows
+from env.tasks import prompts
 
 _TIERS = flags.DEFINE_list("tiers", [], "Tiers to measure; default: all that stand here.")
 _DATASET = flags.DEFINE_string("dataset", "balance_scale", "Data set that programs are scored on.")

@@ -22,8 +22,8 @@ import models
 from benchmarks.random_model import decoder_config, num_parameters, random_parameters
 from env import command_line
 from env.base import UsageError
+from etpo_jax.acting.sampler import Sampler
 from etpo_jax.config import SamplingConfig
-from etpo_jax.sampler import Sampler
 from models.attention import IMPLEMENTATIONS
 from models.config import DecoderConfig
 from models.decode import unstack

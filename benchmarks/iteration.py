@@ -32,13 +32,13 @@ from benchmarks.random_model import num_parameters, random_parameters
 from env import command_line
 from env.base import UsageError
 from etpo_jax import config as config_lib
-from etpo_jax.batch import Transition, collate
+from etpo_jax.acting.rollout import make_unstack
+from etpo_jax.acting.sampler import Sampler
+from etpo_jax.acting.transitions import Transition, collate
+from etpo_jax.algorithms.learner import Etpo
+from etpo_jax.algorithms.networks import Networks
 from etpo_jax.config import Config
-from etpo_jax.learner import Etpo
-from etpo_jax.mesh import build_mesh
-from etpo_jax.networks import Networks
-from etpo_jax.rollout import make_unstack
-from etpo_jax.sampler import Sampler
+from etpo_jax.devices.mesh import build_mesh
 from models.config import DecoderConfig
 from models.errors import ModelError
 from models.repository import config_folder

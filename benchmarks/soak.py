@@ -15,11 +15,12 @@ from pathlib import Path
 
 from absl import flags
 
-from env import command_line, seccomp
-from env.confinement import DYNAMIC_USERS
+from env import command_line
 from env.datasets import load_dataset
 from env.executor import CodeExecutor
 from env.isolation import CHOICES
+from env.sandbox import seccomp
+from env.sandbox.confinement import DYNAMIC_USERS
 from tests.env.attacks import ATTACKS, BENIGN_BODY
 
 _NUM_EXECUTIONS = flags.DEFINE_integer(

@@ -19,7 +19,7 @@ from absl import flags
 
 from env import command_line
 from env.base import UsageError
-from etpo_jax import json_files, run_directory
+from etpo_jax.runs import directory, json_files
 
 _RUNS = flags.DEFINE_string(
     "runs", "results/methods/runs/reflection", "Folder with run directories of reflection."
@@ -43,11 +43,11 @@ class Tilted(NamedTuple):
 
 def main() -> int:
     rewards: dict[str, list[float]] = collections.defaultdict(list)
-    for path in sorted(Path(_RUNS.value).glob(f"**/{run_directory.EPISODES}")):
+    for path in sorted(Path(_RUNS.value).glob(f"**/{directory.EPISODES}")):
         for row in json_files.read_rows(path):
             rewards[row["dataset"]].append(row["reward"])
     if not rewards:
-        raise UsageError(f"--runs={_RUNS.value}: no {run_directory.EPISODES} below it")
+        raise UsageError(f"--runs={_RUNS.value}: no {directory.EPISODES} below it")
     print("| data set | programs | mean reward | beta | reward | KL, nats | effective programs |")
     print("|---|---|---|---|---|---|---|")
     for name, values in rewards.items():

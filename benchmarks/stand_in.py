@@ -18,14 +18,14 @@ from absl import flags
 import models
 from env import command_line
 from env.base import Step
-from env.code_task import CodeTask
 from env.datasets import load_dataset
 from env.executor import CodeExecutor
+from env.tasks.code_task import CodeTask
+from etpo_jax.acting.sampler import Sampler
 from etpo_jax.config import SamplingConfig
-from etpo_jax.sampler import Sampler
-from models import pretrain_tiny_card
 from models.decode import Weights, unstack
 from models.errors import ModelError
+from models.stand_in import card
 from models.tokenizer import Tokenizer
 
 _GOOD = 0.93
@@ -139,8 +139,8 @@ def main() -> None:
             "tables": tables,
         }
         folder = pathlib.Path(_MODEL.value)
-        (folder / pretrain_tiny_card.FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
-        pretrain_tiny_card.write(folder)
+        (folder / card.FIGURES).write_text(json.dumps(figures, indent=2) + "\n")
+        card.write(folder)
 
 
 if __name__ == "__main__":

@@ -24,14 +24,14 @@ from benchmarks.timeline import (
 )
 from env import command_line
 from env.base import UsageError
-from env.code_task import CodeTask
+from env.tasks.code_task import CodeTask
 from etpo_jax import train
-from etpo_jax.checkpoint import Checkpoints
-from etpo_jax.event_files import EventWriter
-from etpo_jax.learner import Etpo
-from etpo_jax.metrics import Progress
-from etpo_jax.rollout import SamplingActor
-from etpo_jax.run_directory import RunDirectory
+from etpo_jax.acting.rollout import SamplingActor
+from etpo_jax.algorithms.learner import Etpo
+from etpo_jax.runs.checkpoint import Checkpoints
+from etpo_jax.runs.directory import RunDirectory
+from etpo_jax.runs.event_files import EventWriter
+from etpo_jax.runs.progress import Progress
 from models.errors import ModelError
 
 _TIMELINE = flags.DEFINE_string("timeline", None, "File that takes the measurements.")

@@ -22,7 +22,7 @@ from absl import flags
 from benchmarks.timeline import COMPILE, PARTS, Cost, Row, breakdowns, compile_seconds
 from env import command_line
 from env.base import UsageError
-from etpo_jax import json_files, run_directory
+from etpo_jax.runs import directory, json_files
 
 _POLL_S = 0.02
 _SLOWEST = 8
@@ -88,7 +88,7 @@ def _run(folder: pathlib.Path, name: str, *, with_clock: bool) -> Run:
     ]
     if with_clock:
         command.append(f"--timeline={timeline}")
-    metrics, log = run_dir / run_directory.METRICS, folder / f"{name}.log"
+    metrics, log = run_dir / directory.METRICS, folder / f"{name}.log"
     started, seen = time.monotonic(), []
     with (
         open(log, "w") as output,

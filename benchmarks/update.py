@@ -1,6 +1,6 @@
 """CPU time of an update step beside the same mathematics in PyTorch: `benchmarks.update`.
 
-The jitted step of `etpo_jax.update` against `benchmarks.update_torch`: same weights, same batch,
+The jitted step of ETPO against `benchmarks.update_torch`: same weights, same batch,
 float32, one process and one core for both. First both take steps whose metrics and gradients must
 agree; then they take turns, so that a busy machine slows both alike. Needs torch, which nothing
 else here does.

@@ -1,4 +1,4 @@
-"""One update as two programs from the same start: `etpo_jax.update` and its peer in PyTorch.
+"""One ETPO update as two programs from the same start: ours and its peer in PyTorch.
 
 What `benchmarks.update` measures and its test compares; torch is imported only when asked for.
 """
@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from env.base import UsageError
-from etpo_jax import update
-from etpo_jax.batch import Batch
+from etpo_jax.acting.transitions import Batch
+from etpo_jax.algorithms import etpo
+from etpo_jax.algorithms.hyperparameters import Hyperparameters
+from etpo_jax.algorithms.networks import Networks
+from etpo_jax.algorithms.train_state import Critic, TrainState
 from etpo_jax.config import Config
-from etpo_jax.hyperparameters import Hyperparameters
-from etpo_jax.mesh import build_mesh
-from etpo_jax.networks import Networks
-from etpo_jax.train_state import Critic, TrainState
+from etpo_jax.devices.mesh import build_mesh
 from models.config import DecoderConfig
 from models.convert import abstract_parameters
 from models.transformer import Decoder
@@ -112,7 +112,7 @@ def make_problem(
         )
 
     networks = Networks(Decoder(decoder), MODES[mode], tie_policy=False)
-    state = jax.tree.map(np.array, update.initial_state(networks, base, config))
+    state = jax.tree.map(np.array, etpo.initial_state(networks, base, config))
     state = dataclasses.replace(state, policy=near_base(), critic=critic(), target_critic=critic())
     batch = _make_batch(rng, decoder.vocab_size, transitions, prompt, action)
     return Problem(config, decoder, base, state, batch)
@@ -155,14 +155,14 @@ class Ours:
         networks = Networks(model, config.learning.q_parameterization, tie_policy=False)
         self._mesh = build_mesh()
         with jax.set_mesh(self._mesh):
-            self._step = update.make_update_step(networks, config, self._mesh)
+            self._step = etpo.make_update_step(networks, config, self._mesh)
         self._hyper = Hyperparameters.of(config)
         # Copies: the state is donated.
         self._state, self._base, self._batch = jax.tree.map(
             jnp.array, (problem.state, problem.base, problem.batch)
         )
 
-    def __call__(self) -> update.Metrics:
+    def __call__(self) -> etpo.Metrics:
         with jax.set_mesh(self._mesh):
             self._state, metrics = self._step(self._state, self._base, self._batch, self._hyper)
         jax.block_until_ready((self._state, metrics))

@@ -1,4 +1,4 @@
-"""One step of `etpo_jax.update` in eager PyTorch: what `benchmarks.update` measures against.
+"""One ETPO update in eager PyTorch: what `benchmarks.update` measures against.
 
 The same mathematics written as PyTorch code usually is: modules, fused attention, autograd, a fused
 AdamW. What the measured settings make void is left out: temperature 1, no support mask, no Huber.
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from etpo_jax.batch import Batch
+from etpo_jax.acting.transitions import Batch
 from etpo_jax.config import Config
 from models.config import DecoderConfig
 from models.rope import inverse_frequencies
@@ -208,7 +208,7 @@ class Update:
         self._next_prompt = _copy(batch.next_prompt_tokens_bp), _copy(batch.next_prompt_mask_bp)
 
     def __call__(self) -> dict[str, Tensor]:
-        """One gradient step; the metrics of `etpo_jax.update` before it."""
+        """One gradient step; the metrics of `etpo_jax.algorithms.etpo` before it."""
         learning, beta = self._learning, self._learning.beta
         with torch.no_grad():
             reference_bjd = self._action_hidden(self.reference)

@@ -13,11 +13,12 @@ from typing import Literal
 
 import numpy as np
 
-from env import dataset_cache, preparation, registry, rule_tables, splits
 from env.base import UsageError
-from env.dataset import Dataset
-from env.raw_table import RawTable, SourceError
-from env.registry import Entry
+from env.execution import splits
+from env.tables import cache, preparation, registry, rule_tables
+from env.tables.dataset import Dataset
+from env.tables.raw_table import RawTable, SourceError
+from env.tables.registry import Entry
 
 __all__ = ["Dataset", "fetch", "load_dataset"]
 
@@ -99,7 +100,7 @@ def fetch(
     entry, folder = registry.find(name), cache_folder(cache_dir)
     if entry.source == "rule":
         return "embedded"
-    cached = dataset_cache.load(folder, name)
+    cached = cache.load(folder, name)
     if cached is not None and _mismatch(entry, cached) is None:
         return "cached"
     table = _read_raw(entry, data_dir)
@@ -112,7 +113,7 @@ def fetch(
 
 def cache_folder(cache_dir: str | Path | None) -> Path:
     """The folder of prepared tables."""
-    return Path(cache_dir).expanduser() if cache_dir else dataset_cache.default_folder()
+    return Path(cache_dir).expanduser() if cache_dir else cache.default_folder()
 
 
 def _load_published(
@@ -122,7 +123,7 @@ def _load_published(
         return _prepare(entry, table, accept_changed)
     if entry.source == "rule":
         return _prepare(entry, _RULES[entry.name](), accept_changed)
-    if (cached := dataset_cache.load(folder, entry.name)) is not None:
+    if (cached := cache.load(folder, entry.name)) is not None:
         return _verified(entry, cached, accept_changed)
     return _fetch_and_store(entry, folder, accept_changed)
 
@@ -134,7 +135,7 @@ def _read_raw(entry: Entry, data_dir: str | Path | None) -> RawTable | None:
     folder = Path(data_dir).expanduser()
     if not folder.is_dir():
         raise UsageError(f"--data_dir={data_dir}: there is no such folder")
-    from env.table_files import read_table
+    from env.tables.readers import read_table
 
     for name in entry.raw_files:
         if (folder / name).is_file():
@@ -145,11 +146,11 @@ def _read_raw(entry: Entry, data_dir: str | Path | None) -> RawTable | None:
 def _fetch_and_store(entry: Entry, folder: Path, accept_changed: bool) -> Dataset:
     try:
         if entry.source == "kaggle":
-            from env import kaggle_source
+            from env.tables import kaggle_source
 
             table = kaggle_source.fetch(entry)
         else:
-            from env import openml_source
+            from env.tables import openml_source
 
             table = openml_source.fetch(entry)
     except SourceError as error:
@@ -169,7 +170,7 @@ def _store(entry: Entry, table: RawTable, folder: Path, accept_changed: bool) ->
             "no checksum can tell apart later; --accept_changed_data caches them all the same"
         )
     dataset = _prepare(entry, table, accept_changed)
-    dataset_cache.store(folder, dataset)
+    cache.store(folder, dataset)
     return dataset
 
 
@@ -209,10 +210,10 @@ def _mismatch(entry: Entry, dataset: Dataset) -> str | None:
 def _load_file(
     name: str, target: str | None, description: str | None, max_rows: int, num_splits: int
 ) -> Dataset:
-    from env import table_files, user_table
+    from env.tables import readers, user_table
 
     path = Path(name.split(":", 1)[1]).expanduser()
-    table = table_files.read_table(path)
+    table = readers.read_table(path)
     if target is None:
         names = ", ".join(column.name for column in table.columns)
         raise UsageError(f"{name}: --target is missing; the columns are: {names}")
@@ -247,7 +248,7 @@ def _check_description(description: str) -> None:
 if __name__ == "__main__":
     from absl import flags
 
-    from env import dataset_program
+    from env.tables import program
 
-    flags.adopt_module_key_flags(dataset_program)
-    dataset_program.run()
+    flags.adopt_module_key_flags(program)
+    program.run()

@@ -8,13 +8,13 @@ import threading
 from collections.abc import Sequence
 from typing import Self
 
-from env import prompts
-from env.execution import FAILURE_REWARD, Execution, ExecutionResult
+from env.execution.execution import FAILURE_REWARD, Execution, ExecutionResult
+from env.execution.metrics import Metric
+from env.execution.scheduler import ExecutorError, Scheduler
+from env.execution.scoring import LabelledTable, Scorer
 from env.isolation import choose, launch
-from env.limits import Limits
-from env.metrics import Metric
-from env.scheduler import ExecutorError, Scheduler
-from env.scoring import LabelledTable, Scorer
+from env.sandbox.limits import Limits
+from env.tasks import prompts
 
 __all__ = ["FAILURE_REWARD", "CodeExecutor", "ExecutionResult", "ExecutorError"]
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from env import command_line
 from env.base import UsageError
-from env.confinement import Confinement
-from env.limits import Limits
-from env.zygote import Ready, Zygote, ZygoteError
+from env.execution.zygote import Ready, Zygote, ZygoteError
+from env.sandbox.confinement import Confinement
+from env.sandbox.limits import Limits
 
 TIERS = ("bwrap", "landlock", "seccomp")
 """From the strongest to the weakest."""
@@ -33,7 +33,8 @@ CELLS_PER_ZYGOTE = 8
 _ROOT = Path(__file__).resolve().parents[1]
 _PROBE_S = 20.0
 _SERVE = (
-    "import json, sys; sys.path += json.loads(sys.argv[1]); from env import worker; worker.main()"
+    "import json, sys; sys.path += json.loads(sys.argv[1]); "
+    "from env.sandbox import worker; worker.main()"
 )
 _PROBE_LIMITS = Limits(timeout_s=_PROBE_S, cpu_s=10, memory_bytes=2**28)
 

@@ -16,9 +16,9 @@ from absl import flags
 from env import command_line
 from env.base import UsageError
 from env.datasets import load_dataset
+from env.execution.splits import NUM_SPLITS
 from env.executor import CodeExecutor, ExecutorError
 from env.isolation import CHOICES
-from env.splits import NUM_SPLITS
 
 _DATASET = flags.DEFINE_string(
     "dataset", "balance_scale", "Data set that the program is scored on."

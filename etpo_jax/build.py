@@ -12,18 +12,18 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import models
-from env import metrics, reward_cache
 from env.base import Task, UsageError
-from env.code_task import CodeTask
 from env.datasets import Dataset, load_dataset
+from env.execution import metrics, reward_cache
+from env.execution.ray_executor import RayExecutor
+from env.execution.reward_cache import CachedExecutor, Executor
 from env.executor import CodeExecutor
-from env.ray_executor import RayExecutor
-from env.reward_cache import CachedExecutor, Executor
-from env.table_questions import TableQuestions
-from env.toy import ToyTask
+from env.tasks.code_task import CodeTask
+from env.tasks.table_questions import TableQuestions
+from env.tasks.toy import ToyTask
+from etpo_jax.acting.rollout import SamplingActor
+from etpo_jax.acting.sampler import Sampler
 from etpo_jax.config import Config, TaskConfig
-from etpo_jax.rollout import SamplingActor
-from etpo_jax.sampler import Sampler
 from models.tokenizer import Tokenizer
 from models.transformer import Decoder
 

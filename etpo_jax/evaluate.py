@@ -21,16 +21,17 @@ from absl import flags
 
 from env import command_line
 from env.base import Task, UsageError
-from etpo_jax import base_model, build, json_files, perplexity, run_directory
+from etpo_jax import build, perplexity
 from etpo_jax import config as config_lib
-from etpo_jax.checkpoint import choose, read_state
+from etpo_jax.acting.rollout import Episodes, TokenPrompts
+from etpo_jax.algorithms.learner import make_learner
+from etpo_jax.algorithms.networks import Networks
+from etpo_jax.algorithms.train_state import Role
 from etpo_jax.config import Config
-from etpo_jax.learner import make_learner
-from etpo_jax.mesh import build_mesh
-from etpo_jax.networks import Networks
-from etpo_jax.rollout import Episodes, TokenPrompts
-from etpo_jax.run_log import error_kind
-from etpo_jax.train_state import Role
+from etpo_jax.devices.mesh import build_mesh
+from etpo_jax.runs import directory, fingerprint, json_files
+from etpo_jax.runs.checkpoint import choose, read_state
+from etpo_jax.runs.run_log import error_kind
 from models.errors import ModelError
 
 config_lib.define_flags(sections=config_lib.EVALUATION_SECTIONS)
@@ -76,7 +77,7 @@ def main() -> int:
         trunk: Role = {}
         title = config.model.model
         if run_path is not None:
-            update = choose(run_path / run_directory.CHECKPOINTS, _CHECKPOINT.value)
+            update = choose(run_path / directory.CHECKPOINTS, _CHECKPOINT.value)
             trunk = _restore_policy(config, run_path, update, language, mesh)
             title = f"{run_path} after update {update}"
         answer: dict[str, Any] = {"policy": title, "dataset": config.task.dataset}
@@ -234,13 +235,13 @@ def _resolve() -> tuple[Config, Path | None]:
             raise UsageError(f"--checkpoint={_CHECKPOINT.value}: needs --run_dir")
         return config_lib.from_flags(), None
     run_path = Path(_RUN_DIR.value).expanduser()
-    if not run_directory.is_run_directory(run_path):
+    if not directory.is_run_directory(run_path):
         raise UsageError(f"--run_dir={run_path}: is no run directory")
-    stored = json_files.read(run_path / run_directory.CONFIG)
+    stored = json_files.read(run_path / directory.CONFIG)
     config = config_lib.from_flags(defaults=stored)
     if config.endpoint.endpoint:
         raise UsageError(f"--run_dir={run_path}: its model is behind an endpoint, not in the run")
-    base_model.check(run_path, config.model.model)
+    fingerprint.check(run_path, config.model.model)
     return config, run_path
 
 
@@ -249,7 +250,7 @@ def _restore_policy(
 ) -> Role:
     networks = Networks.of(language.model, config)
     learner = make_learner(networks, language.base, config, mesh)
-    folder = run_path / run_directory.CHECKPOINTS / str(update)
+    folder = run_path / directory.CHECKPOINTS / str(update)
     learner.state = read_state(folder, learner.state)
     return learner.policy_trunk()
 

@@ -18,10 +18,10 @@ from absl import flags
 import models
 from env import command_line
 from env.base import UsageError
-from etpo_jax import base_model, json_files, run_directory
-from etpo_jax.checkpoint import choose, read_role
 from etpo_jax.config import Config
-from etpo_jax.mesh import build_mesh
+from etpo_jax.devices.mesh import build_mesh
+from etpo_jax.runs import directory, fingerprint, json_files
+from etpo_jax.runs.checkpoint import choose, read_role
 from models import peft_format
 from models.config import DecoderConfig, read_json
 from models.errors import ModelError
@@ -118,14 +118,14 @@ def export(
     """
     if output.exists():
         raise UsageError(f"--output={output}: is there already; name a new folder")
-    if not run_directory.is_run_directory(run_path):
+    if not directory.is_run_directory(run_path):
         raise UsageError(f"--run_dir={run_path}: is no run directory")
-    config = Config.from_dict(json_files.read(run_path / run_directory.CONFIG))
+    config = Config.from_dict(json_files.read(run_path / directory.CONFIG))
     if config.run.algorithm == "reflection":
         raise UsageError(f"--run_dir={run_path}: reflection trains nothing; its model is --model")
-    update = choose(run_path / run_directory.CHECKPOINTS, checkpoint)
+    update = choose(run_path / directory.CHECKPOINTS, checkpoint)
     name = model or config.model.model
-    base_model.check(run_path, name)
+    fingerprint.check(run_path, name)
     folder = local_folder(name)
     part = output.with_name(f"{output.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -133,7 +133,7 @@ def export(
     is_tied = config.learning.tie_policy and config.run.algorithm == "etpo"
     with jax.set_mesh(mesh):
         role = read_role(
-            run_path / run_directory.CHECKPOINTS / str(update),
+            run_path / directory.CHECKPOINTS / str(update),
             ("critic", "trunk") if is_tied else ("policy",),
             mesh,
         )

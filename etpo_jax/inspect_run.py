@@ -21,9 +21,9 @@ from orbax.checkpoint import v1 as ocp
 
 from env import command_line
 from env.base import UsageError
-from etpo_jax import json_files, run_directory
-from etpo_jax.checkpoint import METADATA, committed_steps
-from etpo_jax.run_log import RunLog
+from etpo_jax.runs import directory, json_files
+from etpo_jax.runs.checkpoint import METADATA, committed_steps
+from etpo_jax.runs.run_log import RunLog
 
 _JSON_FILE = "data.json"
 # What orbax keeps beside the checkpointables and shows no metadata of.
@@ -117,7 +117,7 @@ def summary(path: Path, step: int | None = None, as_json: bool = False) -> str:
     """
     if not path.is_dir():
         raise UsageError(f"--run_dir={path}: there is no such folder")
-    log = RunLog.read(path) if run_directory.is_run_directory(path) else None
+    log = RunLog.read(path) if directory.is_run_directory(path) else None
     steps, checkpoint = _find_checkpoint(path, step, is_run=log is not None)
     if as_json:
         return json.dumps(_to_json(log, steps, checkpoint), indent=2, allow_nan=False)
@@ -128,7 +128,7 @@ def _find_checkpoint(
     path: Path, step: int | None, *, is_run: bool
 ) -> tuple[list[int], Checkpoint | None]:
     """The steps in a folder and the wanted checkpoint; None in a run that has none yet."""
-    parent = path / run_directory.CHECKPOINTS if is_run else path
+    parent = path / directory.CHECKPOINTS if is_run else path
     steps = committed_steps(parent)
     if not steps and not is_run and step is None and (path / METADATA).is_file():
         return [], read_checkpoint(path)
@@ -240,7 +240,7 @@ def _run_lines(log: RunLog) -> Iterator[str]:
     if log.best is None:
         yield "best program  none has run yet"
     else:
-        code = log.path / run_directory.BEST_CODE
+        code = log.path / directory.BEST_CODE
         yield f"best program  {log.best.reward:.4f} at environment step {log.best.env_step}, {code}"
     yield f"isolation     {versions.get('isolation', 'not recorded')}"
     names = ("python", "jax", "flax", "orbax-checkpoint", "scikit-learn")

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 
 from env.base import Step, Task
-from etpo_jax import hosts, token_inspection
-from etpo_jax.batch import Batch, Transition, collate
-from etpo_jax.checkpoint import Checkpoints
-from etpo_jax.config import Config
-from etpo_jax.learner import (
+from etpo_jax.acting.replay import Replay
+from etpo_jax.acting.rollout import Actions, Actor, Episodes, Prompts
+from etpo_jax.acting.transitions import Batch, Transition, collate
+from etpo_jax.algorithms.etpo import Metrics, check_finite
+from etpo_jax.algorithms.learner import (
     BILLED,
     BilledLearner,
     CollectionLearner,
@@ -23,11 +23,11 @@ from etpo_jax.learner import (
     MeasuringLearner,
     ReplayLearner,
 )
-from etpo_jax.replay import Replay
-from etpo_jax.rollout import Actions, Actor, Episodes, Prompts
-from etpo_jax.run_directory import Best, RunDirectory
-from etpo_jax.timer import Timer
-from etpo_jax.update import Metrics, check_finite
+from etpo_jax.config import Config
+from etpo_jax.devices import hosts
+from etpo_jax.runs.checkpoint import Checkpoints
+from etpo_jax.runs.directory import Best, RunDirectory
+from etpo_jax.runs.timer import Timer
 from models.tokenizer import Tokenizer
 
 RECENT_PROGRAMS = 64
@@ -166,7 +166,7 @@ class Loop:
         if not newest or self._tokenizer is None or not isinstance(learner, InspectableLearner):
             return []
         inspection = hosts.fetch(learner.inspect(self._collate(newest)))
-        return token_inspection.to_rows(newest, inspection, self._tokenizer)
+        return inspection.to_rows(newest, inspection, self._tokenizer)
 
     def close(self) -> None:
         """Ends the background execution."""

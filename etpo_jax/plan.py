@@ -15,12 +15,12 @@ from absl import flags
 from jax.sharding import AbstractMesh
 
 from env import command_line
-from etpo_jax import accelerators, aot, memory
 from etpo_jax import config as config_lib
-from etpo_jax.accelerators import Accelerator
 from etpo_jax.config import Config
-from etpo_jax.memory import Item, Memory, total
-from etpo_jax.mesh import abstract_mesh
+from etpo_jax.devices import accelerators, aot, memory
+from etpo_jax.devices.accelerators import Accelerator
+from etpo_jax.devices.memory import Item, Memory, total
+from etpo_jax.devices.mesh import abstract_mesh
 from models.config import DecoderConfig
 from models.errors import ModelError
 from models.repository import config_folder

@@ -20,13 +20,14 @@ from absl import flags
 
 from env import command_line
 from env.base import UsageError
-from env.registry import REGISTRY
-from etpo_jax import json_files, perplexity, versions
+from env.tables.registry import REGISTRY
+from etpo_jax import perplexity
 from etpo_jax.reproduction import grid, measures, page
 from etpo_jax.reproduction.grid import Cell, Outcome, Progress
 from etpo_jax.reproduction.measures import Results, Run
 from etpo_jax.reproduction.page import Origin
-from etpo_jax.stopping import StopSignals
+from etpo_jax.runs import json_files, versions
+from etpo_jax.runs.stopping import StopSignals
 
 _LAUNCH = Path(__file__).resolve().parents[1] / "launch" / "paper"
 _TABLES = flags.DEFINE_list("tables", ["2", "3", "4", "5"], "Tables of the paper.")

@@ -14,20 +14,23 @@ from absl import flags
 
 from env import command_line
 from env.base import Task, UsageError
-from etpo_jax import base_model, build, external, hosts, metrics, plan, report
+from etpo_jax import build, plan
 from etpo_jax import config as config_lib
-from etpo_jax.checkpoint import Checkpoints
+from etpo_jax.acting import external
+from etpo_jax.acting.rollout import Actor, Prompts, TokenPrompts
+from etpo_jax.algorithms.etpo import NonFiniteError
+from etpo_jax.algorithms.learner import Learner, make_learner
+from etpo_jax.algorithms.networks import Networks
 from etpo_jax.config import Config
-from etpo_jax.event_files import EventWriter
-from etpo_jax.followed_run import FollowedRun
-from etpo_jax.learner import Learner, make_learner
+from etpo_jax.devices import hosts
+from etpo_jax.devices.mesh import build_mesh
 from etpo_jax.loop import Loop
-from etpo_jax.mesh import build_mesh
-from etpo_jax.networks import Networks
-from etpo_jax.rollout import Actor, Prompts, TokenPrompts
-from etpo_jax.run_directory import RunDirectory
-from etpo_jax.stopping import StopSignals
-from etpo_jax.update import NonFiniteError
+from etpo_jax.runs import fingerprint, progress, report
+from etpo_jax.runs.checkpoint import Checkpoints
+from etpo_jax.runs.directory import RunDirectory
+from etpo_jax.runs.event_files import EventWriter
+from etpo_jax.runs.followed_run import FollowedRun
+from etpo_jax.runs.stopping import StopSignals
 from models.errors import ModelError
 from models.tokenizer import Tokenizer
 
@@ -69,7 +72,7 @@ def _run(config: Config, run: RunDirectory, mesh: jax.sharding.Mesh, stop: StopS
     finished = run.finished
     if finished is not None and finished["env_step"] >= config.run.num_env_steps:
         if hosts.is_first():
-            summary = metrics.summary(run.path)
+            summary = progress.summary(run.path)
             print(f"This run is finished; --overwrite starts it anew.\n\n{summary}")
         return 0
     # The executor starts its processes first: they get ready while the model is loaded.
@@ -97,7 +100,7 @@ def _run(config: Config, run: RunDirectory, mesh: jax.sharding.Mesh, stop: StopS
     if loop.env_step:
         report.write_curve(run.path)
         report.write_report(run.path)
-    print(f"\n{metrics.summary(run.path)}")
+    print(f"\n{progress.summary(run.path)}")
     return status
 
 
@@ -110,10 +113,10 @@ def _agent(
             raise UsageError("--endpoint: plays on a single host")
         model = external.ExternalModel(external.make_endpoint(config), task, config)
         return None, external.TextPrompts(task), model, model
-    base_model.check(run.path, config.model.model)
+    fingerprint.check(run.path, config.model.model)
     language = build.load_language(config, mesh)
     if hosts.is_first():
-        base_model.note(run.path, config.model.model)
+        fingerprint.note(run.path, config.model.model)
     prompts = TokenPrompts(task, language.tokenizer, config.model.max_prompt_length)
     learner = make_learner(Networks.of(language.model, config), language.base, config, mesh)
     return language.tokenizer, prompts, build.make_actor(config, language, mesh), learner
@@ -127,11 +130,11 @@ def _train(config: Config, run: RunDirectory, loop: Loop, stop: StopSignals) -> 
     if start:
         print(f"Resuming {run.path} at environment step {start} of {total}.")
     events = EventWriter(run.tensorboard_path)
-    with metrics.Progress(total, env_step=start) as progress:
+    with progress.Progress(total, env_step=start) as bar:
 
         def on_update(row: dict[str, Any]) -> None:
             events.write(row)
-            progress.update(row)
+            bar.update(row)
 
         loop.run(stop.is_stopped, on_update)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from models import splash
+from models.kernels import splash
 
 # Finite, so that no product with zero makes NaN; far below any score.
 _MASKED = -1e9

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from models import flash_decode, rope
 from models import lora as adapters
+from models import rope
 from models.attention import attend, causal_visibility
 from models.config import DecoderConfig
+from models.kernels import flash_decode
 from models.lora import LoraConfig
 from models.sharding import shard
 from models.transformer import linear, output_logits, positions, rms_norm
@@ -176,7 +177,7 @@ def decode_step(
       slot: where keys and values are written, the same for all rows.
       cache: of `prefill` or the step before.
       key_mask_bm: True for the slots that hold real tokens, `slot` included.
-      attention: one of `models.attention.IMPLEMENTATIONS`; splash is `models.flash_decode` here,
+      attention: one of `models.attention.IMPLEMENTATIONS`; splash is `kernels.flash_decode` here,
         the others are the reference: a single query has no scores worth saving.
 
     Returns:

@@ -17,13 +17,15 @@ from collections.abc import Callable, Sequence
 import tokenizers
 from absl import flags
 
-from env import command_line, prompts
+from env import command_line
 from env.base import UsageError
-from models import convert, pretrain_tiny_card, pretrain_tiny_tokenizer, tiny_corpus
+from env.tasks import prompts
+from models import convert
 from models.config import DecoderConfig
-from models.pretrain_tiny_tokenizer import BOS, EOS, EOT, PAD
-from models.pretrain_tiny_training import Example, Schedule, train
-from models.tiny_corpus import Document
+from models.stand_in import bpe, card, corpus
+from models.stand_in.bpe import BOS, EOS, EOT, PAD
+from models.stand_in.corpus import Document
+from models.stand_in.training import Example, Schedule, train
 from models.tokenizer import Tokenizer
 
 
@@ -107,23 +109,21 @@ def pretrain(
     with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as name:
         making = pathlib.Path(name)
         training = {"command": command, **_make(preset, making, seed=seed, report=report)}
-        (making / pretrain_tiny_card.TRAINING).write_text(json.dumps(training, indent=2) + "\n")
+        (making / card.TRAINING).write_text(json.dumps(training, indent=2) + "\n")
         # A card of other weights would show their figures.
-        (folder / pretrain_tiny_card.FIGURES).unlink(missing_ok=True)
+        (folder / card.FIGURES).unlink(missing_ok=True)
         for path in sorted(making.iterdir()):
             os.replace(path, folder / path.name)
-    pretrain_tiny_card.write(folder)
+    card.write(folder)
 
 
 def _make(
     preset: Preset, folder: pathlib.Path, *, seed: int, report: Callable[[str], None]
 ) -> dict[str, float]:
     """Writes all but the card; returns what it has to say about the training."""
-    documents = list(tiny_corpus.documents(seed, preset.num_documents))
-    raw = pretrain_tiny_tokenizer.build(
-        _texts(documents[:_TOKENIZER_DOCUMENTS]), vocab_size=preset.config.vocab_size
-    )
-    pretrain_tiny_tokenizer.save(raw, folder, max_length=preset.config.max_position_embeddings)
+    documents = list(corpus.documents(seed, preset.num_documents))
+    raw = bpe.build(_texts(documents[:_TOKENIZER_DOCUMENTS]), vocab_size=preset.config.vocab_size)
+    bpe.save(raw, folder, max_length=preset.config.max_position_embeddings)
     vocab = raw.get_vocab()
     ids = {
         "bos_token_id": vocab[BOS],
@@ -179,7 +179,7 @@ def _examples(
 def _write_held_out(folder: pathlib.Path, documents: Sequence[Document], *, seed: int) -> None:
     """Programs for perplexity, one JSON object a line, none of whose bodies is in the corpus."""
     known = {document.text for document in documents}
-    programs = tiny_corpus.held_out(seed + 1, _HELD_OUT_PROGRAMS, known)
+    programs = corpus.held_out(seed + 1, _HELD_OUT_PROGRAMS, known)
     lines = [json.dumps({"text": program}, ensure_ascii=False) for program in programs]
     (folder / "heldout.jsonl").write_text("\n".join(lines) + "\n")
 
@@ -207,7 +207,7 @@ def main() -> None:
         report=functools.partial(print, flush=True),
     )
     print(
-        f"{folder}: {pretrain_tiny_card.parameter_count(preset.config):,} parameters,"
+        f"{folder}: {card.parameter_count(preset.config):,} parameters,"
         f" {time.monotonic() - wall_s:.0f} s, {time.process_time() - cpu_s:.0f} s of CPU"
     )
 

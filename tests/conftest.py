@@ -11,6 +11,6 @@ os.environ.setdefault(
 
 from jaxtyping import install_import_hook
 
-_MATHEMATICS = ("divergence", "losses", "poad", "ppo_kl", "soft_q")
+_MATHEMATICS = ("divergence", "losses", "soft_q", "algorithms.poad", "algorithms.ppo_kl")
 _CHECKED = tuple(f"etpo_jax.{name}" for name in _MATHEMATICS)
 install_import_hook(_CHECKED, "beartype.beartype")

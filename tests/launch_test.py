@@ -12,8 +12,9 @@ import pytest
 import yaml
 from absl import flags
 
-from etpo_jax import accelerators, config, memory
-from etpo_jax.mesh import abstract_mesh
+from etpo_jax import config
+from etpo_jax.devices import accelerators, memory
+from etpo_jax.devices.mesh import abstract_mesh
 from models.config import DecoderConfig
 from models.repository import config_folder
 

@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from etpo_jax import durable, json_files
 from etpo_jax.reproduction.curves import X_LABEL, Curves
 from etpo_jax.reproduction.measures import Run
-from etpo_jax.run_log import improvements
+from etpo_jax.runs import durable, json_files
+from etpo_jax.runs.run_log import improvements
 
 # Okabe and Ito's colours, told apart with every common kind of colour vision; then dashes.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#A0508A", "#E69F00", "#56B4E9", "#000000")

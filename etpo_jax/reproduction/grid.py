@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from etpo_jax import durable, json_files, run_directory
-from etpo_jax.metrics import duration
+from etpo_jax.runs import directory, durable, json_files
+from etpo_jax.runs.progress import duration
 
 _POLL_S = 0.1
 
@@ -55,7 +55,7 @@ def folder_name(dataset: str) -> str:
 
 def is_finished(path: Path, num_env_steps: int) -> bool:
     """Whether a run directory holds a run that has done these environment steps."""
-    file = path / run_directory.FINISHED
+    file = path / directory.FINISHED
     return file.exists() and json_files.read(file)["env_step"] >= num_env_steps
 
 

@@ -5,12 +5,12 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from etpo_jax import html_page, run_directory
 from etpo_jax.reproduction import figures
 from etpo_jax.reproduction.curves import X_LABEL, Curves
 from etpo_jax.reproduction.measures import Results, Run
 from etpo_jax.reproduction.tables import Table
-from etpo_jax.svg_chart import Line, line_chart
+from etpo_jax.runs import directory, html_page
+from etpo_jax.runs.svg_chart import Line, line_chart
 
 STYLE = """
 th { text-align: left; font-size: .85rem; padding: .1rem 1.2rem .3rem 0; vertical-align: bottom;
@@ -63,7 +63,7 @@ def runs(results: Results, folder: Path) -> str:
     for by_dataset in results.values():
         for members in by_dataset.values():
             for run in members:
-                report = run.path / run_directory.REPORT
+                report = run.path / directory.REPORT
                 text = html.escape(str(run.cell))
                 if report.exists():
                     link = html.escape(os.path.relpath(report, folder))

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from env.base import UsageError
 from etpo_jax.reproduction.grid import Cell
 from etpo_jax.reproduction.statistics import Scores
-from etpo_jax.run_directory import Best
-from etpo_jax.run_log import RunLog
+from etpo_jax.runs.directory import Best
+from etpo_jax.runs.run_log import RunLog
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,11 +5,11 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from etpo_jax import durable, html_page
 from etpo_jax.reproduction import curves, figures, html_sections, measures, published, tables
 from etpo_jax.reproduction.curves import Curves
 from etpo_jax.reproduction.grid import Outcome
 from etpo_jax.reproduction.measures import Results, Run
+from etpo_jax.runs import durable, html_page
 
 _METHODS = ("reflection", "ppo_kl", "etpo")
 _ABLATIONS = ("etpo_disc", "etpo_1step", "etpo")

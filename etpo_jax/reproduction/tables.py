@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from etpo_jax import durable
 from etpo_jax.reproduction import measures, published, statistics
 from etpo_jax.reproduction.measures import Results, Run
 from etpo_jax.reproduction.statistics import Estimate
+from etpo_jax.runs import durable
 
 MISSING = "-"
 

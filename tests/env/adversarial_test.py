@@ -13,7 +13,8 @@ import sys
 
 import pytest
 
-from env import isolation, prompts
+from env import isolation
+from env.tasks import prompts
 from tests.env import ordinary_user
 from tests.env.attacks import ATTACKS
 from tests.env.campaign import LIMITS, SECRET, SLOW_LIMITS

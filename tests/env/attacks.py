@@ -387,7 +387,7 @@ for item in gc.get_objects():
 import gc, sys
 names = {type(item).__name__ for item in gc.get_objects()}
 found = names & {'Scorer', 'Split', 'CodeExecutor', 'Dataset', 'Scheduler', 'Execution'}
-if found or {'env.scoring', 'env.executor', 'env.datasets', 'jax'} & set(sys.modules):
+if found or {'env.execution.scoring', 'env.executor', 'env.datasets', 'jax'} & set(sys.modules):
     raise RuntimeError(f'BREACH {found}')
 """,
     ),
@@ -945,7 +945,7 @@ model = 1
         "patch_protocol",
         """
 import sys
-wire = sys.modules['env.wire']
+wire = sys.modules['env.sandbox.wire']
 real = wire.send
 def send(sock, kind, *parts):
     if kind == wire.PREDICTIONS:

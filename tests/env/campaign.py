@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from env import seccomp
 from env.datasets import load_dataset
 from env.executor import CodeExecutor
+from env.sandbox import seccomp
 from tests.env.attacks import ATTACKS, BENIGN_BODY, MEMORY, Attack
 
 _PR_SET_CHILD_SUBREAPER = 36

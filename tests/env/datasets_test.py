@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from env import dataset_cache, registry
 from env.base import UsageError
 from env.datasets import fetch, load_dataset
+from env.tables import cache, registry
 
 EMBEDDED = ("balance_scale", "tic_tac_toe")
 
@@ -143,29 +143,29 @@ def test_problems_of_a_users_table_name_it(user_csv):
 
 def test_a_damaged_cache_file_counts_as_absent(cache_dir):
     dataset = load_dataset("balance_scale")
-    dataset_cache.store(cache_dir, dataset)
+    cache.store(cache_dir, dataset)
     path = cache_dir / "balance_scale.npz"
     whole = path.read_bytes()
-    loaded = dataset_cache.load(cache_dir, "balance_scale")
+    loaded = cache.load(cache_dir, "balance_scale")
     assert loaded.checksum == dataset.checksum
     assert loaded.feature_names == dataset.feature_names
     flipped = bytearray(whole)
     flipped[whole.index(dataset.labels.tobytes())] ^= 1
     for content in (b"", whole[: len(whole) // 2], bytes(flipped), b"PK\x03\x04" + bytes(100)):
         path.write_bytes(content)
-        assert dataset_cache.load(cache_dir, "balance_scale") is None
+        assert cache.load(cache_dir, "balance_scale") is None
     assert [p.name for p in cache_dir.iterdir()] == ["balance_scale.npz"]
 
 
 def test_an_interrupted_write_leaves_the_old_file(cache_dir, monkeypatch):
     dataset = load_dataset("balance_scale")
-    dataset_cache.store(cache_dir, dataset)
+    cache.store(cache_dir, dataset)
 
     def full_disk(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("numpy.savez", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        dataset_cache.store(cache_dir, dataset)
+        cache.store(cache_dir, dataset)
     assert [p.name for p in cache_dir.iterdir()] == ["balance_scale.npz"]
-    assert dataset_cache.load(cache_dir, "balance_scale").checksum == dataset.checksum
+    assert cache.load(cache_dir, "balance_scale").checksum == dataset.checksum

@@ -15,9 +15,10 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 from sklearn.utils import all_estimators
 
-from env import metrics, prompts
 from env.base import UsageError
+from env.execution import metrics
 from env.executor import CodeExecutor, ExecutionResult, ExecutorError
+from env.tasks import prompts
 
 LOGISTIC = """\
 from sklearn.linear_model import LogisticRegression

@@ -11,11 +11,12 @@ import time
 import numpy as np
 import pytest
 
-from env import canary, isolation, landlock
+from env import isolation
+from env.execution.zygote import ZygoteError
 from env.executor import CodeExecutor
 from env.isolation import IsolationError
-from env.limits import Limits
-from env.zygote import ZygoteError
+from env.sandbox import canary, landlock
+from env.sandbox.limits import Limits
 from tests.env import ordinary_user
 from tests.env.attacks import MEMORY, Attack
 from tests.env.campaign import Noise

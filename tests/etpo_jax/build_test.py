@@ -8,7 +8,7 @@ from env.base import UsageError
 from env.datasets import load_dataset
 from etpo_jax import build
 from etpo_jax.config import Config, ExecutionConfig
-from etpo_jax.mesh import build_mesh
+from etpo_jax.devices.mesh import build_mesh
 
 
 class RecordingExecutor:

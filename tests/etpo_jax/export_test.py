@@ -15,11 +15,11 @@ import safetensors.numpy
 
 import models
 from env.base import UsageError
-from etpo_jax.checkpoint import Checkpoints
+from etpo_jax.algorithms.train_state import Critic, TrainState
 from etpo_jax.config import Config
 from etpo_jax.export import export
-from etpo_jax.run_directory import RunDirectory
-from etpo_jax.train_state import Critic, TrainState
+from etpo_jax.runs.checkpoint import Checkpoints
+from etpo_jax.runs.directory import RunDirectory
 from models import lora
 from models.convert import abstract_parameters
 from models.lora import LoraConfig

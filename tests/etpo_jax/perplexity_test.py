@@ -8,7 +8,7 @@ import pytest
 import models
 from env.base import UsageError
 from etpo_jax import perplexity
-from etpo_jax.networks import Networks
+from etpo_jax.algorithms.networks import Networks
 from models.transformer import Decoder
 from tests.models.small import small_decoder
 

@@ -9,9 +9,10 @@ import sys
 import pytest
 
 from env.base import UsageError
-from etpo_jax import accelerators, aot, memory, plan
+from etpo_jax import plan
 from etpo_jax.config import Config
-from etpo_jax.mesh import abstract_mesh
+from etpo_jax.devices import accelerators, aot, memory
+from etpo_jax.devices.mesh import abstract_mesh
 from models.config import DecoderConfig
 from models.repository import config_folder
 

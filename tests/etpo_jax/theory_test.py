@@ -1,6 +1,6 @@
 """Appendix A and Eq. 7 to 9 of the paper on random token MDPs, in float64 and without a trainer.
 
-Where `tests/env/toy_test.py` goes back from the last step of the toy, here episodes have no end and
+Where `toy_test.py` goes back from the last step of the toy, here episodes have no end and
 the backups are iterated to their fixed points. docs/theory.md has the derivations and the figures.
 """
 

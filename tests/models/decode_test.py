@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import flash_decode, lora, splash
+from models import lora
 from models.config import Llama3Rope
 from models.decode import decode_step, num_slots, prefill, unstack
+from models.kernels import flash_decode, splash
 from models.transformer import Decoder, positions
 from tests.models.small import perturbed, small_decoder
 

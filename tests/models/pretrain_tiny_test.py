@@ -10,15 +10,11 @@ import numpy as np
 import pytest
 
 import models
-from env import prompts
-from models import (
-    pretrain_tiny,
-    pretrain_tiny_tokenizer,
-    pretrain_tiny_training,
-    tiny_corpus,
-)
+from env.tasks import prompts
+from models import pretrain_tiny
 from models.convert import abstract_parameters
-from models.pretrain_tiny_training import Example, Schedule, answer_loss, batches, train
+from models.stand_in import bpe, corpus, training
+from models.stand_in.training import Example, Schedule, answer_loss, batches, train
 from models.tokenizer import Tokenizer
 from models.transformer import Decoder, positions
 from tests.models.small import small_decoder
@@ -31,13 +27,13 @@ PRESET = pretrain_tiny.Preset(CONFIG, Schedule(6, 1200, 1e-2), num_documents=500
 
 @pytest.fixture(scope="module")
 def texts():
-    documents = list(tiny_corpus.documents(0, 500))
+    documents = list(corpus.documents(0, 500))
     return [text for d in documents for text in (*d.prompt.split(prompts.FILL_ME), d.text) if text]
 
 
 @pytest.fixture(scope="module")
 def raw(texts):
-    return pretrain_tiny_tokenizer.build(texts, vocab_size=600)
+    return bpe.build(texts, vocab_size=600)
 
 
 def test_tokenizer_keeps_every_text(raw, texts):
@@ -48,11 +44,11 @@ def test_tokenizer_keeps_every_text(raw, texts):
 
 def test_tokenizer_has_the_asked_size_and_special_tokens_first(raw):
     assert raw.get_vocab_size() == 600
-    assert [raw.token_to_id(token) for token in pretrain_tiny_tokenizer.SPECIAL] == list(range(7))
+    assert [raw.token_to_id(token) for token in bpe.SPECIAL] == list(range(7))
 
 
 def test_tokenizer_is_the_same_for_the_same_texts(raw, texts):
-    assert pretrain_tiny_tokenizer.build(texts, vocab_size=600).to_str() == raw.to_str()
+    assert bpe.build(texts, vocab_size=600).to_str() == raw.to_str()
 
 
 def test_template_lines_and_idioms_are_single_tokens(raw):
@@ -69,9 +65,7 @@ def test_template_lines_and_idioms_are_single_tokens(raw):
 
 def test_tokenizer_refuses_a_corpus_too_small_for_its_vocabulary():
     with pytest.raises(ValueError, match="vocab_size=5000"):
-        pretrain_tiny_tokenizer.build(
-            ["from sklearn.svm import SVC"], vocab_size=5000, num_merges=5
-        )
+        bpe.build(["from sklearn.svm import SVC"], vocab_size=5000, num_merges=5)
 
 
 def test_batches_hold_every_answer_token_once_per_pass():
@@ -131,7 +125,7 @@ def test_padding_does_not_change_the_loss(monkeypatch):
     )
     losses = []
     for length in (12, 40):
-        monkeypatch.setattr(pretrain_tiny_training, "_LENGTHS", (length,))
+        monkeypatch.setattr(training, "_LENGTHS", (length,))
         schedule = Schedule(steps=1, batch_tokens=2 * length, learning_rate=1.0)
         batch = next(batches(examples, schedule, seed=0))
         assert batch.tokens_bs.shape == (2, length)
@@ -150,7 +144,7 @@ def test_padding_does_not_change_the_loss(monkeypatch):
 
 
 def test_pretrain_writes_a_model_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrain_tiny_training, "_LENGTHS", (300,))  # a single compilation
+    monkeypatch.setattr(training, "_LENGTHS", (300,))  # a single compilation
     (tmp_path / "figures.json").write_text("{}")
     lines: list[str] = []
     pretrain_tiny.pretrain(PRESET, tmp_path, seed=3, command="COMMAND", report=lines.append)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import models
-from env import prompts
-from env.registry import REGISTRY
-from models import pretrain_tiny, pretrain_tiny_card, pretrain_tiny_tokenizer, tiny_corpus
+from env.tables.registry import REGISTRY
+from env.tasks import prompts
+from models import pretrain_tiny
+from models.stand_in import bpe, card, corpus
 from models.tokenizer import Tokenizer
 from models.transformer import positions
 
@@ -22,7 +23,7 @@ TINY = pathlib.Path(models.__file__).parent / "tiny"
 
 @pytest.fixture(scope="module")
 def figures():
-    return json.loads((TINY / pretrain_tiny_card.FIGURES).read_text())
+    return json.loads((TINY / card.FIGURES).read_text())
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_prompts_and_bodies_are_short(tokenizer):
         rows, columns = prompts.shown_rows(entry.shape[0]), entry.shape[1]
         first = prompts.first_prompt(entry.description, rows, columns)
         assert len(tokenizer.encode_infill(first)) <= 26
-    documents = [d for d in tiny_corpus.documents(11, 300) if "An error" in d.prompt]
+    documents = [d for d in corpus.documents(11, 300) if "An error" in d.prompt]
     reflective = [len(tokenizer.encode_infill(d.prompt)) for d in documents]
     assert np.median(reflective) <= 110
     bodies = [len(tokenizer.encode(d.text)) for d in documents]
@@ -68,14 +69,14 @@ def test_prompts_and_bodies_are_short(tokenizer):
 
 
 def test_tokenizer_keeps_the_corpus(tokenizer):
-    for document in tiny_corpus.documents(12, 200):
+    for document in corpus.documents(12, 200):
         assert tokenizer.decode(tokenizer.encode(document.text)) == document.text
 
 
 def answer_losses(tokenizer, seed, count):
     """Nats of every token of the answers to the prompts among `count` documents."""
     model, params = models.load(TINY)
-    documents = [d for d in tiny_corpus.documents(seed, count) if d.prompt]
+    documents = [d for d in corpus.documents(seed, count) if d.prompt]
     prompt_ids = [tokenizer.encode_infill(d.prompt) for d in documents]
     # The end of infilling is the last of the special tokens.
     stop = max(tokenizer.eos_ids)
@@ -127,7 +128,7 @@ def test_the_best_programs_are_rare(figures):
 
 def test_card_shows_the_figures(tmp_path):
     folder = shutil.copytree(TINY, tmp_path / "tiny")
-    pretrain_tiny_card.write(folder)
+    card.write(folder)
     assert (folder / "README.md").read_text() == (TINY / "README.md").read_text()
 
 
@@ -140,7 +141,7 @@ def test_held_out_text_is_python():
 
 @pytest.mark.slow
 def test_tokenizer_is_the_one_that_the_code_makes():
-    documents = list(tiny_corpus.documents(0, pretrain_tiny._TOKENIZER_DOCUMENTS))
-    made = pretrain_tiny_tokenizer.build(pretrain_tiny._texts(documents), vocab_size=1024)
+    documents = list(corpus.documents(0, pretrain_tiny._TOKENIZER_DOCUMENTS))
+    made = bpe.build(pretrain_tiny._texts(documents), vocab_size=1024)
     stored = json.loads((TINY / "tokenizer.json").read_text())
     assert json.loads(made.to_str()) == stored

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from etpo_jax import json_files
 from etpo_jax.reproduction import grid
 from etpo_jax.reproduction.grid import Cell
+from etpo_jax.runs import json_files
 
 # argv: run directory, environment steps, what to do. Notes that it was called.
 PROGRAM = """

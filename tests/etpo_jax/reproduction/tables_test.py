@@ -12,7 +12,7 @@ import pytest
 from etpo_jax.reproduction import curves, figures, measures, page, published, tables
 from etpo_jax.reproduction.grid import Cell, Outcome
 from etpo_jax.reproduction.page import Origin
-from etpo_jax.run_directory import Best
+from etpo_jax.runs.directory import Best
 
 STEPS = 40
 

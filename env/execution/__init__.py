@@ -1,0 +1,1 @@
+"""Scoring and scheduling of generated programs: the trusted side."""

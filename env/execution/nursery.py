@@ -1,0 +1,145 @@
+"""A zygote with its cells: those that wait, those that work, those that have yet to be reaped."""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Iterator
+
+from env.execution.cell import Cell
+from env.execution.execution import Execution
+from env.execution.zygote import CellBorn, CellEnded, ForkFailed, Ready, Zygote
+
+# A loaded host takes its time; these only tell a hung zygote from a working one.
+_START_S = 60.0
+_ANSWER_S = 15.0
+# Between requests when the operating system has no process or descriptor left.
+_PAUSE_S = 0.1
+# How long a process and its connection may take to end one after the other.
+_LINGER_S = 0.3
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """One split of an execution, in a cell.
+
+    Attributes:
+      connection_ended: whether all that the cell has ever sent has been read.
+      death: how its process ended, once that is known.
+      linger_until: by then both of these should be known.
+    """
+
+    execution: Execution
+    split: int
+    cell: Cell
+    connection_ended: bool = False
+    death: CellEnded | None = None
+    linger_until: float | None = None
+
+    def linger(self) -> None:
+        """One end of the cell has been seen; the other one is waited for."""
+        if self.linger_until is None:
+            self.linger_until = time.monotonic() + _LINGER_S
+
+
+class Nursery:
+    """Cells of one zygote.
+
+    Args:
+      zygote: has just been started.
+      spare_cells: how many cells shall wait for programs.
+      max_prediction_bytes: the largest predictions that a cell may send.
+
+    Attributes:
+      waiting: cells without a program.
+      working: jobs by the id of their cell.
+    """
+
+    def __init__(self, zygote: Zygote, spare_cells: int, max_prediction_bytes: int):
+        self.zygote = zygote
+        self.waiting: collections.deque[Cell] = collections.deque()
+        self.working: dict[int, Job] = {}
+        self._spare_cells = spare_cells
+        self._max_prediction_bytes = max_prediction_bytes
+        self._started_at = time.monotonic()
+        self._requests: collections.deque[float] = collections.deque()
+        self._ending: dict[int, float] = {}
+        self._pause_until = 0.0
+
+    def request_cells(self, now: float) -> None:
+        """Asks for as many cells as are missing; raises `ZygoteError`."""
+        if not self.zygote.is_ready or now < self._pause_until:
+            return
+        while len(self.waiting) + len(self._requests) < self._spare_cells:
+            self.zygote.request_cell()
+            self._requests.append(now)
+
+    def receive(self) -> Iterator[Ready | tuple[Job, CellEnded]]:
+        """Takes in what the zygote tells; yields what the scheduler has to know.
+
+        Raises:
+          ZygoteError: when the zygote is gone.
+        """
+        for event in self.zygote.receive():
+            if isinstance(event, Ready):
+                yield event
+            elif isinstance(event, CellBorn):
+                self._requests.popleft()
+                if event.sock is None:
+                    self._pause_until = time.monotonic() + _PAUSE_S
+                    self.end_cell(event.cell_id)
+                else:
+                    self.waiting.append(Cell(event.cell_id, event.sock, self._max_prediction_bytes))
+            elif isinstance(event, ForkFailed):
+                self._requests.popleft()
+                self._pause_until = time.monotonic() + _PAUSE_S
+            elif event.cell_id in self.working:
+                yield self.working[event.cell_id], event
+            else:
+                self._ending.pop(event.cell_id, None)
+                self._remove_waiting(event.cell_id)
+
+    def _remove_waiting(self, cell_id: int) -> None:
+        for cell in self.waiting:
+            if cell.cell_id == cell_id:
+                self.waiting.remove(cell)
+                cell.sock.close()
+                return
+
+    def end_cell(self, cell_id: int) -> None:
+        """Has a cell killed; raises `ZygoteError`."""
+        self._ending[cell_id] = time.monotonic()
+        self.zygote.end_cell(cell_id)
+
+    def is_hung(self, now: float) -> bool:
+        """Whether the zygote has left something unanswered for too long."""
+        if not self.zygote.is_ready:
+            return self._started_at + _START_S <= now
+        oldest = min([*self._ending.values(), *self._requests], default=now)
+        return oldest + _ANSWER_S <= now
+
+    def next_time(self, now: float) -> float | None:
+        """When `request_cells` or `is_hung` may have something to do."""
+        times = [since + _ANSWER_S for since in [*self._ending.values(), *self._requests]]
+        if not self.zygote.is_ready:
+            times.append(self._started_at + _START_S)
+        elif self._pause_until > now:
+            times.append(self._pause_until)
+        return min(times, default=None)
+
+    def forgive(self, late_s: float) -> None:
+        """Shifts all clocks by a time during which this process did not run."""
+        self._started_at += late_s
+        self._requests = collections.deque(since + late_s for since in self._requests)
+        self._ending = {cell_id: since + late_s for cell_id, since in self._ending.items()}
+        for job in self.working.values():
+            job.cell.started_at += late_s
+            if job.linger_until is not None:
+                job.linger_until += late_s
+
+    def close(self) -> str:
+        """Ends everything; returns the last words of the zygote."""
+        for cell in [*self.waiting, *(job.cell for job in self.working.values())]:
+            cell.sock.close()
+        self.waiting.clear()
+        self.working.clear()
+        return self.zygote.close()

@@ -1,0 +1,223 @@
+"""Rewards of programs that have been run before, kept on disk by content.
+
+A reward is a function of the body, the table, the splits, the metric and the libraries, which are
+seeded per split. All of that is in the key, so that nothing ever has to be invalidated.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from absl import logging
+
+from env.execution.metrics import Metric
+from env.tables.dataset import Dataset
+from env.tasks import prompts
+from env.tasks.code_task import Runner
+
+_FORMAT = 1
+"""To be raised when programs come to be run in a way that changes rewards."""
+_LIBRARIES = ("numpy", "scipy", "scikit-learn", "pandas")
+# Outcomes that depend on the load and the memory of the machine are run again.
+_NOT_CACHED = ("TimeoutError", "MemoryError", "SystemError")
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedResult:
+    """The outcome of one body, as `env.executor.ExecutionResult`, and whether it was known.
+
+    Attributes:
+      reward: mean score over the splits, or -1.
+      split_scores: score of each split.
+      error: "" on success.
+      wall_s: seconds of the execution, whenever it took place.
+      cached: whether it was not executed this time.
+    """
+
+    reward: float
+    split_scores: tuple[float, ...]
+    error: str
+    wall_s: float
+    cached: bool
+
+
+class Executor(Runner, Protocol):
+    """What runs the bodies that are not known; `env.executor.CodeExecutor` is one."""
+
+    @property
+    def isolation(self) -> str: ...
+
+
+class CachedExecutor:
+    """An executor that remembers; `run`, `isolation` and `close` as those of the one it wraps.
+
+    `run` may be called from many threads, and many processes may share a folder. A body that occurs
+    several times among the unknown ones of a call is executed once.
+
+    Args:
+      executor: runs unknown bodies; closed with this one.
+      folder: where results lie; see `default_folder`.
+      context: JSON values that rewards depend on beside body, libraries and machine; see
+        `reward_context`.
+
+    Attributes:
+      hits: bodies so far that did not have to be executed.
+      misses: bodies so far that were executed.
+    """
+
+    def __init__(self, executor: Executor, folder: str | Path, context: Mapping[str, Any]):
+        self._executor = executor
+        text = json.dumps(
+            {
+                **context,
+                "format": _FORMAT,
+                "python": platform.python_version(),
+                "machine": platform.machine(),
+                "versions": {name: _version(name) for name in _LIBRARIES},
+                # What runs without a wall around it could write into the cache as well.
+                "isolation": executor.isolation,
+            },
+            sort_keys=True,
+            indent=2,
+        )
+        self._folder = Path(folder).expanduser() / hashlib.sha256(text.encode()).hexdigest()[:32]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        _write(self._folder / "context.json", text)
+        self._lock = threading.Lock()
+        self._has_warned = False
+        self.hits = 0
+        self.misses = 0
+
+    @property
+    def isolation(self) -> str:
+        """That of the executor."""
+        return self._executor.isolation
+
+    def run(self, bodies: Sequence[str]) -> list[CachedResult]:
+        """Results in the order of `bodies`, remembered or executed now."""
+        keys = [_key(body) for body in bodies]
+        known = {key: found for key in set(keys) if (found := self._load(key)) is not None}
+        unknown: dict[str, str] = {}
+        for key, body in zip(keys, bodies, strict=True):
+            if key not in known:
+                unknown.setdefault(key, body)
+        executed = dict(zip(unknown, self._execute(list(unknown.values())), strict=True))
+        for key, result in executed.items():
+            self._store(key, result)
+        with self._lock:
+            self.misses += len(executed)
+            self.hits += len(bodies) - len(executed)
+        results, known = [], known | executed
+        for key in keys:
+            results.append(known[key])
+            # Only the first of equal bodies was executed.
+            known[key] = dataclasses.replace(known[key], cached=True)
+        return results
+
+    def close(self) -> None:
+        """Closes the executor; what is on disk stays."""
+        self._executor.close()
+
+    def _execute(self, bodies: list[str]) -> list[CachedResult]:
+        results = self._executor.run(bodies) if bodies else ()
+        return [
+            CachedResult(r.reward, tuple(r.split_scores), r.error, r.wall_s, cached=False)
+            for r in results
+        ]
+
+    def _path(self, key: str) -> Path:
+        return self._folder / key[:2] / f"{key}.json"
+
+    def _load(self, key: str) -> CachedResult | None:
+        try:
+            fields = json.loads(self._path(key).read_text("utf-8"))
+            return CachedResult(
+                reward=float(fields["reward"]),
+                split_scores=tuple(float(score) for score in fields["split_scores"]),
+                error=str(fields["error"]),
+                wall_s=float(fields["wall_s"]),
+                cached=True,
+            )
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError):  # damaged: it is executed and written anew
+            return None
+
+    def _store(self, key: str, result: CachedResult) -> None:
+        if result.error.startswith(_NOT_CACHED):
+            return
+        fields = dataclasses.asdict(result)
+        del fields["cached"]
+        path = self._path(key)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            _write(path, json.dumps(fields))
+        except OSError as error:  # the result is there; that it is not remembered costs time only
+            if not self._has_warned:
+                logging.warning("rewards cannot be remembered in %s: %s", self._folder, error)
+                self._has_warned = True
+
+
+def default_folder() -> Path:
+    """`etpo_jax/rewards` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "etpo_jax" / "rewards"
+
+
+def reward_context(
+    dataset: Dataset,
+    *,
+    num_splits: int,
+    metric: Metric,
+    memory_bytes: int,
+    max_threads: int = 32,
+    max_output_bytes: int = 1 << 24,
+    libraries: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What rewards depend on beside body, usual libraries and machine.
+
+    Args: as for `env.executor.CodeExecutor`. A further library's version is found where its
+      distribution has the name of the module.
+    """
+    return {
+        "dataset": dataset.checksum,
+        "num_splits": num_splits,
+        "metric": metric.name,
+        "metric_version": metric.version,
+        "memory_bytes": memory_bytes,
+        "max_threads": max_threads,
+        "max_output_bytes": max_output_bytes,
+        "libraries": {name: _version(name) for name in sorted(libraries)},
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _key(body: str) -> str:
+    # Half a surrogate pair has no encoding of its own, yet may be in a text.
+    return hashlib.sha256(prompts.program(body).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file that other processes see whole or not at all."""
+    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(part, path)
+    except BaseException:
+        os.unlink(part)
+        raise

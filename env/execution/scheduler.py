@@ -1,0 +1,411 @@
+"""The event loop of the executor: gives splits to cells, keeps time, survives their deaths."""
+
+import collections
+import functools
+import selectors
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from env.execution.cell import CellClosedError
+from env.execution.execution import Execution
+from env.execution.nursery import Job, Nursery
+from env.execution.scoring import PredictionError, Scorer
+from env.execution.zygote import CellEnded, Ready, Zygote, ZygoteError
+from env.isolation import CELLS_PER_ZYGOTE
+from env.sandbox import wire
+from env.sandbox.limits import Limits
+from env.tasks import prompts
+
+_MAX_FAILED_STARTS = 3
+_PAUSE_S = 1.0
+# Longer than the system ever keeps a runnable thread waiting: this process was stopped meanwhile.
+_STOPPED_S = 1.0
+
+_FORGED = "RuntimeError: the program touched the connection that carries its results"
+_ENDED_WORKER = "SystemError: the program ended its worker process"
+_KILLED = "MemoryError: the program was killed for using too much memory"
+
+
+class ExecutorError(Exception):
+    """The executor cannot go on; this says nothing about any body."""
+
+
+class Scheduler:
+    """Runs executions on the cells of one or more zygotes, in a thread of its own.
+
+    Args:
+      start_zygote: starts a zygote; called in the thread, again whenever one was lost.
+      scorer: splits and scores.
+      limits: of each execution.
+      num_workers: how many cells work at the same time.
+    """
+
+    def __init__(
+        self,
+        start_zygote: Callable[[], Zygote],
+        scorer: Scorer,
+        limits: Limits,
+        num_workers: int,
+    ):
+        self._start_zygote = start_zygote
+        self._scorer = scorer
+        self._limits = limits
+        self._num_workers = num_workers
+        self._num_zygotes = -(-num_workers // CELLS_PER_ZYGOTE)
+        self._spare_cells = -(-num_workers // self._num_zygotes)
+        self._lock = threading.Lock()
+        self._inbox: list[Execution] = []
+        self._failure: ExecutorError | None = None
+        self._is_closing = False
+        # The rest belongs to the thread.
+        self._unfinished: set[Execution] = set()
+        self._queue: collections.deque[tuple[Execution, int]] = collections.deque()
+        self._nurseries: list[Nursery] = []
+        self._failed_starts = 0
+        self._start_at = 0.0
+        self._selector = selectors.DefaultSelector()
+        self._woken, self._waker = socket.socketpair()
+        for sock in (self._woken, self._waker):
+            sock.setblocking(False)
+        self._selector.register(self._woken, selectors.EVENT_READ, self._on_wake)
+        # A daemon: who forgets to close it can end nevertheless, and the zygotes with him.
+        self._thread = threading.Thread(target=self._main, name="executor", daemon=True)
+        self._thread.start()
+
+    # Called from any thread.
+
+    def submit(self, execution: Execution) -> None:
+        """Queues an execution; its future gets the result, or an `ExecutorError`.
+
+        Raises:
+          ExecutorError: when the scheduler is closed or has failed.
+        """
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            self._inbox.append(execution)
+        self._wake()
+
+    def cancel(self, executions: Iterable[Execution]) -> None:
+        """Ends executions whose results nobody waits for any more."""
+        for execution in executions:
+            execution.future.cancel()
+        self._wake()
+
+    def close(self) -> None:
+        """Ends all processes; what has no result yet fails with an `ExecutorError`."""
+        self._is_closing = True
+        self._wake()
+        self._thread.join()
+
+    def _wake(self) -> None:
+        try:
+            self._waker.send(b"\0")
+        except OSError:
+            return  # full: the thread will look; closed: it has ended
+
+    # Everything below runs in the thread.
+
+    def _main(self) -> None:
+        failure = ExecutorError("the executor is closed")
+        try:
+            self._serve()
+        except ExecutorError as error:
+            failure = error
+        except BaseException as error:
+            failure = ExecutorError(f"the executor stopped: {error!r}")
+            raise
+        finally:
+            with self._lock:
+                self._failure = failure
+                self._unfinished.update(self._inbox)
+            for nursery in self._nurseries:
+                nursery.close()
+            self._selector.close()
+            self._woken.close()
+            self._waker.close()
+            for execution in self._unfinished:
+                if execution.future.set_running_or_notify_cancel():
+                    execution.future.set_exception(failure)
+
+    def _serve(self) -> None:
+        while not self._is_closing:
+            now = time.monotonic()
+            self._start_zygotes(now)
+            self._dispatch(now)
+            self._request_cells(now)
+            wait_s = self._wait_s(now)
+            ready = self._selector.select(wait_s)
+            elapsed_s = time.monotonic() - now
+            if wait_s is not None and elapsed_s > wait_s + _STOPPED_S:
+                for nursery in self._nurseries:
+                    nursery.forgive(elapsed_s)
+            for key, events in ready:
+                key.data(events)
+            self._enforce(time.monotonic())
+
+    def _wait_s(self, now: float) -> float | None:
+        times = [nursery.next_time(now) for nursery in self._nurseries]
+        for job in self._jobs():
+            times += [job.cell.started_at + self._limits.timeout_s, job.linger_until]
+        if len(self._nurseries) < self._num_zygotes:
+            times.append(self._start_at)
+        known = [at for at in times if at is not None]
+        return max(0.0, min(known) - now) if known else None
+
+    def _jobs(self) -> list[Job]:
+        return [job for nursery in self._nurseries for job in nursery.working.values()]
+
+    # Zygotes.
+
+    def _start_zygotes(self, now: float) -> None:
+        while len(self._nurseries) < self._num_zygotes and now >= self._start_at:
+            try:
+                zygote = self._start_zygote()
+            except OSError as error:
+                self._count_failed_start(f"cannot start a worker process: {error}")
+                return
+            nursery = Nursery(zygote, self._spare_cells, self._scorer.max_prediction_bytes)
+            self._nurseries.append(nursery)
+            self._selector.register(
+                zygote.control, selectors.EVENT_READ, functools.partial(self._on_control, nursery)
+            )
+
+    def _count_failed_start(self, reason: str) -> None:
+        self._failed_starts += 1
+        others_work = any(nursery.zygote.is_ready for nursery in self._nurseries)
+        if self._failed_starts >= _MAX_FAILED_STARTS and not others_work:
+            raise ExecutorError(reason)
+        self._start_at = time.monotonic() + _PAUSE_S
+
+    def _on_control(self, nursery: Nursery, _events: int) -> None:
+        if nursery not in self._nurseries:
+            return  # lost by an earlier event of the same round
+        try:
+            for event in nursery.receive():
+                if isinstance(event, Ready):
+                    self._failed_starts = 0
+                else:
+                    job, death = event
+                    job.death = death
+                    self._see_end(nursery, job)
+                if nursery not in self._nurseries:
+                    return
+        except ZygoteError as error:
+            self._lose_nursery(nursery, str(error))
+
+    def _lose_nursery(self, nursery: Nursery, reason: str) -> None:
+        if nursery not in self._nurseries:
+            return
+        self._nurseries.remove(nursery)
+        self._selector.unregister(nursery.zygote.control)
+        lost = list(nursery.working.values())
+        for job in lost:
+            self._forget(nursery, job)
+        was_ready = nursery.zygote.is_ready
+        last_words = nursery.close().strip()
+        for job in lost:
+            self._try_again(job, _ENDED_WORKER)
+        if not was_ready:
+            if last_words:
+                reason += f": {last_words.splitlines()[-1]}"
+            self._count_failed_start(f"the worker process does not start: {reason}")
+
+    # Cells.
+
+    def _request_cells(self, now: float) -> None:
+        for nursery in list(self._nurseries):
+            try:
+                nursery.request_cells(now)
+            except ZygoteError as error:
+                self._lose_nursery(nursery, str(error))
+
+    def _dispatch(self, now: float) -> None:
+        num_working = len(self._jobs())
+        while self._queue and num_working < self._num_workers:
+            free = [nursery for nursery in self._nurseries if nursery.waiting]
+            if not free:
+                return
+            execution, split = self._queue.popleft()
+            if not execution.is_wanted(split):
+                continue
+            nursery = min(free, key=lambda nursery: len(nursery.working))
+            job = Job(execution, split, nursery.waiting.popleft())
+            nursery.working[job.cell.cell_id] = job
+            job.cell.started_at = now
+            execution.start(now)
+            self._selector.register(
+                job.cell.sock,
+                selectors.EVENT_READ,
+                functools.partial(self._on_cell, nursery, job),
+            )
+            num_working += 1
+            self._send(job, self._scorer.job(split, execution.source))
+
+    def _on_cell(self, nursery: Nursery, job: Job, events: int) -> None:
+        if events & selectors.EVENT_READ and self._is_working(nursery, job):
+            self._read(nursery, job)
+        if events & selectors.EVENT_WRITE and self._is_working(nursery, job):
+            self._send(job)
+
+    def _is_working(self, nursery: Nursery, job: Job) -> bool:
+        return nursery.working.get(job.cell.cell_id) is job
+
+    def _send(self, job: Job, buffers: Iterable[memoryview] = ()) -> None:
+        if job.connection_ended:
+            return
+        try:
+            is_waiting = job.cell.send(buffers)
+        except CellClosedError:
+            is_waiting = False  # what it said before and the end of its stream can still be read
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if is_waiting else 0)
+        key = self._selector.get_key(job.cell.sock)
+        if key.events != wanted:
+            self._selector.modify(job.cell.sock, wanted, key.data)
+
+    def _read(self, nursery: Nursery, job: Job) -> None:
+        try:
+            for kind, payload in job.cell.receive():
+                self._on_frame(nursery, job, kind, payload)
+                if not self._is_working(nursery, job):
+                    return
+        except CellClosedError:
+            self._selector.unregister(job.cell.sock)
+            job.connection_ended = True
+            self._see_end(nursery, job)
+        except wire.WireError:
+            self._end(nursery, job)
+            self._fail(job, _FORGED)
+
+    def _on_frame(self, nursery: Nursery, job: Job, kind: bytes, payload: bytes) -> None:
+        if kind == wire.FITTED and not job.cell.has_fitted:
+            job.cell.has_fitted = True
+            self._send(job, self._scorer.validation_features(job.split))
+            return
+        self._end(nursery, job)
+        if kind == wire.PREDICTIONS:
+            try:
+                score = self._scorer.score(job.split, payload)
+            except PredictionError as error:
+                self._fail(job, prompts.clean_error(f"ValueError: {error}"))
+            else:
+                self._succeed(job, score)
+        elif kind == wire.ERROR:
+            self._fail(job, _error_text(payload))
+        else:
+            self._fail(job, _FORGED)
+
+    def _see_end(self, nursery: Nursery, job: Job) -> None:
+        """Judges a cell that has ended without a result, once process and connection have."""
+        job.linger()
+        if job.death is None or not job.connection_ended:
+            return
+        self._forget(nursery, job)
+        death, cpu_s = job.death, self._limits.cpu_s
+        if death.exit_code == -signal.SIGKILL and death.cpu_s < cpu_s:
+            # Not killed from here: most likely by the operating system, out of memory.
+            self._try_again(job, _KILLED)
+        else:
+            self._fail(job, _explain(death, cpu_s))
+
+    def _end(self, nursery: Nursery, job: Job) -> None:
+        """Lets go of a job and has its cell killed."""
+        self._forget(nursery, job)
+        if job.death is None:
+            try:
+                nursery.end_cell(job.cell.cell_id)
+            except ZygoteError as error:
+                self._lose_nursery(nursery, str(error))
+
+    def _forget(self, nursery: Nursery, job: Job) -> None:
+        del nursery.working[job.cell.cell_id]
+        if not job.connection_ended:
+            self._selector.unregister(job.cell.sock)
+        job.cell.sock.close()
+
+    # Executions.
+
+    def _on_wake(self, _events: int) -> None:
+        self._woken.recv(4096)
+        with self._lock:
+            new, self._inbox = self._inbox, []
+        for execution in new:
+            self._unfinished.add(execution)
+            self._queue.append((execution, 0))
+        for execution in [e for e in self._unfinished if e.future.cancelled()]:
+            self._unfinished.discard(execution)
+            self._end_unwanted(execution)
+
+    def _succeed(self, job: Job, score: float) -> None:
+        execution = job.execution
+        execution.score(job.split, score)
+        if job.split == 0:
+            # Most programs that fail do so on the first split; the others may run at once.
+            splits = range(execution.num_splits - 1, 0, -1)
+            self._queue.extendleft((execution, split) for split in splits)
+        self._settle(execution)
+
+    def _fail(self, job: Job, error: str) -> None:
+        job.execution.fail(job.split, error)
+        self._end_unwanted(job.execution)
+        self._settle(job.execution)
+
+    def _try_again(self, job: Job, error: str) -> None:
+        """The process vanished: once may be bad luck, twice is the program's own doing."""
+        if job.execution.lose(job.split):
+            self._queue.appendleft((job.execution, job.split))
+        else:
+            self._fail(job, error)
+
+    def _settle(self, execution: Execution) -> None:
+        if execution in self._unfinished and execution.is_complete():
+            self._unfinished.discard(execution)
+            if execution.future.set_running_or_notify_cancel():
+                execution.future.set_result(execution.result(time.monotonic()))
+
+    def _end_unwanted(self, execution: Execution) -> None:
+        for nursery in list(self._nurseries):
+            for job in list(nursery.working.values()):
+                if job.execution is execution and not execution.is_wanted(job.split):
+                    self._end(nursery, job)
+
+    # Time.
+
+    def _enforce(self, now: float) -> None:
+        for nursery in list(self._nurseries):
+            for job in list(nursery.working.values()):
+                if not self._is_working(nursery, job):
+                    continue
+                if job.cell.started_at + self._limits.timeout_s <= now:
+                    self._end(nursery, job)
+                    self._fail(job, _too_slow(self._limits))
+                elif job.linger_until is not None and job.linger_until <= now:
+                    self._end(nursery, job)
+                    self._fail(job, _FORGED)
+            if nursery.is_hung(now):
+                self._lose_nursery(nursery, "no answer in time")
+
+
+def _error_text(payload: bytes) -> str:
+    """`Type: message` from what a cell says about an exception of its program."""
+    name, _, message = payload.decode(errors="replace").partition("\n")
+    if not name.isidentifier():
+        name = "Exception"
+    return prompts.clean_error(f"{name}: {message}".strip(": \n"))
+
+
+def _too_slow(limits: Limits) -> str:
+    return f"TimeoutError: the program took longer than {limits.timeout_s:g} s on one split"
+
+
+def _explain(death: CellEnded, cpu_s: int) -> str:
+    """What to say about a program that ended its process without a result."""
+    if death.exit_code in (-signal.SIGXCPU, -signal.SIGKILL):
+        return f"TimeoutError: the program used more than {cpu_s} s of processor time on one split"
+    if death.exit_code < 0:
+        name = signal.Signals(-death.exit_code).name
+        return f"SystemError: the program crashed with {name}"
+    return f"SystemExit: the program ended its process with exit code {death.exit_code}"

@@ -1,0 +1,1 @@
+"""Tasks that the agent solves, and the prompts that state them."""

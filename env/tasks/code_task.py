@@ -1,0 +1,162 @@
+"""The paper's task (section 5.1): write the body of `build_model`, be rewarded with its score.
+
+An episode starts from the first prompt. A program that runs ends it with its score; one that fails
+costs -1 (Eq. 10) and leads to the reflective prompt, which shows it and its error, until the step
+limit.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from env.base import State, Step, UsageError
+from env.datasets import Dataset
+from env.tasks import answers, prompts
+
+FAILURE_REWARD = -1.0
+FORBIDDEN_CONSTRUCTS = ("GridSearchCV(",)
+"""What the authors' environment refuses to run."""
+
+
+class Outcome(Protocol):
+    """What the executor reports about one body."""
+
+    @property
+    def reward(self) -> float: ...
+    @property
+    def split_scores(self) -> Sequence[float]: ...
+    @property
+    def error(self) -> str: ...
+    @property
+    def wall_s(self) -> float: ...
+
+
+class Runner(Protocol):
+    """The part of `env.executor.CodeExecutor` that the task uses."""
+
+    @property
+    def isolation(self) -> str: ...
+    def run(self, bodies: Sequence[str]) -> Sequence[Outcome]: ...
+    def close(self) -> None: ...
+
+
+class CodeTask:
+    """Episodes of writing and repairing one program; an `env.base.Task`.
+
+    Args:
+      dataset: what programs are scored on; only its description and shape are read here.
+      executor: runs and scores bodies; closed with the task.
+      max_steps: environment steps of an episode at most; the last one is a terminal step.
+      prompt_style: see `env.tasks.prompts.PromptStyle`.
+      forbidden_constructs: texts that no body may contain; such a body fails without running.
+    """
+
+    max_shorten = prompts.MAX_SHORTEN
+    instructions = answers.INSTRUCTIONS
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        executor: Runner,
+        *,
+        max_steps: int = 5,
+        prompt_style: prompts.PromptStyle = "paper",
+        forbidden_constructs: Sequence[str] = FORBIDDEN_CONSTRUCTS,
+    ):
+        if max_steps < 1:
+            raise UsageError(f"max_steps is {max_steps} and must be at least 1")
+        if prompt_style not in prompts.STYLES:
+            raise UsageError(
+                f"prompt_style is {prompt_style!r} and must be one of {', '.join(prompts.STYLES)}"
+            )
+        if "" in forbidden_constructs:
+            raise UsageError("an empty forbidden construct would refuse every program")
+        self.name = dataset.name
+        self._description = dataset.description
+        num_rows, self._num_features = dataset.features.shape
+        self._num_rows = prompts.shown_rows(num_rows, prompt_style)
+        self._executor = executor
+        self._max_steps = max_steps
+        self._style = prompt_style
+        self._forbidden = tuple(forbidden_constructs)
+
+    @property
+    def isolation(self) -> str:
+        """The tier that programs run in."""
+        return self._executor.isolation
+
+    def reset(self, rng: np.random.Generator) -> State:
+        """The first state, s_0 = eta(g): the same for every episode."""
+        del rng
+        return State(0, {})
+
+    def render(self, state: State, *, shorten: int = 0) -> str:
+        """eta(g), or eta(g, a, e) after a failure; `env.tasks.prompts` says what `shorten` cuts."""
+        if not state.data:
+            return prompts.first_prompt(
+                self._description, self._num_rows, self._num_features, style=self._style
+            )
+        return prompts.reflective_prompt(
+            self._description,
+            self._num_rows,
+            self._num_features,
+            state.data["body"],
+            state.data["error"],
+            style=self._style,
+            shorten=shorten,
+        )
+
+    def step(
+        self, states: Sequence[State], actions: Sequence[str], rngs: Sequence[np.random.Generator]
+    ) -> list[Step]:
+        """Runs all bodies at once; a reward depends on the body alone."""
+        del rngs
+        refusals = [self._refusal(body) for body in actions]
+        allowed = [body for body, refusal in zip(actions, refusals, strict=True) if not refusal]
+        outcomes = iter(self._executor.run(allowed) if allowed else ())
+        return [
+            self._refused(state, body, refusal)
+            if refusal
+            else self._executed(state, body, next(outcomes))
+            for state, body, refusal in zip(states, actions, refusals, strict=True)
+        ]
+
+    def program(self, action: str) -> str:
+        """The body inside its function, as a Python file."""
+        return prompts.program(action)
+
+    def action_of(self, answer: str) -> str:
+        """The body that a chat model's answer holds."""
+        return answers.body_of(answer)
+
+    def close(self) -> None:
+        """Closes the executor."""
+        self._executor.close()
+
+    def _refusal(self, body: str) -> str:
+        for construct in self._forbidden:
+            if construct in body:
+                return f"do not use {construct.rstrip('(')}"
+        return ""
+
+    def _refused(self, state: State, body: str, refusal: str) -> Step:
+        info = {"split_scores": [], "wall_s": 0.0, "cached": False}
+        return Step(FAILURE_REWARD, self._after_failure(state, body, refusal), refusal, info)
+
+    def _executed(self, state: State, body: str, outcome: Outcome) -> Step:
+        info = {
+            "split_scores": list(outcome.split_scores),
+            "wall_s": outcome.wall_s,
+            # Said by `env.execution.reward_cache` only.
+            "cached": getattr(outcome, "cached", False),
+        }
+        if not outcome.error:
+            return Step(outcome.reward, None, "", info)
+        following = self._after_failure(state, body, outcome.error)
+        return Step(outcome.reward, following, outcome.error, info)
+
+    def _after_failure(self, state: State, body: str, error: str) -> State | None:
+        if state.t + 1 >= self._max_steps:
+            return None
+        return State(state.t + 1, {"body": body, "error": error})

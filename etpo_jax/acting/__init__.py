@@ -1,0 +1,1 @@
+"""Sampling actions, playing episodes with them, and keeping the transitions."""

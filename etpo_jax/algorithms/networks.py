@@ -1,0 +1,179 @@
+"""The four networks over one architecture: policy, reference, critic, target critic.
+
+A role is a choice of variables for one `apply`. The reference is the frozen base alone; with
+adapters the other three are their adapter over that base, with full fine-tuning each has parameters
+of its own.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from etpo_jax.algorithms.train_state import Critic, Role
+from etpo_jax.config import Config
+from etpo_jax.soft_q import optimal_soft_value
+from models import lora
+from models.transformer import Decoder, positions
+
+MASKED = -1e9  # finite: 0 * -inf would be NaN
+HAS_VALUE_HEAD = ("dueling", "policy")
+
+
+class Distribution(NamedTuple):
+    """How logits become the distributions pi and rho that the losses speak of."""
+
+    temperature: Float[Array, ""]
+    support_threshold: Float[Array, ""]
+
+    def support(self, reference_logits_bjv: Float[Array, "*b v"]) -> Bool[Array, "*b v"]:
+        """Tokens to which rho gives at least the threshold, and rho's most likely token."""
+        reference_bjv = jax.nn.softmax(reference_logits_bjv / self.temperature)
+        most_bj1 = jnp.max(reference_bjv, axis=-1, keepdims=True)
+        return reference_bjv >= jnp.minimum(self.support_threshold, most_bj1)
+
+    def logits(
+        self, logits_bjv: Float[Array, "*b v"], support_bjv: Bool[Array, "*b v"]
+    ) -> Float[Array, "*b v"]:
+        """Logits at this temperature within the support."""
+        return jnp.where(support_bjv, logits_bjv / self.temperature, MASKED)
+
+
+class SoftQ(NamedTuple):
+    """A critic's reading of every token.
+
+    Attributes:
+      q_bjv: Q in reward units.
+      value_bj: beta log E_rho[exp(Q / beta)].
+      log_ratio_bjv: (Q - value) / beta = log(pi_Q / rho), pi_Q the policy that Q implies.
+    """
+
+    q_bjv: Float[Array, "*b v"]
+    value_bj: Float[Array, "*b"]
+    log_ratio_bjv: Float[Array, "*b v"]
+
+
+def read_soft_q(
+    parameterization: str,
+    critic_logits_bjv: Float[Array, "*b v"],
+    reference_logits_bjv: Float[Array, "*b v"],
+    head_bj: Float[Array, "*b"],
+    *,
+    beta: float | Float[Array, ""],
+) -> SoftQ:
+    """Reads critic logits l as Q; both logits are processed alike (temperature, support).
+
+    residual: Q = beta (l - l_rho) + b0, constant at the start, so that the first optimal policy is
+    rho itself. dueling: Q = v(h) + beta (log softmax l - log rho), whose soft value is exactly the
+    scalar head v. policy: dueling with the policy's own logits, so that Q implies pi itself.
+    logits: Q = l, as in the authors' code. beta_logits: Q = beta l.
+
+    With "policy", gradients with respect to the logits are those of a regression divided by beta:
+    the size of the policy's steps then does not depend on beta.
+
+    Args:
+      head_bj: the scalar head v(h) of a dueling or policy critic, b0 otherwise; reward units.
+      beta: reward per nat.
+    """
+    if parameterization in HAS_VALUE_HEAD:
+        log_ratio_bjv = jax.nn.log_softmax(critic_logits_bjv) - jax.nn.log_softmax(
+            reference_logits_bjv
+        )
+        if parameterization == "policy":
+            constant_bjv = jax.lax.stop_gradient(log_ratio_bjv)
+            log_ratio_bjv = constant_bjv + (log_ratio_bjv - constant_bjv) / beta
+        return SoftQ(head_bj[..., None] + beta * log_ratio_bjv, head_bj, log_ratio_bjv)
+    if parameterization == "residual":
+        difference_bjv = critic_logits_bjv - reference_logits_bjv
+        normalizer_bj = jax.nn.logsumexp(critic_logits_bjv, axis=-1) - jax.nn.logsumexp(
+            reference_logits_bjv, axis=-1
+        )
+        return SoftQ(
+            head_bj[..., None] + beta * difference_bjv,
+            head_bj + beta * normalizer_bj,
+            difference_bjv - normalizer_bj[..., None],
+        )
+    q_bjv = critic_logits_bjv if parameterization == "logits" else beta * critic_logits_bjv
+    value_bj = optimal_soft_value(reference_logits_bjv, q_bjv, beta=beta)
+    return SoftQ(q_bjv, value_bj, (q_bjv - value_bj[..., None]) / beta)
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """The trunk and how its roles are read; holds no arrays.
+
+    Attributes:
+      model: the decoder; with `lora`, roles are adapters over the base.
+      q_parameterization: see `read_soft_q`.
+      tie_policy: whether the policy is the softmax of the critic's logits.
+      trained_dtype: storage of what full fine-tuning trains.
+    """
+
+    model: Decoder
+    q_parameterization: str
+    tie_policy: bool
+    trained_dtype: Any = jnp.float32
+
+    @classmethod
+    def of(cls, model: Decoder, config: Config) -> "Networks":
+        """The networks of a run over this trunk, which has the configured adapters."""
+        return cls(
+            model,
+            config.learning.q_parameterization,
+            config.learning.tie_policy,
+            jnp.dtype(config.finetune.trained_dtype),
+        )
+
+    def initial_policy(self, base: Any, key: Key[Array, ""]) -> Role:
+        """pi <- rho: a copy, since the state is donated while the base is kept, or a zero delta."""
+        return {} if self.tie_policy else self._initial_role(base, key)
+
+    def initial_critic(self, base: Any, key: Key[Array, ""]) -> Critic:
+        """Q <- rho, with b0 = 0 (the learner sets it later) and a value head of zeros."""
+        value = None
+        if self.q_parameterization in HAS_VALUE_HEAD:
+            value = jnp.zeros((self.model.config.hidden_size,), jnp.float32)
+        return Critic(self._initial_role(base, key), offset=jnp.zeros((), jnp.float32), value=value)
+
+    def _initial_role(self, base: Any, key: Key[Array, ""]) -> Role:
+        if self.model.lora is not None:
+            return {"lora": lora.init(key, base, self.model.lora)}
+        return {"params": jax.tree.map(lambda leaf: jnp.array(leaf, self.trained_dtype), base)}
+
+    def policy_trunk(self, policy: Role, critic: Critic) -> Role:
+        """The variables that actions are sampled with."""
+        return critic.trunk if self.tie_policy else policy
+
+    def hidden(
+        self,
+        base: Any,
+        role: Role,
+        tokens_bs: Int[Array, "b s"],
+        mask_bs: Bool[Array, "b s"],
+        *,
+        last: int | None = None,
+    ) -> Float[Array, "b q d"]:
+        """Last hidden states of all positions, or of the last so many.
+
+        An empty role is the reference.
+        """
+        variables = {"params": base, **role}
+        hidden: Any = self.model.apply(
+            variables, tokens_bs, positions(mask_bs), mask_bs, last, method="hidden"
+        )
+        return hidden
+
+    def logits(
+        self, base: Any, role: Role, hidden_bjd: Float[Array, "*b d"]
+    ) -> Float[Array, "*b v"]:
+        """Float32 logits of hidden states, unprocessed."""
+        logits: Any = self.model.apply({"params": base, **role}, hidden_bjd, method="logits")
+        return logits
+
+    def head(self, critic: Critic, hidden_bjd: Float[Array, "*b d"]) -> Float[Array, "*b"]:
+        """v(h) of a critic with a value head, b0 everywhere otherwise."""
+        if critic.value is None:
+            return jnp.broadcast_to(critic.offset, hidden_bjd.shape[:-1])
+        return critic.offset + hidden_bjd.astype(jnp.float32) @ critic.value

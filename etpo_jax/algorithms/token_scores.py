@@ -1,0 +1,239 @@
+"""What the losses need of each action token, with the vocabulary already summed over.
+
+Logits over the vocabulary are the largest arrays of a gradient step: [b, j, v] for each of four
+networks. They are reduced to one number per token where they are made, for all positions at once or
+for a chunk of positions after the other; in chunks, the backward pass makes them again.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from etpo_jax.algorithms.hyperparameters import Hyperparameters
+from etpo_jax.algorithms.networks import Networks, SoftQ, read_soft_q
+from etpo_jax.algorithms.train_state import Critic, Role
+from etpo_jax.config import LearningConfig
+from etpo_jax.divergence import categorical_kl, entropy
+from etpo_jax.losses import policy_objective, uniform_policy_objective
+from etpo_jax.soft_q import soft_value
+
+
+class Roles(NamedTuple):
+    """The trained networks; the reference is the base.
+
+    Attributes:
+      policy: empty where it is tied to the critic.
+      target_critic: None where the loss reads no target critic at the tokens of the action.
+    """
+
+    policy: Role
+    critic: Critic
+    target_critic: Critic | None
+
+
+class Hidden(NamedTuple):
+    """Last hidden states of each network that score the action tokens; None as in `Roles`."""
+
+    reference_bjd: Float[Array, "b j d"]
+    policy_bjd: Float[Array, "b j d"] | None
+    critic_bjd: Float[Array, "b j d"]
+    target_bjd: Float[Array, "b j d"] | None
+
+
+class TokenScores(NamedTuple):
+    """One number per action token, float32.
+
+    Attributes:
+      q_bj: Q_theta of the token; differentiable.
+      state_value_bj: the soft value just before it that the critic implies; differentiable.
+      log_ratio_bj: log(pi_Q / rho) of the token, pi_Q the policy that Q implies; differentiable.
+      policy_objective_bj: what the policy minimises at the token; differentiable; 0 if tied.
+      value_bj: V, the soft value of pi under the target critic; 0 without one.
+      target_q_bj: the target critic's Q of the token; 0 without one.
+      log_prob_bj: log pi of the token; differentiable.
+      kl_bj: KL(pi || rho), nats.
+      entropy_bj: of pi, nats.
+    """
+
+    q_bj: Float[Array, "b j"]
+    state_value_bj: Float[Array, "b j"]
+    log_ratio_bj: Float[Array, "b j"]
+    policy_objective_bj: Float[Array, "b j"]
+    value_bj: Float[Array, "b j"]
+    target_q_bj: Float[Array, "b j"]
+    log_prob_bj: Float[Array, "b j"]
+    kl_bj: Float[Array, "b j"]
+    entropy_bj: Float[Array, "b j"]
+
+
+def score_tokens(
+    networks: Networks,
+    learning: LearningConfig,
+    base: Any,
+    roles: Roles,
+    hidden: Hidden,
+    tokens_bj: Int[Array, "b j"],
+    hyper: Hyperparameters,
+    *,
+    chunk_size: int = 0,
+) -> TokenScores:
+    """Scores every token of the actions.
+
+    Args:
+      networks: how roles are read.
+      learning: which losses.
+      base: parameters of the reference.
+      roles: whose output layers are used; differentiable in policy and critic.
+      hidden: of the same roles; differentiable in policy and critic.
+      tokens_bj: the sampled tokens.
+      hyper: beta and what pi and rho mean.
+      chunk_size: positions at a time; 0 is all.
+    """
+
+    def score(inputs: tuple[Hidden, Array]) -> TokenScores:
+        hidden, tokens_bj = inputs
+        return _score(networks, learning, base, roles, hidden, tokens_bj, hyper)
+
+    scores: TokenScores = in_chunks(score, (hidden, tokens_bj), chunk_size)
+    return scores
+
+
+def in_chunks(score: Callable[[Any], Any], inputs: Any, chunk_size: int) -> Any:
+    """Scores positions of actions chunk by chunk, so that logits exist for one chunk at a time.
+
+    Args:
+      score: takes arrays like `inputs` with fewer positions, returns a tree of [b, positions].
+      inputs: tree of [b, j, ...].
+      chunk_size: positions at a time; 0 is all.
+
+    Returns:
+      What `score` returns for all positions, [b, j].
+    """
+    j = jax.tree.leaves(inputs)[0].shape[1]
+    if not 0 < chunk_size < j:
+        return score(inputs)
+    num_chunks = -(-j // chunk_size)
+
+    def split(x: Array) -> Array:
+        """[b, j, ...] to [chunks, b, positions, ...]; each chunk stays spread over devices."""
+        padding = [(0, 0), (0, num_chunks * chunk_size - j)] + [(0, 0)] * (x.ndim - 2)
+        x = jnp.pad(x, padding)
+        return x.reshape(x.shape[0], num_chunks, chunk_size, *x.shape[2:]).swapaxes(0, 1)
+
+    def join(x: Array) -> Array:
+        return x.swapaxes(0, 1).reshape(x.shape[1], num_chunks * chunk_size)[:, :j]
+
+    chunks = jax.tree.map(split, inputs)
+    return jax.tree.map(join, jax.lax.map(jax.checkpoint(score), chunks))
+
+
+def _score(
+    networks: Networks,
+    learning: LearningConfig,
+    base: Any,
+    roles: Roles,
+    hidden: Hidden,
+    tokens_bj: Array,
+    hyper: Hyperparameters,
+) -> TokenScores:
+    distribution, beta = hyper.distribution, hyper.beta
+    reference_bjv, support_bjv = read_reference(
+        networks, base, hidden.reference_bjd, tokens_bj, hyper
+    )
+
+    policy_bjv = None
+    if hidden.policy_bjd is not None:
+        policy_bjv = distribution.logits(
+            networks.logits(base, roles.policy, hidden.policy_bjd), support_bjv
+        )
+
+    def read(critic: Critic, hidden_bjd: Array) -> tuple[SoftQ, Array]:
+        return read_critic(
+            networks, base, critic, hidden_bjd, policy_bjv, reference_bjv, support_bjv, hyper
+        )
+
+    soft_q, critic_logits_bjv = read(roles.critic, hidden.critic_bjd)
+    if policy_bjv is None:
+        policy_bjv = critic_logits_bjv  # pi is the softmax of the critic's logits
+    if hidden.policy_bjd is None or networks.q_parameterization == "policy":
+        objective_bj = jnp.zeros(tokens_bj.shape)  # pi already is the policy that Q implies
+    elif learning.policy_loss == "uniform":
+        objective_bj = uniform_policy_objective(policy_bjv, soft_q.q_bjv, beta=beta)
+    else:
+        objective_bj = policy_objective(
+            policy_bjv,
+            reference_bjv,
+            soft_q.q_bjv,
+            beta=beta,
+            target=learning.policy_target,  # type: ignore[arg-type]
+        )
+    value_bj = target_q_bj = jnp.zeros(tokens_bj.shape)
+    constant_bjv = jax.lax.stop_gradient(policy_bjv)
+    if roles.target_critic is not None and hidden.target_bjd is not None:
+        target, _ = read(roles.target_critic, hidden.target_bjd)
+        value_bj = soft_value(constant_bjv, reference_bjv, target.q_bjv, beta=beta)
+        target_q_bj = jax.lax.stop_gradient(_of_token(target.q_bjv, tokens_bj))
+    return TokenScores(
+        q_bj=_of_token(soft_q.q_bjv, tokens_bj),
+        state_value_bj=soft_q.value_bj,
+        log_ratio_bj=_of_token(soft_q.log_ratio_bjv, tokens_bj),
+        policy_objective_bj=objective_bj,
+        value_bj=value_bj,
+        target_q_bj=target_q_bj,
+        log_prob_bj=_of_token(jax.nn.log_softmax(policy_bjv), tokens_bj),
+        kl_bj=categorical_kl(constant_bjv, reference_bjv),
+        entropy_bj=entropy(constant_bjv),
+    )
+
+
+def read_reference(
+    networks: Networks,
+    base: Any,
+    hidden_bjd: Float[Array, "b j d"],
+    tokens_bj: Int[Array, "b j"],
+    hyper: Hyperparameters,
+) -> tuple[Float[Array, "b j v"], Bool[Array, "b j v"]]:
+    """The reference's logits at the temperature and within the support, and the support."""
+    raw_bjv = networks.logits(base, {}, hidden_bjd)
+    support_bjv = hyper.distribution.support(raw_bjv)
+    # A sampled token was in the support; at its edge, rounding in another program may say otherwise
+    # and would make its probability nearly 0.
+    support_bjv |= jax.nn.one_hot(tokens_bj, raw_bjv.shape[-1], dtype=jnp.bool_)
+    return jax.lax.stop_gradient(hyper.distribution.logits(raw_bjv, support_bjv)), support_bjv
+
+
+def read_critic(
+    networks: Networks,
+    base: Any,
+    critic: Critic,
+    hidden_bjd: Float[Array, "*b d"],
+    policy_logits_bjv: Float[Array, "*b v"] | None,
+    reference_logits_bjv: Float[Array, "*b v"],
+    support_bjv: Array,
+    hyper: Hyperparameters,
+) -> tuple[SoftQ, Float[Array, "*b v"]]:
+    """A critic's Q at hidden states, and the logits it is read from: its own or the policy's.
+
+    All logits are at the temperature and within the support.
+    """
+    if networks.q_parameterization == "policy" and policy_logits_bjv is not None:
+        logits_bjv = policy_logits_bjv
+    else:
+        logits_bjv = hyper.distribution.logits(
+            networks.logits(base, critic.trunk, hidden_bjd), support_bjv
+        )
+    soft_q = read_soft_q(
+        networks.q_parameterization,
+        logits_bjv,
+        reference_logits_bjv,
+        networks.head(critic, hidden_bjd),
+        beta=hyper.beta,
+    )
+    return soft_q, logits_bjv
+
+
+def _of_token(values_bjv: Array, tokens_bj: Array) -> Array:
+    return jnp.take_along_axis(values_bjv, tokens_bj[..., None], axis=-1)[..., 0]

@@ -1,0 +1,281 @@
+"""What the TPU compiler itself says of a run's programs, for TPUs that are not there.
+
+`libtpu` compiles for a topology such as `v5e:4x4` on any host. Every program is compiled in a
+process of its own, which reads its task as JSON on standard input and prints one JSON object: the
+library can be loaded once in a process, and not beside an accelerator that is in use.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from env.base import UsageError
+from etpo_jax.acting.sampler import Sampler
+from etpo_jax.acting.transitions import Batch
+from etpo_jax.algorithms import actor_critic, etpo
+from etpo_jax.algorithms.hyperparameters import Hyperparameters
+from etpo_jax.config import Config
+from etpo_jax.devices import memory
+from etpo_jax.devices.mesh import AXES, axis_sizes
+from models import decode
+from models.config import DecoderConfig
+from models.convert import abstract_parameters
+from models.repository import config_folder
+from models.sharding import shardings
+
+PROGRAMS = ("generation", "update")
+_TOPOLOGY = re.compile(r"(v4|v5p):\d+x\d+x\d+|(v5e|v6e):\d+x\d+")
+_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    # Otherwise a second process dies on the lock of the first.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    # Otherwise the library asks a metadata server which host this is.
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    # Several times cheaper to compile; memory is within 3 % of that of the usual level.
+    "JAX_OPTIMIZATION_LEVEL": "O0",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """Bytes per chip of one program, by the compiler.
+
+    Attributes:
+      program: one of `PROGRAMS`.
+      arguments: of what is passed in.
+      temporaries: of what the program needs beside arguments and results.
+      results: of what it returns and did not get as a donated argument.
+      compile_s: seconds of compilation on this host.
+      host_bytes: memory of the compiling process at its peak.
+      error: what the compiler said if the program does not fit; "" if it does.
+    """
+
+    program: str
+    arguments: int = 0
+    temporaries: int = 0
+    results: int = 0
+    compile_s: float = 0.0
+    host_bytes: int = 0
+    error: str = ""
+
+    @property
+    def total(self) -> int:
+        """Bytes in all."""
+        return self.arguments + self.temporaries + self.results
+
+
+def compile_for(config: Config, topology: str, programs: Sequence[str]) -> list[Compiled]:
+    """Compiles programs of a run for a TPU topology such as "v5e:4x4" or "v5p:2x2x1".
+
+    Raises:
+      UsageError: libtpu is not installed, there is no such topology, or --mesh does not fit it.
+    """
+    if not _TOPOLOGY.fullmatch(topology):
+        raise UsageError(f"--aot={topology}: must be such as v5e:4x4, v6e:2x4, v5p:2x2x1, v4:2x2x4")
+    if config.model.attention == "cudnn":
+        raise UsageError(f"--aot={topology}: --attention=cudnn is for NVIDIA GPUs")
+    if importlib.util.find_spec("libtpu") is None:
+        raise UsageError(
+            f"--aot={topology}: libtpu is not installed (pip install -r requirements-tpu.txt)"
+        )
+    return [_in_process(config, topology, program) for program in programs]
+
+
+def _in_process(config: Config, topology: str, program: str) -> Compiled:
+    task = {"config": config.to_dict(), "topology": topology, "program": program}
+    done = subprocess.run(
+        [sys.executable, "-m", "etpo_jax.devices.aot"],
+        input=json.dumps(task),
+        env={**os.environ, **_ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise UsageError(f"--aot={topology}: the compiler failed: {reason}")
+    answer = json.loads(lines[-1])
+    if "usage" in answer:
+        raise UsageError(answer["usage"])
+    return Compiled(**answer)
+
+
+# The child ----------------------------------------------------------------------------------------
+
+
+def _main() -> None:
+    task = json.load(sys.stdin)
+    try:
+        answer = dataclasses.asdict(
+            _compile(Config.from_dict(task["config"]), task["topology"], task["program"])
+        )
+    except UsageError as error:
+        answer = {"usage": str(error)}
+    print(json.dumps(answer))
+
+
+def _compile(config: Config, topology: str, program: str) -> Compiled:
+    import resource
+
+    mesh = _topology_mesh(topology, config.model.mesh)
+    decoder = DecoderConfig.from_folder(config_folder(config.model.model))
+    with jax.set_mesh(mesh):
+        lower = {"generation": _lower_generation, "update": _lower_update}[program]
+        lowered = lower(config, decoder, mesh)
+        start = time.perf_counter()
+        try:
+            analysis = lowered.compile().memory_analysis()
+        except jax.errors.JaxRuntimeError as error:
+            text = str(error)
+            if "RESOURCE_EXHAUSTED" not in text:
+                raise
+            return Compiled(program, error=_first_sentences(text))
+    return Compiled(
+        program,
+        arguments=analysis.argument_size_in_bytes,
+        temporaries=analysis.temp_size_in_bytes,
+        results=analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        compile_s=time.perf_counter() - start,
+        host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
+
+
+def _first_sentences(text: str) -> str:
+    found = re.search(r"Used [\d.]+[KMGT] of [\d.]+[KMGT] hbm\. Exceeded[^.]*\.\d+[KMGT]", text)
+    return found.group() if found else " ".join(text.split())[:200]
+
+
+def _topology_mesh(topology: str, mesh_text: str) -> Mesh:
+    from jax.experimental import topologies
+
+    options: dict[str, Any] = {}
+    if topology.startswith("v4"):
+        options["chip_config_name"] = "megacore"
+    if set(topology.split(":")[1].split("x")) == {"1"}:
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    try:
+        devices = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology, **options
+        ).devices
+    except Exception as error:  # the plugin raises nothing narrower
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"--aot={topology}: no such topology ({reason})") from error
+    sizes = axis_sizes(mesh_text, len(devices))
+    if math.prod(sizes) != len(devices):
+        raise UsageError(
+            f"--mesh={mesh_text}: {math.prod(sizes)} devices, --aot={topology} has {len(devices)}"
+        )
+    # `jax.make_mesh` rejects some shapes of topologies.
+    return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _lower_update(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any:
+    dtype = jnp.dtype(config.model.dtype)
+    networks = memory.networks_of(config, decoder)
+    base = _placed(abstract_parameters(decoder, dtype), mesh)
+    state = _placed(memory.abstract_state(networks, base, config), mesh)
+    hyper = _whole(jax.eval_shape(lambda: Hyperparameters.of(config)), mesh)
+    learning = config.learning
+    step: Any
+    if memory.is_from_replay(config):
+        batch = _whole(_abstract_batch(config, learning.minibatch_size), mesh)
+        step = etpo.make_update_step(networks, config, mesh)
+        return step.lower(state, base, batch, hyper)
+    batch = _whole(_abstract_batch(config, learning.num_envs * learning.steps_per_update), mesh)
+    make_labels = actor_critic.make_labels(networks, config)
+    labels = _whole(jax.eval_shape(make_labels, state, base, batch, hyper), mesh)
+    rows_m = jax.ShapeDtypeStruct((learning.minibatch_size,), jnp.int32)
+    step = actor_critic.make_step(networks, config, mesh)
+    return step.lower(state, base, batch, labels, _whole(rows_m, mesh), hyper)
+
+
+def _abstract_batch(config: Config, b: int) -> Batch:
+    """Transitions of longest prompts and actions."""
+    p, j = config.model.max_prompt_length, config.sampling.max_new_tokens
+
+    def array(dtype: Any, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    return Batch(
+        prompt_tokens_bp=array(jnp.int32, b, p),
+        prompt_mask_bp=array(jnp.bool_, b, p),
+        action_tokens_bj=array(jnp.int32, b, j),
+        action_mask_bj=array(jnp.bool_, b, j),
+        log_probs_bj=array(jnp.float32, b, j),
+        reward_b=array(jnp.float32, b),
+        continues_b=array(jnp.float32, b),
+        next_prompt_tokens_bp=array(jnp.int32, b, p),
+        next_prompt_mask_bp=array(jnp.bool_, b, p),
+        targets_bj=array(jnp.float32, b, j) if config.learning.targets == "collection" else None,
+    )
+
+
+def generation_weights(decoder: DecoderConfig, dtype: Any, mesh: Mesh) -> Any:
+    """Shapes of the weights that generation reads, and where their parts lie on the mesh."""
+    base = _placed(abstract_parameters(decoder, dtype), mesh)
+    unstack = jax.jit(functools.partial(decode.unstack, config=decoder, dtype=dtype))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(unstack, base),
+        unstack.lower(base).compile().output_shardings,
+    )
+
+
+def _lower_generation(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any:
+    weights = generation_weights(decoder, jnp.dtype(config.model.dtype), mesh)
+    # Which tokens end an action and which is padding has no influence on memory.
+    sampler = Sampler(decoder, [2], 0, config.sampling, attention=config.model.attention)
+    reference = weights if config.sampling.support_threshold > 0 else None
+
+    def generate(weights: Any, reference: Any, tokens_bp: Any, mask_bp: Any, keys_b: Any) -> Any:
+        return sampler.generate(weights, tokens_bp, mask_bp, keys_b, reference_weights=reference)
+
+    b, p = config.learning.num_envs, config.model.max_prompt_length
+    keys_b = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), b))
+    prompts = (
+        jax.ShapeDtypeStruct((b, p), jnp.int32),
+        jax.ShapeDtypeStruct((b, p), jnp.bool_),
+        keys_b,
+    )
+    return jax.jit(generate).lower(weights, reference, *_whole(prompts, mesh))
+
+
+def _placed(tree: Any, mesh: Mesh) -> Any:
+    """Shapes with the shardings of the partition table."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings(tree, mesh),
+    )
+
+
+def _whole(tree: Any, mesh: Mesh) -> Any:
+    """Shapes that lie whole on every device, as what comes from the host does."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, P())
+        ),
+        tree,
+    )
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,262 @@
+"""Device memory of a run by arithmetic on shapes: nothing is allocated and nothing is compiled.
+
+What stays on a device is exact. What a program needs while it runs is an estimate: the largest
+arrays that are alive at the same time. The numbers of arrays below were fitted to what the TPU
+compiler reports for CodeLlama-7B with `--remat=full`, which the estimates meet within 10 %
+(docs/codellama.md); with other settings of `--remat` they are coarse.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+
+from etpo_jax.algorithms import actor_critic, etpo
+from etpo_jax.algorithms.networks import Networks
+from etpo_jax.config import Config
+from models import decode
+from models.config import DecoderConfig
+from models.convert import abstract_parameters
+from models.sharding import partition_spec, path_name, spec
+from models.transformer import Decoder
+
+# Arrays that are alive at once in the backward pass of one layer: scores of attention [b, n, s, s]
+# in float32, the inner activations of the MLP [b, s, f], and the width of the stream [b, s, d].
+_SCORES, _INNER, _STREAM = 8, 6, 3
+# Float32 arrays [b, j, v] over the vocabulary, of all networks together.
+_LOGITS = 5.5
+# What is kept of every layer when less is computed again, relative to the outputs of its matrix
+# products and to the activations of one layer in a backward pass.
+_KEPT_OF_PRODUCTS, _KEPT_OF_LAYER = 1.4, 0.67
+# Of the keys and values that prompts leave behind, while they are copied into the longer cache.
+_CACHES = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One row of the plan.
+
+    Attributes:
+      name: what it is.
+      num_bytes: on one device.
+      num_parameters: in all; 0 for what is no parameter.
+    """
+
+    name: str
+    num_bytes: int
+    num_parameters: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """What a device of the mesh holds.
+
+    Attributes:
+      resident: at all times.
+      generation: beside it while actions are sampled.
+      update: beside it in a gradient step; empty where nothing is learnt.
+    """
+
+    resident: tuple[Item, ...]
+    generation: tuple[Item, ...]
+    update: tuple[Item, ...]
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the larger of the two phases."""
+        return total(self.resident) + max(total(self.generation), total(self.update))
+
+
+def total(items: tuple[Item, ...]) -> int:
+    """Sum of the items' bytes."""
+    return sum(item.num_bytes for item in items)
+
+
+def estimate(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> Memory:
+    """Memory of one device of `mesh` in a run, for the longest prompts and actions."""
+    dtype = jnp.dtype(config.model.dtype)
+    base = abstract_parameters(decoder, dtype)
+    resident = [_item("base (reference)", base, mesh)]
+    is_learning = config.run.algorithm != "reflection"
+    state: Any = None
+    if is_learning:
+        state = abstract_state(networks_of(config, decoder), base, config)
+        trees = {
+            "policy": state.policy,
+            "critic": state.critic,
+            "target critic": getattr(state, "target_critic", None),
+            "optimiser states": (state.policy_optimizer, state.critic_optimizer),
+        }
+        resident += [
+            _item(name, tree, mesh) for name, tree in trees.items() if jax.tree.leaves(tree)
+        ]
+    # As generation reads them: layer by layer, adapters merged, embeddings that are tied twice.
+    layout = [base] + [base["embedder"]] * decoder.tie_word_embeddings
+    sampled = Item("weights of generation", sum(_num_bytes(tree, mesh) for tree in layout))
+    copies = 1
+    if config.sampling.support_threshold > 0:
+        copies = 2
+        resident.append(dataclasses.replace(sampled, name="reference's weights of generation"))
+    needed = _update(config, decoder, mesh, state) if is_learning else []
+    # The device learns while programs execute, and samples with the same weights afterwards.
+    learning = config.learning
+    is_overlapping = learning.learn_while_executing and learning.updates_per_batch > 1
+    if is_from_replay(config) and is_overlapping and learning.steps_per_update > 1:
+        needed.insert(0, sampled)
+    return Memory(
+        tuple(resident),
+        (sampled, *_generation(config, decoder, mesh, copies)),
+        tuple(needed),
+    )
+
+
+def is_from_replay(config: Config) -> bool:
+    """Whether the algorithm is ETPO, which learns from minibatches of the replay."""
+    return config.run.algorithm == "etpo"
+
+
+def networks_of(config: Config, decoder: DecoderConfig) -> Networks:
+    """The networks as the learner of `--algorithm` has them."""
+    dtype = jnp.dtype(config.model.dtype)
+    model = Decoder(
+        decoder,
+        dtype=dtype,
+        param_dtype=dtype,
+        remat=config.model.remat,
+        lora=config.finetune.lora,
+        attention_implementation=config.model.attention,
+    )
+    networks = Networks.of(model, config)
+    if is_from_replay(config):
+        return networks
+    return dataclasses.replace(networks, q_parameterization="dueling", tie_policy=False)
+
+
+def abstract_state(networks: Networks, base: Any, config: Config) -> Any:
+    """Shapes of what the learner of `--algorithm` keeps; see `etpo_jax.algorithms.learner`."""
+    initial = etpo.initial_state if is_from_replay(config) else actor_critic.initial_state
+    return jax.eval_shape(lambda tree: initial(networks, tree, config), base)
+
+
+def _generation(
+    config: Config, decoder: DecoderConfig, mesh: AbstractMesh, copies: int
+) -> list[Item]:
+    width = jnp.dtype(config.model.dtype).itemsize
+    b, p = config.learning.num_envs, config.model.max_prompt_length
+    m = decode.num_slots(p + config.sampling.max_new_tokens, config.model.attention)
+    n, k, h = decoder.num_heads, decoder.num_kv_heads, decoder.head_dim
+    d, f = decoder.hidden_size, decoder.intermediate_size
+    cache = 2 * decoder.num_layers * width * _local("bkmh", (b, k, m, h), mesh)
+    # A TPU stores the fused input matrix of the MLP in another order than it is given in.
+    inner = 2 * decoder.num_layers * width * _local("df", (d, f), mesh)
+    # While prompts are read there is one cache; what reading needs takes the place of the second.
+    reading = 2 * 4 * _local("bn--", (b, n, p, p), mesh) + 3 * width * _local(
+        "b-f", (b, p, f), mesh
+    )
+    logits = 3 * 4 * _local("bv", (b, decoder.vocab_size), mesh)
+    return [
+        Item("keys and values", _CACHES * copies * cache),
+        Item("weights in another order", copies * inner),
+        Item("activations and logits", copies * (max(reading - cache, 0) + logits)),
+        # Where prompts are read; afterwards kernels stay where their parts lie.
+        Item("gathered weights of a layer", _gathered(decoder, width, mesh)),
+    ]
+
+
+def _update(config: Config, decoder: DecoderConfig, mesh: AbstractMesh, state: Any) -> list[Item]:
+    width = jnp.dtype(config.model.dtype).itemsize
+    learning, finetune = config.learning, config.finetune
+    b = finetune.microbatch_size or learning.minibatch_size
+    j = config.sampling.max_new_tokens
+    s = config.model.max_prompt_length + j
+    d, f, v = decoder.hidden_size, decoder.intermediate_size, decoder.vocab_size
+    stream = width * _local("bs-", (b, s, d), mesh)
+    # cuDNN never has the scores of all keys at once.
+    scores = 0 if config.model.attention == "cudnn" else _SCORES
+    layer = (
+        scores * 4 * _local("bn--", (b, decoder.num_heads, s, s), mesh)
+        + _INNER * width * _local("b-f", (b, s, f), mesh)
+        + _STREAM * stream
+    )
+    kept = {
+        "full": stream,
+        "dots": stream + _KEPT_OF_PRODUCTS * _products(config, decoder, b, s, mesh),
+        "none": stream + _KEPT_OF_LAYER * layer,
+    }[config.model.remat]
+    networks = [tree for tree in (state.critic, state.policy) if jax.tree.leaves(tree)]
+    sizes = [_num_bytes(network, mesh) for network in networks]
+    if is_from_replay(config):
+        gradient = max(sizes)
+        logits = _LOGITS * _local("b-v", (b, min(finetune.loss_chunk_size or j, j), v), mesh)
+    else:
+        gradient = sum(sizes)
+        # Before the first step the whole collection is scored, by policy and reference.
+        rows = learning.num_envs * learning.steps_per_update
+        logits = _LOGITS * _local("b-v", (max(rows, b), j, v), mesh)
+    if finetune.microbatch_size not in (0, learning.minibatch_size):
+        # The sums of both in float32, once as they were and once with the microbatch added.
+        gradient += 2 * sum(_num_bytes(_as_float32(network), mesh) for network in networks)
+    gathered = _gathered(decoder, width, mesh)
+    if finetune.lora is None:
+        # The gradient of a layer before it is summed over devices.
+        gathered += _gathered(decoder, jnp.dtype(finetune.trained_dtype).itemsize, mesh)
+    return [
+        Item("gradients", gradient),
+        Item("kept activations", int(len(networks) * decoder.num_layers * kept)),
+        Item("activations of a layer", layer),
+        Item("gathered weights of a layer", gathered),
+        Item("logits", int(4 * logits)),
+    ]
+
+
+def _products(config: Config, decoder: DecoderConfig, b: int, s: int, mesh: AbstractMesh) -> float:
+    """Bytes of the outputs of a layer's matrix products; adapters have their own."""
+    sizes = (
+        ("n", decoder.num_heads * decoder.head_dim),
+        ("k", 2 * decoder.num_kv_heads * decoder.head_dim),
+        ("f", 2 * decoder.intermediate_size),
+        ("-", 2 * decoder.hidden_size),
+    )
+    count = sum(_local(f"b-{axis}", (b, s, size), mesh) for axis, size in sizes)
+    parts = 1 if config.finetune.lora is None else 2
+    return parts * count * jnp.dtype(config.model.dtype).itemsize
+
+
+def _gathered(decoder: DecoderConfig, width: int, mesh: AbstractMesh) -> int:
+    """Bytes of one layer's weights where `fsdp` does not split them; 0 where it never does."""
+    if mesh.shape["fsdp"] == 1:
+        return 0
+    kernels = abstract_parameters(decoder, jnp.float32)["layers"]
+    count = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(kernels))
+    return width * count // mesh.shape["tensor"]
+
+
+def _item(name: str, tree: Any, mesh: AbstractMesh) -> Item:
+    count = sum(leaf.size for leaf in jax.tree.leaves(tree))
+    return Item(name, _num_bytes(tree, mesh), count)
+
+
+def _num_bytes(tree: Any, mesh: AbstractMesh) -> int:
+    """Bytes of a tree's shards on one device."""
+    return sum(
+        _shard_size(leaf.shape, partition_spec(path_name(path), leaf.shape, mesh), mesh)
+        * leaf.dtype.itemsize
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    )
+
+
+def _local(axes: str, shape: tuple[int, ...], mesh: AbstractMesh) -> int:
+    """Elements on one device of an activation with these axis letters."""
+    return _shard_size(shape, spec(axes, shape, mesh), mesh)
+
+
+def _shard_size(shape: tuple[int, ...], partition: Any, mesh: AbstractMesh) -> int:
+    divisor = math.prod(mesh.shape[axis] for axis in partition if axis is not None)
+    return math.prod(shape) // divisor
+
+
+def _as_float32(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), tree)

@@ -1,0 +1,1 @@
+"""The run directory: logs, checkpoints, trackers and the report."""

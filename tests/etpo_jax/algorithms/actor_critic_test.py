@@ -1,0 +1,264 @@
+"""Labels and steps of the baselines on a tiny decoder, token by token beside them in NumPy."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+from etpo_jax.acting.transitions import Batch
+from etpo_jax.algorithms import actor_critic
+from etpo_jax.algorithms.hyperparameters import Hyperparameters
+from etpo_jax.algorithms.networks import Networks
+from etpo_jax.config import Config
+from etpo_jax.devices.mesh import build_mesh
+from models.config import DecoderConfig
+from models.transformer import Decoder
+
+VOCAB, P, J = 11, 5, 4
+BETA, GAMMA, LAMBDA, CLIP = 0.3, 0.9, 0.7, 0.2
+MODEL = Decoder(
+    DecoderConfig(
+        vocab_size=VOCAB,
+        hidden_size=8,
+        intermediate_size=12,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=4,
+        rope_theta=1e4,
+        rope_scaling=None,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        attention_bias=False,
+        max_position_embeddings=64,
+    )
+)
+NETWORKS = Networks(MODEL, "dueling", False)
+MODES = {
+    "ppo_kl": {"algorithm": "ppo_kl"},
+    "leave_one_out": {"algorithm": "ppo_kl", "baseline": "leave_one_out"},
+    "poad": {"algorithm": "poad"},
+}
+
+
+def make_config(mode, **values):
+    settings = {"beta": BETA, "gamma": GAMMA, "gae_lambda": LAMBDA, "clip_ratio": CLIP}
+    return Config.from_dict({**settings, **MODES[mode], **values})
+
+
+@functools.cache
+def programs(mode, microbatch_size=0, loss_chunk_size=0):
+    config = make_config(
+        mode,
+        microbatch_size=microbatch_size,
+        loss_chunk_size=loss_chunk_size,
+        minibatch_size=4,
+    )
+    mesh = build_mesh()
+    return (
+        actor_critic.make_labels(NETWORKS, config),
+        actor_critic.make_step(NETWORKS, config, mesh),
+        Hyperparameters.of(config),
+    )
+
+
+def random_tree(tree, seed, scale):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(scale * rng.normal(size=leaf.shape), leaf.dtype), tree
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Compiling takes the time here, and not what is compiled."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def base():
+    token = jnp.zeros((1, 1), jnp.int32)
+    shapes = jax.eval_shape(MODEL.init, jax.random.key(0), token, token, token == 0)["params"]
+    return random_tree(shapes, 0, 1.0)
+
+
+def make_state(base, mode):
+    """Three different networks, so that no mistake of roles goes unnoticed."""
+    state = jax.eval_shape(
+        lambda base: actor_critic.initial_state(NETWORKS, base, make_config(mode)), base
+    )
+    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
+    critic = state.critic
+    if critic is not None:
+        critic = dataclasses.replace(
+            critic,
+            trunk=random_tree(critic.trunk, 2, 1.0),
+            offset=jnp.float32(0.4),
+            value=random_tree(critic.value, 3, 0.5),
+        )
+    return dataclasses.replace(state, policy=random_tree(state.policy, 1, 1.0), critic=critic)
+
+
+def make_batch():
+    rng = np.random.default_rng(5)
+    prompts, actions, following = [3, 5, 3, 2], [4, 2, 1, 3], [5, 1, 4, 1]
+    mask = np.arange(J) < np.array(actions)[:, None]
+    tokens = rng.integers(0, VOCAB, (4, P)).astype(np.int32)
+    tokens[2] = tokens[0]  # the same state twice
+    return Batch(
+        prompt_tokens_bp=tokens,
+        prompt_mask_bp=np.arange(P) >= (P - np.array(prompts))[:, None],
+        action_tokens_bj=rng.integers(0, VOCAB, (4, J)).astype(np.int32),
+        action_mask_bj=mask,
+        log_probs_bj=np.where(mask, rng.uniform(-4, -1, (4, J)), 0).astype(np.float32),
+        reward_b=rng.normal(size=4).astype(np.float32),
+        continues_b=np.array([1, 0, 1, 0], np.float32),
+        next_prompt_tokens_bp=rng.integers(0, VOCAB, (4, P)).astype(np.int32),
+        next_prompt_mask_bp=np.arange(P) >= (P - np.array(following))[:, None],
+    )
+
+
+def row_outputs(params, head, prompt, action):
+    """log probabilities and values just before each token, of one sequence without padding."""
+    ids = np.concatenate([prompt, action])
+    tokens = np.zeros((1, P + J), np.int32)
+    tokens[0, : len(ids)] = ids
+    positions, mask = np.arange(P + J)[None], np.arange(P + J)[None] < len(ids)
+    logits = models.apply(MODEL, params, tokens, positions, mask)[0]
+    where = slice(len(prompt) - 1, len(ids) - 1)
+    log_probs = np.asarray(jax.nn.log_softmax(logits[where]), np.float64)
+    if head is None:
+        return log_probs, None
+    hidden = hidden_states(params, tokens, positions, mask)[0, where]
+    return log_probs, np.asarray(hidden @ head.value + head.offset, np.float64)
+
+
+@jax.jit
+def hidden_states(params, tokens, positions, mask):
+    return MODEL.apply({"params": params}, tokens, positions, mask, method="hidden")
+
+
+def rows_of(base, state, batch):
+    """What the formulas need of each transition: ratios, values, return pieces."""
+    found = []
+    for row in range(4):
+        prompt = batch.prompt_tokens_bp[row][batch.prompt_mask_bp[row]]
+        action = batch.action_tokens_bj[row][batch.action_mask_bj[row]]
+        steps = np.arange(len(action))
+        new, _ = row_outputs(state.policy["params"], None, prompt, action)
+        reference, _ = row_outputs(base, None, prompt, action)
+        value, following = np.zeros(len(action)), 0.0
+        if state.critic is not None:
+            params = state.critic.trunk["params"]
+            _, value = row_outputs(params, state.critic, prompt, action)
+            if batch.continues_b[row]:
+                next_prompt = batch.next_prompt_tokens_bp[row][batch.next_prompt_mask_bp[row]]
+                _, values = row_outputs(params, state.critic, next_prompt, np.zeros(1, np.int32))
+                following = GAMMA * values[0]
+        old = batch.log_probs_bj[row, : len(action)].astype(np.float64)
+        found.append(
+            {
+                "ratio": new[steps, action] - old,
+                "penalty": BETA * (old - reference[steps, action]),
+                "kl": (np.exp(new) * (new - reference)).sum(),
+                "value": value,
+                "last": float(batch.reward_b[row]) + following,
+            }
+        )
+    return found
+
+
+def expected_entries(rows, mode):
+    """Advantage before it is standardised, target, log ratio and value of every entry."""
+    advantages, targets, ratios, values = [], [], [], []
+    if mode == "poad":
+        for row in rows:
+            advantage = 0.0
+            entries = []
+            for j in reversed(range(len(row["ratio"]))):
+                after = row["value"][j + 1] if j + 1 < len(row["ratio"]) else row["last"]
+                advantage = after - row["penalty"][j] - row["value"][j] + LAMBDA * advantage
+                entries.insert(0, advantage)
+            advantages += entries
+            targets += list(np.array(entries) + row["value"])
+            ratios += list(row["ratio"])
+            values += list(row["value"])
+        return tuple(map(np.array, (advantages, targets, ratios, values)))
+    returns = np.array([row["last"] - row["penalty"].sum() for row in rows])
+    values = np.array([row["value"][0] for row in rows])
+    baselines = values
+    if mode == "leave_one_out":
+        # Rows 0 and 2 share a state; the others are alone and held against all.
+        baselines = [returns[2], returns[[0, 2, 3]].mean(), returns[0], returns[:3].mean()]
+    return returns - baselines, returns, np.array([row["ratio"].sum() for row in rows]), values
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_losses_equal_the_formulas_row_by_row(base, mode):
+    batch, state = make_batch(), make_state(base, mode)
+    rows = rows_of(base, state, batch)
+    advantage, target, log_ratio, value = expected_entries(rows, mode)
+    labels, step, hyper = programs(mode)
+    found = labels(state, base, batch, hyper)
+    mask = batch.action_mask_bj if mode == "poad" else np.ones(4, bool)
+    np.testing.assert_allclose(np.asarray(found.target)[mask], target, rtol=2e-4, atol=1e-4)
+    standardised = (advantage - advantage.mean()) / advantage.std()
+    np.testing.assert_allclose(
+        np.asarray(found.advantage)[mask], standardised, rtol=2e-3, atol=1e-3
+    )
+    state, metrics = step(state, base, batch, found, np.arange(4), hyper)
+    ratio = np.exp(log_ratio)
+    clipped = np.clip(ratio, 1 - CLIP, 1 + CLIP)
+    surrogate = -np.minimum(ratio * standardised, clipped * standardised).mean()
+    np.testing.assert_allclose(metrics["policy_loss"], surrogate, rtol=2e-3, atol=1e-4)
+    squares = 0.5 * np.square(value - target)
+    expected = 0.0 if mode == "leave_one_out" else squares.mean()
+    np.testing.assert_allclose(metrics["critic_loss"], expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        metrics["kl_to_reference"], np.mean([row["kl"] for row in rows]), rtol=1e-3
+    )
+    share = np.mean(np.abs(ratio - 1) > CLIP)
+    np.testing.assert_allclose(metrics["clipped_share"], share, atol=1e-5)
+    assert metrics["is_finite"] == 1.0
+    assert int(state.step) == 1
+    assert (state.critic is None) == (mode == "leave_one_out")
+
+
+def test_microbatches_and_chunks_are_the_minibatch(base):
+    """Of POAD, whose means over tokens are no means over microbatches."""
+    batch = make_batch()
+    labels, _, hyper = programs("poad")
+    found = labels(make_state(base, "poad"), base, batch, hyper)
+    moved = []
+    for sizes in ((0, 0), (2, 3)):
+        _, step, _ = programs("poad", *sizes)
+        state = make_state(base, "poad")
+        state, metrics = step(state, base, batch, found, np.arange(4), hyper)
+        moved.append((state.policy, state.critic, metrics))
+    for whole, parts in zip(*map(jax.tree.leaves, moved), strict=True):
+        np.testing.assert_allclose(whole, parts, rtol=2e-3, atol=2e-5)
+
+
+def test_a_step_that_is_not_finite_is_not_taken(base):
+    batch, state = make_batch(), make_state(base, "poad")
+    labels, step, hyper = programs("poad")
+    found = labels(state, base, batch, hyper)
+    before = jax.tree.map(np.asarray, state)
+    broken = found._replace(advantage=found.advantage * np.nan)
+    after, metrics = step(state, base, batch, broken, np.arange(4), hyper)
+    assert metrics["is_finite"] == 0.0
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, after))
+
+
+def test_the_state_starts_as_the_reference_in_buffers_of_its_own(base):
+    state = actor_critic.initial_state(NETWORKS, base, make_config("poad"))
+    jax.tree.map(np.testing.assert_array_equal, state.policy["params"], base)
+    jax.tree.map(np.testing.assert_array_equal, state.critic.trunk["params"], base)
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((state, base))]
+    assert len(set(pointers)) == len(pointers)

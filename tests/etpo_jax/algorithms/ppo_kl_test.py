@@ -1,0 +1,100 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from etpo_jax import divergence
+from etpo_jax.algorithms import ppo_kl
+
+MASK = jnp.array([[True, True, True], [True, True, False]])
+
+
+def test_kl_reward_by_hand():
+    log_probs = jnp.log(jnp.array([[0.5, 0.5, 0.8], [0.9, 0.1, 0.3]]))
+    reference = jnp.log(jnp.array([[0.25, 0.5, 0.4], [0.9, 0.2, 0.6]]))
+    rewards = ppo_kl.kl_reward(jnp.array([1.0, -1.0]), log_probs, reference, MASK, beta=0.1)
+    # Ratios of whole actions: 2 * 1 * 2 = 4 and 1 * 0.5; the padded column does not count.
+    expected = [1.0 - 0.1 * np.log(4.0), -1.0 + 0.1 * np.log(2.0)]
+    np.testing.assert_allclose(rewards, expected, rtol=1e-5)
+
+
+def test_action_return_never_bootstraps_across_an_end():
+    found = ppo_kl.action_return(
+        jnp.array([0.5, -1.0]), jnp.array([jnp.nan, 0.4]), jnp.array([0.0, 1.0]), gamma=0.5
+    )
+    np.testing.assert_allclose(found, [0.5, -0.8], rtol=1e-6)
+
+
+def test_leave_one_out_by_hand():
+    alike = jnp.array([[1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 1]], bool)
+    baseline = ppo_kl.leave_one_out(jnp.array([1.0, 2.0, 6.0, 9.0]), alike)
+    # The last one is alone in its state and is held against the three others.
+    np.testing.assert_allclose(baseline, [4.0, 3.5, 1.5, 3.0], rtol=1e-6)
+
+
+def test_leave_one_out_does_not_depend_on_the_own_return():
+    alike = jnp.ones((3, 3), bool)
+    jacobian = jax.jacobian(
+        lambda own: ppo_kl.leave_one_out(jnp.array([0.0, 1.0, 2.0]).at[1].set(own), alike)[1]
+    )(5.0)
+    assert jacobian == 0.0
+    assert ppo_kl.leave_one_out(jnp.array([0.0, 50.0, 2.0]), alike)[1] == 1.0
+    with pytest.raises(ValueError, match="at least two"):
+        ppo_kl.leave_one_out(jnp.ones(1), jnp.ones((1, 1), bool))
+
+
+def test_standardize_ignores_what_is_masked():
+    values = jnp.array([[1.0, 3.0, jnp.nan], [5.0, 7.0, 100.0]])
+    mask = jnp.array([[True, True, False], [True, True, False]])
+    found = ppo_kl.standardize(values, mask)
+    np.testing.assert_allclose(
+        found, [[-1.3416407, -0.4472136, 0], [0.4472136, 1.3416407, 0]], atol=1e-5
+    )
+    # A batch of equal returns has nothing to teach, and does not divide by zero.
+    np.testing.assert_array_equal(ppo_kl.standardize(jnp.ones(4), jnp.ones(4, bool)), np.zeros(4))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected", "has_gradient"),
+    [
+        (1.1, 2.0, -2.2, True),
+        (1.5, 2.0, -2.4, False),  # up and already far: clipped
+        (1.5, -2.0, 3.0, True),  # up although bad: pulled back
+        (0.5, -2.0, 1.6, False),
+        (0.5, 2.0, -1.0, True),
+    ],
+)
+def test_clipped_surrogate_by_hand(ratio, advantage, expected, has_gradient):
+    def loss(log_ratio):
+        entries = jnp.stack([log_ratio, jnp.float32(jnp.nan)])
+        mask = jnp.array([True, False])
+        return ppo_kl.clipped_surrogate(
+            entries, jnp.array([advantage, jnp.nan]), mask, clip_ratio=0.2
+        )
+
+    value, gradient = jax.value_and_grad(loss)(jnp.log(jnp.float32(ratio)))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, -ratio * advantage * has_gradient, rtol=1e-5)
+
+
+def test_at_the_sampling_policy_the_gradient_is_reinforce():
+    rng = np.random.default_rng(0)
+    log_probs = jnp.asarray(-rng.uniform(0.1, 3.0, (2, 3)), jnp.float32)
+    advantage = jnp.array([0.5, -2.0])
+
+    def loss(new):
+        ratio = divergence.action_log_ratio(new, log_probs, MASK)
+        return ppo_kl.clipped_surrogate(ratio, advantage, jnp.ones(2, bool), clip_ratio=0.2)
+
+    # One credit for all tokens of an action, none for padding.
+    expected = np.where(MASK, -np.asarray(advantage)[:, None] / 2, 0.0)
+    np.testing.assert_allclose(jax.grad(loss)(log_probs), expected, rtol=1e-5)
+
+
+def test_clipped_share_and_value_loss_by_hand():
+    log_ratio = jnp.log(jnp.array([1.0, 1.3, 0.75, 9.0]))
+    mask = jnp.array([True, True, True, False])
+    share = ppo_kl.clipped_share(log_ratio, mask, clip_ratio=0.2)
+    np.testing.assert_allclose(share, 2 / 3, rtol=1e-6)
+    loss = ppo_kl.value_loss(jnp.array([1.0, 2.0, 0.0, 9.0]), jnp.zeros(4), mask)
+    np.testing.assert_allclose(loss, 0.5 * (1 + 4) / 3, rtol=1e-6)

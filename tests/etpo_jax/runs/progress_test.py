@@ -1,0 +1,171 @@
+"""The progress line on terminals and in files, and the summary at the end."""
+
+import io
+import math
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from env.base import UsageError
+from etpo_jax.runs import progress
+from etpo_jax.runs.directory import Best, RunDirectory
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def _row(env_step: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "env_step": env_step,
+        "update": env_step // 16,
+        "reward_mean": 0.41234,
+        "reward_best": 0.931,
+        "runnable_rate": 0.625,
+        "tokens_per_s": 1234.5,
+        **changes,
+    }
+
+
+def _run(stream: io.StringIO, rows: list[tuple[float, dict[str, Any]]], **options: Any) -> str:
+    """Shows rows at given seconds after the start at 100 s."""
+    now = 100.0
+    with progress.Progress(480, stream=stream, clock=lambda: now, **options) as bar:
+        for seconds, row in rows:
+            now = 100.0 + seconds
+            bar.update(row)
+    return stream.getvalue()
+
+
+def test_a_line_says_how_far_how_good_and_how_long() -> None:
+    text = _run(io.StringIO(), [(10, _row(240))])
+    assert text == (
+        "step 240/480  50%  update  15  reward mean  0.412  best  0.931  runnable  62%"
+        "   1,234 tokens/s  ETA 0:10\n"
+    )
+
+
+def test_missing_figures_are_dashes_of_the_same_width() -> None:
+    given = _run(io.StringIO(), [(10, _row(16))])
+    rows = [_row(16, reward_best=None, runnable_rate=math.nan, tokens_per_s=None)]
+    missing = _run(io.StringIO(), [(10, rows[0])])
+    assert missing.index("ETA") == given.index("ETA")
+    assert "best      -" in missing
+
+
+def test_a_file_gets_plain_lines_not_too_often_and_always_the_last() -> None:
+    rows = [(second, _row(16 * second)) for second in range(1, 9)]
+    lines = _run(io.StringIO(), [(float(s), r) for s, r in rows], interval_s=3.0).splitlines()
+    assert [line.split("/")[0] for line in lines] == [f"step {16 * s:3}" for s in (1, 4, 7, 8)]
+    assert all(line.isprintable() for line in lines)
+
+
+def test_a_terminal_gets_one_rewritten_line_that_never_wraps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(progress.shutil, "get_terminal_size", lambda: os.terminal_size((40, 20)))
+    text = _run(_Terminal(), [(float(second), _row(16 * second)) for second in range(1, 4)])
+    assert text.count("\n") == 1
+    assert text.endswith("\n")
+    shown = text.removesuffix("\n").split("\r")[1:]
+    assert len(shown) == 3
+    assert all(len(line.removesuffix("\x1b[K")) == 39 for line in shown)
+
+
+def test_nothing_is_written_without_an_update() -> None:
+    assert _run(_Terminal(), []) == _run(io.StringIO(), []) == ""
+
+
+@pytest.mark.parametrize(
+    ("rows", "eta"),
+    [
+        # 100 s for the first 16 steps, compilation included: all that is known.
+        ([(100, 16)], "48:20"),
+        # From then on 1 s each; the first update no longer counts.
+        ([(100, 16), (101, 32), (102, 48)], "0:27"),
+        ([(100, 16), (101, 480)], "0:00"),
+        # Nothing was done in this process yet.
+        ([(5, 0)], "?"),
+    ],
+)
+def test_remaining_time(rows: list[tuple[float, int]], eta: str) -> None:
+    text = _run(io.StringIO(), [(s, _row(step)) for s, step in rows], interval_s=0.0)
+    assert text.splitlines()[-1].endswith(f"ETA {eta}")
+
+
+def test_a_resumed_run_does_not_count_the_steps_of_its_past() -> None:
+    text = _run(io.StringIO(), [(10, _row(240))], env_step=230)
+    assert text.endswith("ETA 4:00\n")
+
+
+def test_old_updates_leave_the_speed() -> None:
+    slow = [(100.0 * i, _row(i)) for i in range(1, 5)]
+    fast = [(400.0 + i, _row(4 + i)) for i in range(1, 41)]
+    text = _run(io.StringIO(), slow + fast, interval_s=0.0)
+    assert text.splitlines()[-1].endswith(progress.duration(480 - 44))
+
+
+def test_durations() -> None:
+    assert [progress.duration(s) for s in (0, 59.6, 3599, 3723)] == [
+        "0:00",
+        "1:00",
+        "59:59",
+        "1:02:03",
+    ]
+
+
+def _make_run(path: Path, *, is_finished: bool) -> None:
+    config = {"algorithm": "etpo", "dataset": "toy", "seed": 3, "num_env_steps": 10}
+    with RunDirectory.open(path, config, may_differ=frozenset(), overwrite=False) as run:
+        rewards = [-1.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.75, 0.25]
+        rows = [
+            {"env_step": i + 1, "reward": reward, "error": "ValueError: x" if reward < 0 else ""}
+            for i, reward in enumerate(rewards)
+        ]
+        run.append_episodes(rows)
+        run.append_metrics(_row(10))
+        run.write_best(Best(0.75, (), 9, "toy", 3, "a", "print('best')\n"))
+        if is_finished:
+            run.mark_finished({})
+
+
+def test_summary_of_a_finished_run(tmp_path: Path) -> None:
+    path = tmp_path / "a run"
+    _make_run(path, is_finished=True)
+    (path / "curve.png").write_bytes(b"")
+    text = progress.summary(path)
+    assert text.startswith("Finished 10 environment steps: etpo on toy, seed 3\n")
+    assert "best reward     0.7500 at environment step 9\n" in text
+    assert "mean reward     -0.250 in the first fifth, 0.500 in the last\n" in text
+    assert f"curve           {path}/curve.png\n" in text
+    # Only what is there.
+    assert "report.html" not in text
+    command = next(line for line in text.splitlines() if line.startswith("Run the best"))
+    words = shlex.split(command.split(":", 1)[1])
+    assert words[0] == "python"
+    done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, check=True)
+    assert done.stdout == "best\n"
+
+
+def test_summary_of_a_run_that_was_stopped(tmp_path: Path) -> None:
+    _make_run(tmp_path, is_finished=False)
+    text = progress.summary(tmp_path)
+    assert text.startswith("Stopped after 10 of 10 environment steps")
+    assert "the same command again" in text
+
+
+def test_summary_of_a_run_that_did_nothing(tmp_path: Path) -> None:
+    config = {"algorithm": "etpo", "dataset": "toy", "seed": 3, "num_env_steps": 10}
+    RunDirectory.open(tmp_path, config, may_differ=frozenset(), overwrite=False).close()
+    assert progress.summary(tmp_path).startswith("Stopped after 0 of 10 environment steps")
+
+
+def test_summary_needs_a_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no run directory"):
+        progress.summary(tmp_path)
