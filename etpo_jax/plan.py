@@ -25,8 +25,11 @@ from models.config import DecoderConfig
 from models.errors import ModelError
 from models.repository import config_folder
 
-_LOSS_CHUNK = 32
-_MOST_DEVICES = 1024
+_HINT = (
+    "flags that save memory, cheapest first: --loss_chunk_size, --remat=full, --microbatch_size, "
+    "more devices in --mesh, --num_envs, --dtype and --trained_dtype, --optimizer=lion, "
+    "--finetune=lora"
+)
 
 _flags = flags.FlagValues()
 config_lib.define_flags(_flags)
@@ -72,67 +75,6 @@ def describe(config: Config) -> str:
     return _describe(config, accelerators.of_kind(jax.devices()[0].device_kind))[0]
 
 
-def cheapest_changes(
-    config: Config, decoder: DecoderConfig, mesh: AbstractMesh, device: Accelerator
-) -> dict[str, object] | None:
-    """Flags with which a run fits the devices of a mesh, None if there are none.
-
-    They are tried in the order of what they cost: chunks and what is computed again take little
-    time, less precision and fewer environments change the run a little, adapters change it most.
-    """
-    limit = device.num_bytes
-    found: dict[str, object] = {}
-    for name, value in _candidates(config, mesh, device):
-        proposed = found | {name: value}
-        if name == "finetune":
-            proposed.pop("trained_dtype", None)
-            proposed["trained_dtype"] = "float32"
-        if _peak(config, proposed, decoder, mesh) < _peak(config, found, decoder, mesh):
-            found = proposed
-        if _peak(config, found, decoder, mesh) <= limit:
-            break
-    else:
-        return None
-    for name in list(found):
-        without = {other: value for other, value in found.items() if other != name}
-        if _peak(config, without, decoder, mesh) <= limit:
-            found = without
-    values = config.to_dict()
-    return {name: value for name, value in found.items() if values[name] != value}
-
-
-def _candidates(
-    config: Config, mesh: AbstractMesh, device: Accelerator
-) -> Iterator[tuple[str, object]]:
-    yield "loss_chunk_size", _LOSS_CHUNK
-    yield "remat", "full"
-    yield "dtype", "bfloat16"
-    if not device.is_tpu:
-        yield "attention", "cudnn"
-    if config.finetune.finetune == "full":
-        yield "trained_dtype", "bfloat16"
-        yield "optimizer", "lion"
-    rows = mesh.shape["fsdp"]
-    for name, start in (
-        ("microbatch_size", config.finetune.microbatch_size or config.learning.minibatch_size),
-        ("num_envs", config.learning.num_envs),
-    ):
-        while start % 2 == 0 and start // 2 >= rows:
-            start //= 2
-            yield name, start
-    yield "finetune", "lora"
-
-
-def _peak(
-    config: Config, changes: dict[str, object], decoder: DecoderConfig, mesh: AbstractMesh
-) -> float:
-    try:
-        changed = Config.from_dict({**config.to_dict(), **changes})
-    except ValueError:  # these flags do not go together
-        return math.inf
-    return memory.estimate(changed, decoder, mesh).peak
-
-
 def _describe(config: Config, device: Accelerator | None) -> tuple[str, bool]:
     """The plan, and False if it is known that the run does not fit."""
     if config.endpoint.endpoint:
@@ -151,7 +93,7 @@ def _describe(config: Config, device: Accelerator | None) -> tuple[str, bool]:
         lines.append(f"{device.name}: {_gib(device.num_bytes)}; fits, {_gib(free)} are left")
     else:
         lines.append(f"{device.name}: {_gib(device.num_bytes)}; does not fit, {_gib(-free)} short")
-        lines += _advice(config, decoder, mesh, device)
+        lines.append(_HINT)
     return "\n".join(lines), free >= 0
 
 
@@ -204,25 +146,6 @@ def _item_lines(items: tuple[Item, ...], text: Callable[[int], str]) -> Iterator
         count = f"{item.num_parameters / 1e6:,.2f} M" if item.num_parameters else ""
         yield f"  {item.name:34}{count:>14}{text(item.num_bytes):>14}"
     yield f"  {'sum':48}{text(total(items)):>14}"
-
-
-def _advice(
-    config: Config, decoder: DecoderConfig, mesh: AbstractMesh, device: Accelerator
-) -> Iterator[str]:
-    changes = cheapest_changes(config, decoder, mesh, device)
-    if changes is None:
-        yield "no change of flags makes it fit on these devices"
-    else:
-        text = " ".join(f"--{name}={value}" for name, value in changes.items())
-        peak = _peak(config, changes, decoder, mesh)
-        yield f"with {text} it fits: {_gib(int(peak))}"
-    rows, columns = mesh.shape["fsdp"], mesh.shape["tensor"]
-    while (rows := 2 * rows) * columns <= _MOST_DEVICES:
-        text = f"fsdp:{rows},tensor:{columns}"
-        peak = _peak(config, {}, decoder, abstract_mesh(text))
-        if peak <= device.num_bytes:
-            yield f"with --mesh={text} it fits as it is: {_gib(int(peak))}"
-            return
 
 
 def _compiler_lines(config: Config, topology: str) -> tuple[list[str], bool]:
