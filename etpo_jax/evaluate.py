@@ -26,9 +26,9 @@ from etpo_jax import config as config_lib
 from etpo_jax.acting.rollout import Episodes, TokenPrompts
 from etpo_jax.algorithms.learner import make_learner
 from etpo_jax.algorithms.networks import Networks
-from etpo_jax.algorithms.train_state import Role
 from etpo_jax.config import Config
 from etpo_jax.devices.mesh import build_mesh
+from etpo_jax.roles import Role
 from etpo_jax.runs import directory, fingerprint, json_files
 from etpo_jax.runs.checkpoint import choose, read_state
 from etpo_jax.runs.run_log import error_kind

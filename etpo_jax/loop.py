@@ -10,12 +10,12 @@ import jax
 import numpy as np
 
 from env.base import Step, Task
+from etpo_jax.acting.external import BILLED
 from etpo_jax.acting.replay import Replay
 from etpo_jax.acting.rollout import Actions, Actor, Episodes, Prompts
 from etpo_jax.acting.transitions import Batch, Transition, collate
 from etpo_jax.algorithms.etpo import Metrics, check_finite
 from etpo_jax.algorithms.learner import (
-    BILLED,
     BilledLearner,
     CollectionLearner,
     InspectableLearner,

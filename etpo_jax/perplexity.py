@@ -19,10 +19,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 import models
 from env.base import UsageError
-from etpo_jax.acting.buckets import bucket
-from etpo_jax.acting.transitions import pad_right
+from etpo_jax.acting.transitions import bucket, pad_right
 from etpo_jax.algorithms.networks import Networks
-from etpo_jax.algorithms.train_state import Role
+from etpo_jax.roles import Role
 
 HELD_OUT = Path(models.__file__).parent / "tiny" / "heldout.jsonl"
 """Code that the stand-in was not trained on, shipped with it."""

@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 
 PROGRAMS = {"train", "evaluate", "export", "inspect_run", "plan", "reproduce"}
-MATHEMATICS = {"soft_q", "divergence", "losses"}
+MATHEMATICS = {"soft_q", "divergence", "losses", "distribution"}
 # Programs of models/ that teach the stand-in to solve tasks of env/.
 MODELS_THAT_KNOW_ENV = ("pretrain_tiny", "stand_in")
 

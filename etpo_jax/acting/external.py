@@ -16,9 +16,11 @@ import numpy as np
 from env.base import ChatTask, State, Task, UsageError
 from etpo_jax.acting.chat_endpoint import Answer, ChatEndpoint
 from etpo_jax.acting.rollout import Actions
-from etpo_jax.algorithms.learner import BILLED
-from etpo_jax.algorithms.train_state import Role
 from etpo_jax.config import Config
+from etpo_jax.roles import Role
+
+BILLED = ("endpoint_prompt_tokens", "endpoint_completion_tokens", "endpoint_cost_usd")
+"""Names of the metrics that account for a model behind an endpoint."""
 
 _NO_TOKENS = np.zeros(0, np.int32)
 _NO_LOG_PROBS = np.zeros(0, np.float32)

@@ -11,11 +11,10 @@ import numpy as np
 from absl import logging
 
 from env.base import State, Step, Task, UsageError
-from etpo_jax.acting.buckets import bucket
 from etpo_jax.acting.sampler import Sampler
-from etpo_jax.acting.transitions import Transition, pad_left
-from etpo_jax.algorithms.train_state import Role
+from etpo_jax.acting.transitions import Transition, bucket, pad_left
 from etpo_jax.devices import hosts
+from etpo_jax.roles import Role
 from models import decode
 from models.tokenizer import Tokenizer
 from models.transformer import Decoder

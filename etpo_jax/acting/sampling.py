@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from etpo_jax.algorithms.networks import Distribution
 from etpo_jax.config import SamplingConfig
+from etpo_jax.distribution import Distribution
 
 
 class Truncation(NamedTuple):

@@ -1,4 +1,7 @@
-"""Transitions on the host, and the padded batch of them that the update takes."""
+"""Transitions on the host, and the padded batch of them that the update takes.
+
+Lengths are rounded up to few buckets, so that jit compiles few programs.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,8 +9,6 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
-
-from etpo_jax.acting.buckets import bucket
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,29 @@ class Batch:
     next_prompt_tokens_bp: Int[Array, "b q"]
     next_prompt_mask_bp: Bool[Array, "b q"]
     targets_bj: Float[Array, "b j"] | None = None
+
+
+def bucket(length: int, multiple: int, maximum: int) -> int:
+    """Length of the bucket that `length` tokens are padded to.
+
+    Args:
+      length: tokens, from 0 to `maximum`.
+      multiple: buckets are multiples of this, at least 1.
+      maximum: the largest bucket, whether or not it is a multiple.
+
+    Returns:
+      The smallest positive multiple that holds `length`, or `maximum` where that is smaller.
+
+    Raises:
+      ValueError: a length outside [0, maximum], or a multiple or maximum below 1.
+    """
+    if multiple < 1:
+        raise ValueError(f"multiple={multiple}: must be at least 1")
+    if maximum < 1:
+        raise ValueError(f"maximum={maximum}: must be at least 1")
+    if not 0 <= length <= maximum:
+        raise ValueError(f"length={length}: must be from 0 to maximum={maximum}")
+    return min(max(-(-length // multiple), 1) * multiple, maximum)
 
 
 def pad_left(

@@ -31,9 +31,10 @@ from etpo_jax.algorithms.etpo import (
 from etpo_jax.algorithms.hyperparameters import Hyperparameters
 from etpo_jax.algorithms.networks import Networks
 from etpo_jax.algorithms.token_scores import in_chunks
-from etpo_jax.algorithms.train_state import Critic, Role
+from etpo_jax.algorithms.train_state import Critic
 from etpo_jax.config import Config
 from etpo_jax.divergence import action_log_ratio, categorical_kl, entropy, masked_mean
+from etpo_jax.roles import Role
 
 
 @jax.tree_util.register_dataclass

@@ -23,7 +23,7 @@ from etpo_jax.algorithms import optimizer
 from etpo_jax.algorithms.hyperparameters import Hyperparameters
 from etpo_jax.algorithms.networks import Networks
 from etpo_jax.algorithms.token_scores import Hidden, Roles, TokenScores, read_critic, score_tokens
-from etpo_jax.algorithms.train_state import Critic, Role, TrainState, polyak
+from etpo_jax.algorithms.train_state import Critic, TrainState, polyak
 from etpo_jax.config import Config, LearningConfig
 from etpo_jax.divergence import categorical_kl, entropy, masked_mean
 from etpo_jax.losses import (
@@ -33,6 +33,7 @@ from etpo_jax.losses import (
     path_loss,
     suffix_sums,
 )
+from etpo_jax.roles import Role
 from etpo_jax.soft_q import retrace_targets, soft_value, token_targets
 from models import sharding
 

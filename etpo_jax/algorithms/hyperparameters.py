@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from etpo_jax.algorithms.networks import Distribution
 from etpo_jax.config import Config
+from etpo_jax.distribution import Distribution
 
 
 class Hyperparameters(NamedTuple):

@@ -24,8 +24,9 @@ from etpo_jax.algorithms.etpo import (
 from etpo_jax.algorithms.hyperparameters import Hyperparameters
 from etpo_jax.algorithms.inspection import Inspection, make_inspect
 from etpo_jax.algorithms.networks import Networks
-from etpo_jax.algorithms.train_state import Critic, Role, TrainState
+from etpo_jax.algorithms.train_state import Critic, TrainState
 from etpo_jax.config import Config
+from etpo_jax.roles import Role
 
 
 class Learner(Protocol):
@@ -52,16 +53,12 @@ class MeasuringLearner(Learner, Protocol):
         """`kl_to_reference` and `entropy` of the policy, without learning."""
 
 
-BILLED = ("endpoint_prompt_tokens", "endpoint_completion_tokens", "endpoint_cost_usd")
-"""Metrics of a `BilledLearner`."""
-
-
 @runtime_checkable
 class BilledLearner(Learner, Protocol):
     """Stands for a model elsewhere, whose answers are paid for."""
 
     def usage(self) -> dict[str, float]:
-        """`BILLED`, of the whole run so far."""
+        """`acting.external.BILLED`, of the whole run so far."""
 
 
 @runtime_checkable

@@ -12,33 +12,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from etpo_jax.algorithms.train_state import Critic, Role
+from etpo_jax.algorithms.train_state import Critic
 from etpo_jax.config import Config
+from etpo_jax.roles import Role
 from etpo_jax.soft_q import optimal_soft_value
 from models import lora
 from models.transformer import Decoder, positions
 
-MASKED = -1e9  # finite: 0 * -inf would be NaN
 HAS_VALUE_HEAD = ("dueling", "policy")
-
-
-class Distribution(NamedTuple):
-    """How logits become the distributions pi and rho that the losses speak of."""
-
-    temperature: Float[Array, ""]
-    support_threshold: Float[Array, ""]
-
-    def support(self, reference_logits_bjv: Float[Array, "*b v"]) -> Bool[Array, "*b v"]:
-        """Tokens to which rho gives at least the threshold, and rho's most likely token."""
-        reference_bjv = jax.nn.softmax(reference_logits_bjv / self.temperature)
-        most_bj1 = jnp.max(reference_bjv, axis=-1, keepdims=True)
-        return reference_bjv >= jnp.minimum(self.support_threshold, most_bj1)
-
-    def logits(
-        self, logits_bjv: Float[Array, "*b v"], support_bjv: Bool[Array, "*b v"]
-    ) -> Float[Array, "*b v"]:
-        """Logits at this temperature within the support."""
-        return jnp.where(support_bjv, logits_bjv / self.temperature, MASKED)
 
 
 class SoftQ(NamedTuple):

@@ -14,10 +14,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from etpo_jax.algorithms.hyperparameters import Hyperparameters
 from etpo_jax.algorithms.networks import Networks, SoftQ, read_soft_q
-from etpo_jax.algorithms.train_state import Critic, Role
+from etpo_jax.algorithms.train_state import Critic
 from etpo_jax.config import LearningConfig
 from etpo_jax.divergence import categorical_kl, entropy
 from etpo_jax.losses import policy_objective, uniform_policy_objective
+from etpo_jax.roles import Role
 from etpo_jax.soft_q import soft_value
 
 

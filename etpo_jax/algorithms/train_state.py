@@ -6,9 +6,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, Int
 
-Role = dict[str, Any]
-"""Variables of one network over the common trunk: {"params": tree} for full fine-tuning,
-{"lora": tree} for an adapter over the frozen base."""
+from etpo_jax.roles import Role
 
 
 @jax.tree_util.register_dataclass

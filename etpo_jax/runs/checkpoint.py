@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from env.base import UsageError
-from etpo_jax.algorithms.train_state import Role
+from etpo_jax.roles import Role
 from models.sharding import shardings
 
 METADATA = "_CHECKPOINT_METADATA"

@@ -1,8 +1,8 @@
-"""Buckets hold their length, are few, and refuse what does not fit."""
+"""Length buckets: each holds its length, they are few, and bad arguments are refused by name."""
 
 import pytest
 
-from etpo_jax.acting.buckets import bucket
+from etpo_jax.acting.transitions import bucket
 
 
 @pytest.mark.parametrize(
