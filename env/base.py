@@ -1,10 +1,14 @@
-"""What a task is: the protocol between the trainer and anything that answers text with rewards."""
+"""Tasks, states and steps: the interface between the trainer and whatever rewards a text."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+
+FILL_ME = "<FILL_ME>"
+"""Marks the place in a prompt that the action replaces."""
 
 
 class UsageError(Exception):
@@ -17,7 +21,7 @@ class State:
 
     Attributes:
       t: environment steps already taken in this episode.
-      data: JSON values only; their meaning belongs to the task.
+      data: JSON values that only the task interprets.
     """
 
     t: int
@@ -30,8 +34,8 @@ class Step:
 
     Attributes:
       reward: r(s_t, a_t) of Eq. 10.
-      next_state: s_{t+1}, or None when the episode is over (there is nothing to bootstrap from).
-      error: what went wrong, one line; "" when the action worked.
+      next_state: s_{t+1}, or None when the episode is over and nothing is bootstrapped.
+      error: one line that says why the action failed; "" when it worked.
       info: JSON values for the logs, such as `split_scores` and `wall_s`.
     """
 
@@ -41,46 +45,61 @@ class Step:
     info: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """A dict of JSON values."""
+        """Returns the step as a dict of JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Step":
-        """The inverse of `to_json`."""
+        """Restores a step from the result of `to_json`."""
         state = values["next_state"]
         return cls(**{**values, "next_state": None if state is None else State(**state)})
 
 
 class Task(Protocol):
-    """A family of episodes in which a text answers a prompt.
+    """A family of episodes in which a text, the action, answers a prompt.
 
-    `step` takes many episodes at once, so that a task can work on all of them in parallel, and is
-    called from a background thread of the trainer.
+    Subclass it and define `reset`, `render` and `step`; the rest has defaults. A class with the
+    same members that is no subclass is a task too.
+
+    `reset` and `render` run in the trainer's main thread. `step` runs in a background thread while
+    the device works, one call at a time and with many episodes per call, so that a task can work
+    on all of them in parallel. No method runs inside jit. Whatever is random comes from the
+    generators that `reset` and `step` are given: the same seed must give the same episodes.
+
+    Attributes:
+      name: stands in the logs as the data set of an episode.
+      max_shorten: the largest `shorten` for which `render` gives another, shorter text.
     """
 
-    name: str
-    max_shorten: int
+    name: str = "task"
+    max_shorten: int = 0
 
+    @abc.abstractmethod
     def reset(self, rng: np.random.Generator) -> State:
-        """The first state of a new episode."""
+        """Returns the first state of a new episode."""
 
+    @abc.abstractmethod
     def render(self, state: State, *, shorten: int = 0) -> str:
-        """The prompt of a state (the paper's eta), holding exactly one `<FILL_ME>`.
+        """Returns the prompt of a state (the paper's eta).
 
-        `shorten` from 1 to `max_shorten` gives ever shorter texts, for prompts that exceed the
-        model's window.
+        The prompt holds at most one `FILL_ME`, which the action replaces; without one the action
+        follows the prompt. `shorten` from 1 to `max_shorten` gives ever shorter texts, for prompts
+        that exceed the model's window.
         """
 
+    @abc.abstractmethod
     def step(
         self, states: Sequence[State], actions: Sequence[str], rngs: Sequence[np.random.Generator]
     ) -> list[Step]:
         """Applies `actions[i]` in `states[i]`; never raises for a bad action."""
 
     def program(self, action: str) -> str:
-        """The action as a text that stands on its own, for `best_code.py`."""
+        """Returns the action as a text that stands on its own, for `best_code.py`."""
+        return action
 
     def close(self) -> None:
         """Releases processes and files; the task is not used afterwards."""
+        return None
 
 
 @runtime_checkable
@@ -88,10 +107,10 @@ class ChatTask(Task, Protocol):
     """A task whose prompts a chat model can be asked to complete.
 
     Attributes:
-      instructions: the system message: what an answer must look like.
+      instructions: the system message, which says what an answer must look like.
     """
 
     instructions: str
 
     def action_of(self, answer: str) -> str:
-        """The action that an answer means: code without the talk around it, say."""
+        """Extracts the action from an answer, for example code from the text around it."""

@@ -8,8 +8,9 @@ import threading
 from collections.abc import Sequence
 from typing import Self
 
-from env.execution.execution import FAILURE_REWARD, Execution, ExecutionResult
+from env.execution.error_text import clean_error
 from env.execution.metrics import Metric
+from env.execution.results import FAILURE_REWARD, Execution, ExecutionResult
 from env.execution.scheduler import ExecutorError, Scheduler
 from env.execution.scoring import LabelledTable, Scorer
 from env.isolation import choose, launch
@@ -113,7 +114,7 @@ class CodeExecutor:
             if len(execution.source) > _MAX_SOURCE_BYTES:
                 raise ValueError(f"the program is longer than {_MAX_SOURCE_BYTES} bytes")
         except ValueError as error:  # also a UnicodeEncodeError, for half a surrogate pair
-            text = prompts.clean_error(f"{type(error).__name__}: {error}")
+            text = clean_error(f"{type(error).__name__}: {error}")
             execution.future.set_result(ExecutionResult(FAILURE_REWARD, (), text, 0.0))
         else:
             self._scheduler.submit(execution)

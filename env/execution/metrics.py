@@ -6,10 +6,8 @@ worth less than one that fails.
 
 import dataclasses
 import hashlib
-import importlib
 import inspect
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import numpy as np
 
 from env.base import UsageError
 from env.execution.roc_auc import RocAuc
+from env.plugins import load_object
 
 DEFAULT_METRIC = "roc_auc"
 
@@ -67,20 +66,13 @@ def find(name: str) -> Metric:
     """
     if name in _BUILT_IN:
         return Metric(name, _BUILT_IN[name])
-    module_name, colon, function_name = name.partition(":")
-    if not colon or not module_name or not function_name:
+    if ":" not in name:
         raise UsageError(
             f"--metric={name}: must be one of {', '.join(_BUILT_IN)}, or module:function"
         )
-    # As `python -m` and plain `python` have it, which programs started by a script do not.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, SyntaxError) as error:
-        raise UsageError(f"--metric={name}: {error}") from None
+    function = load_object(name, flag="--metric")
     if not callable(function):
-        raise UsageError(f"--metric={name}: {function_name} is not a function")
+        raise UsageError(f"--metric={name}: is not a function")
     return Metric(name, function, _source_version(function, name))
 
 

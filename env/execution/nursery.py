@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from env.execution.cell import Cell
-from env.execution.execution import Execution
+from env.execution.results import Execution
 from env.execution.zygote import CellBorn, CellEnded, ForkFailed, Ready, Zygote
 
 # A loaded host takes its time; these only tell a hung zygote from a working one.

@@ -11,7 +11,7 @@ import numpy as np
 
 import env
 from env.base import UsageError
-from env.execution.execution import ExecutionResult
+from env.execution.results import ExecutionResult
 from env.execution.scoring import LabelledTable
 from env.executor import CodeExecutor, ExecutorError
 from env.isolation import TIERS, IsolationError, probe

@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-from env.execution.execution import FAILURE_REWARD, ExecutionResult
 from env.execution.ray_cluster import Node, RayCluster
+from env.execution.results import FAILURE_REWARD, ExecutionResult
 from env.execution.scoring import LabelledTable
 from env.executor import ExecutorError
 

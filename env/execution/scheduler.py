@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable, Iterable
 
 from env.execution.cell import CellClosedError
-from env.execution.execution import Execution
+from env.execution.error_text import clean_error
 from env.execution.nursery import Job, Nursery
+from env.execution.results import Execution
 from env.execution.scoring import PredictionError, Scorer
 from env.execution.zygote import CellEnded, Ready, Zygote, ZygoteError
 from env.isolation import CELLS_PER_ZYGOTE
 from env.sandbox import wire
 from env.sandbox.limits import Limits
-from env.tasks import prompts
 
 _MAX_FAILED_STARTS = 3
 _PAUSE_S = 1.0
@@ -290,7 +290,7 @@ class Scheduler:
             try:
                 score = self._scorer.score(job.split, payload)
             except PredictionError as error:
-                self._fail(job, prompts.clean_error(f"ValueError: {error}"))
+                self._fail(job, clean_error(f"ValueError: {error}"))
             else:
                 self._succeed(job, score)
         elif kind == wire.ERROR:
@@ -394,7 +394,7 @@ def _error_text(payload: bytes) -> str:
     name, _, message = payload.decode(errors="replace").partition("\n")
     if not name.isidentifier():
         name = "Exception"
-    return prompts.clean_error(f"{name}: {message}".strip(": \n"))
+    return clean_error(f"{name}: {message}".strip(": \n"))
 
 
 def _too_slow(limits: Limits) -> str:

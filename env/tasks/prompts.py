@@ -5,20 +5,17 @@ first line follows the four spaces that are already there, and later lines bring
 """
 
 import dataclasses
-import re
 import unicodedata
 from typing import Literal, get_args
 
-FILL_ME = "<FILL_ME>"
+from env.base import FILL_ME
+from env.execution.error_text import MAX_ERROR_CHARS, clean_error, elide
 
 PromptStyle = Literal["paper", "official"]
 """`paper`: as printed in Figures 6 and 7. `official`: as the authors' code builds it, which shows
 the shape of the whole table, does not comment the previous function out, and spaces its docstrings
 otherwise."""
 STYLES: tuple[PromptStyle, ...] = get_args(PromptStyle)
-
-MAX_ERROR_CHARS = 400
-_MAX_RAW_CHARS = 4000
 
 _HEADER = '"""Classification with a {description} Prediction Dataset"""\nimport numpy as np\n\n'
 _SIGNATURE = "def build_model(x_train: np.ndarray, y_train: np.ndarray):\n"
@@ -121,41 +118,6 @@ def shown_rows(num_rows: int, style: PromptStyle = "paper") -> int:
     return num_rows // 2 if style == "paper" else num_rows
 
 
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
-_URL = re.compile(r"\b[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
-_ADDRESS = re.compile(r"(?:\s+at)?\s*\b0x[0-9a-fA-F]{6,}\b")
-# Also mixed ones: what is left of a longer run must not be three again.
-_QUOTES = re.compile(r"[\"']{3,}")
-# "(<string>, line 7)": of a file that the prompt does not show.
-_LOCATION = re.compile(r"\s*\((?:<[^<>()]*>|[^()\s]+\.py),\s*line\s+\d+\)")
-_FOLDERS = re.compile(r"(?<![\w.)\]])(?:~|\.{1,2}|[A-Za-z]:)?[/\\](?:[\w.+@%-]+[/\\])*(?=[\w.<])")
-
-
-def clean_error(text: str, *, max_chars: int = MAX_ERROR_CHARS) -> str:
-    """One bounded line that says what went wrong and cannot break out of a prompt.
-
-    Folders, URLs, memory addresses, source locations, escape sequences and control characters are
-    dropped, white space is folded, triple quotes and the infilling marker are defused. What exceeds
-    `max_chars` is cut out of the middle: the type stands at the start, often the point at the end.
-    """
-    # The patterns below take quadratic time on texts made for that.
-    text = _elide(text, _MAX_RAW_CHARS)
-    text = _ANSI.sub("", text)
-    text = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in text)
-    for noise in (_URL, _LOCATION, _ADDRESS, _FOLDERS):
-        text = noise.sub("", text)
-    text = _QUOTES.sub("'", text).replace(FILL_ME, "FILL_ME")
-    return _elide(" ".join(text.split()), max_chars)
-
-
-def _elide(text: str, max_chars: int) -> str:
-    if len(text) <= max_chars:
-        return text
-    gap = " ... "
-    tail = (max_chars - len(gap)) // 3
-    return text[: max_chars - len(gap) - tail].rstrip() + gap + text[-tail:].lstrip()
-
-
 def _shown_body(body: str, limits: _Limits) -> str:
     # A marker in the body would be a second one in the prompt; control characters have no business
     # in a source file. `splitlines` also cuts at separators that would end a comment.
@@ -169,7 +131,7 @@ def _shown_body(body: str, limits: _Limits) -> str:
         head = limits.body_lines - tail
         lines = [*lines[:head], "    ..." if head else "...", *lines[len(lines) - tail :]]
     if limits.line_chars is not None:
-        lines = [_elide(line, limits.line_chars) for line in lines]
+        lines = [elide(line, limits.line_chars) for line in lines]
     return "\n".join(lines)
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from env.base import UsageError
 from env.execution import ray_executor
-from env.execution.execution import ExecutionResult
 from env.execution.ray_cluster import Node, RayCluster
 from env.execution.ray_executor import RayExecutor
+from env.execution.results import ExecutionResult
 from env.executor import CodeExecutor, ExecutorError
 from tests.env.executor_test import LOGISTIC, OPTIONS, TABLE
 

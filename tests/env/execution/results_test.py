@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from env.execution.execution import Execution
+from env.execution.results import Execution
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
