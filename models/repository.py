@@ -1,50 +1,68 @@
-"""Where a model lies: a local folder, or a Hugging Face repository, downloaded into its cache."""
+"""Where a model lies: a folder, the shipped stand-in, or a Hugging Face repository in the cache."""
 
+import os
 import pathlib
 import re
 
 from models.errors import ModelError
 
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# A repository is an account and a name. The hub allows no two dots or dashes in a row, and it keeps
+# the name "models" for its own pages: "models/tinny" is a mistyped folder.
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
+_REPOSITORY = re.compile(rf"(?!models/)(?!.*(?:\.\.|--)){_PART}/{_PART}")
+_PACKAGE = pathlib.Path(__file__).parent
+_STAND_INS = ("tiny", "small")
+_CONFIG = ["config.json"]
 _FILES = ["*.json", "*.safetensors"]
-_ARCHITECTURES = pathlib.Path(__file__).parent / "configs"
 _OTHER_FORMATS = ["original/*", "consolidated*", "onnx/*"]
 
 
-def local_folder(path: str | pathlib.Path) -> pathlib.Path:
-    """The folder of a model, downloaded first when `path` is a repository such as "org/name".
+def local_folder(name: str | pathlib.Path) -> pathlib.Path:
+    """The folder of a model, which is downloaded first if its name is that of a repository.
+
+    Args:
+      name: in this order, an existing folder (`~` is expanded); "tiny", the stand-in that is
+        shipped, also as "models/tiny" ("small" if it was made); a repository "org/name".
 
     Raises:
-      ModelError: there is no such folder or repository, it may not be read, or the hub cannot be
-        reached and the cache does not have it.
+      ModelError: the name is none of these, or the repository can neither be read nor found in the
+        cache. Nothing but a name like "org/name" is ever looked up on the hub.
     """
-    return _folder(path, _FILES)
+    return _folder(name, _FILES)
 
 
-def config_folder(path: str | pathlib.Path) -> pathlib.Path:
-    """A folder with the config.json of a model, whose weights need not be there.
+def config_folder(name: str | pathlib.Path) -> pathlib.Path:
+    """A folder with a model's config.json; its weights need not be there.
 
-    For some repositories it is among our own files and needs no network.
+    The configurations of CodeLlama are shipped; that of another repository is downloaded.
+
+    Args:
+      name: as in `local_folder`.
 
     Raises:
-      ModelError: as `local_folder`.
+      ModelError: as in `local_folder`.
     """
-    known = _ARCHITECTURES / path
-    if not pathlib.Path(path).expanduser().is_dir() and (known / "config.json").is_file():
-        return known
-    return _folder(path, ["config.json"])
+    return _folder(name, _CONFIG)
 
 
-def _folder(path: str | pathlib.Path, patterns: list[str]) -> pathlib.Path:
-    folder = pathlib.Path(path).expanduser()
-    if folder.is_dir():
+def _folder(name: str | pathlib.Path, patterns: list[str]) -> pathlib.Path:
+    folder, spelling = pathlib.Path(os.path.expanduser(name)), str(name)
+    if spelling and folder.is_dir():
         return folder
-    # "models/typo" in the project's own folder is a mistyped folder and no repository.
-    if folder.exists() or folder.parent.name in ("", "..") or folder.parent.is_dir():
-        raise ModelError(f"{path}: no such model folder")
-    if not _REPOSITORY.fullmatch(str(path)):
-        raise ModelError(f"{path}: no such model folder")
-    return _download(str(path), patterns)
+    stand_in = spelling.removeprefix("models/")
+    if stand_in in _STAND_INS and (_PACKAGE / stand_in).is_dir():
+        return _PACKAGE / stand_in
+    is_repository = _REPOSITORY.fullmatch(spelling)
+    published = _PACKAGE / "configs" / spelling
+    if is_repository and patterns == _CONFIG and published.is_dir():
+        return published
+    # A missing entry of a folder that is here is a mistyped folder and no repository.
+    if not is_repository or folder.exists() or folder.parent.is_dir():
+        raise ModelError(
+            f"{name}: no such model folder; give a folder with config.json and its weights, "
+            "a Hugging Face repository (org/name), or tiny for the shipped stand-in"
+        )
+    return _download(spelling, patterns)
 
 
 def _download(repository: str, patterns: list[str]) -> pathlib.Path:
@@ -68,6 +86,6 @@ def _download(repository: str, patterns: list[str]) -> pathlib.Path:
     except Exception as error:  # the HTTP library below has exceptions of its own
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"{repository}: no such folder, and the repository could not be brought here ({reason})"
+            f"{repository}: no such folder, and the repository could not be downloaded ({reason})"
         ) from error
     return pathlib.Path(folder)

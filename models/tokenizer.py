@@ -100,6 +100,17 @@ class Tokenizer:
         """Ids of a text from its beginning, the begin-of-text token first if there is one."""
         return self._bos_ids + self._encode(text)
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a prompt: infilled where it holds one `<FILL_ME>`, continued where it holds none.
+
+        Raises:
+          ValueError: the marker is repeated.
+        """
+        count = text.count(FILL_ME)
+        if count > 1:
+            raise ValueError(f"a prompt holds at most one {FILL_ME}, not {count}")
+        return self.encode_infill(text) if count else self.encode(text)
+
     def encode_infill(self, text: str) -> list[int]:
         """Ids of a prompt with one gap, up to where the model writes what belongs into it.
 

@@ -34,7 +34,7 @@ class TokenPrompts:
         self._task = task
         self._max_prompt_length = max_prompt_length
         self._has_shortened = False
-        self._encode = functools.lru_cache(maxsize=4096)(tokenizer.encode_infill)
+        self._encode = functools.lru_cache(maxsize=4096)(tokenizer.encode_prompt)
 
     def encode(self, state: State) -> tuple[str, np.ndarray]:
         """The longest rendering of `state` that fits, and its ids; the first shorter one is told.

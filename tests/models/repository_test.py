@@ -1,16 +1,19 @@
-"""A folder is taken as it is; a repository is downloaded; what fails is said in one line."""
+"""Folders, the shipped stand-in and repositories are told apart; failures are one line."""
 
 import math
+import pathlib
 import types
 
 import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
+import models
 from models.config import DecoderConfig
 from models.convert import parameter_shapes
 from models.errors import ModelError
 from models.repository import config_folder, local_folder
+from models.tokenizer import Tokenizer
 
 RESPONSE = types.SimpleNamespace(headers={}, request=None)
 
@@ -69,20 +72,53 @@ def test_of_other_repositories_the_configuration_alone_is_downloaded(hub, tmp_pa
         config_folder("absent")
 
 
-@pytest.mark.parametrize("name", ["absent", "./absent", "/absent/model", "a/b/c", "org/na me"])
-def test_what_can_only_be_a_folder_is_not_looked_up(hub, name):
-    with pytest.raises(ModelError, match=r": no such model folder$"):
-        local_folder(name)
+NO_REPOSITORY = [
+    *(
+        "absent",
+        "./absent",
+        "../absent",
+        "~/absent",
+        "~nobody-of-this-name/m",
+        ".absent/model",
+        "/absent/model",
+        "a/b/c",
+    ),
+    *("org/na me", "org/", "/name", "org/.name", "org/..", "org/name.", "-org/name", "org/a--b"),
+    *("https://huggingface.co/org/name", "org/näme", "org/name\n", "models/typo", "./tiny", ""),
+]
+
+
+@pytest.mark.parametrize("find", [local_folder, config_folder])
+@pytest.mark.parametrize("name", NO_REPOSITORY)
+def test_names_that_are_no_repository_are_not_looked_up(hub, tmp_path, monkeypatch, find, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=r": no such model folder; give .*org/name") as caught:
+        find(name)
+    assert str(caught.value).startswith(f"{name}: ")
+    assert not hub.calls
+
+
+def test_the_stand_in_is_found_from_any_folder(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = pathlib.Path(models.__file__).parent / "tiny"
+    for name in ("tiny", "models/tiny", pathlib.Path("tiny")):
+        assert local_folder(name) == config_folder(name) == shipped
+    model, params = models.load("tiny")
+    assert params["embedder"]["embedding"].shape[0] == model.config.vocab_size
+    assert Tokenizer("tiny").vocab_size <= model.config.vocab_size
+    for name in ("tiny", "models/tiny"):
+        (tmp_path / name).mkdir(parents=True)
+        assert local_folder(name).samefile(tmp_path / name)
     assert not hub.calls
 
 
 def test_mistyped_name_beside_other_folders_is_not_looked_up(hub, tmp_path, monkeypatch):
     (tmp_path / "models").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelError, match=r"^models/tinny: no such model folder$"):
+    with pytest.raises(ModelError, match=r"^models/tinny: no such model folder;"):
         local_folder("models/tinny")
     (tmp_path / "models" / "file").touch()
-    with pytest.raises(ModelError, match=r"^models/file: no such model folder$"):
+    with pytest.raises(ModelError, match=r"^models/file: no such model folder;"):
         local_folder("models/file")
     assert not hub.calls
 

@@ -325,6 +325,16 @@ def test_a_prompt_has_one_gap(tmp_path, text):
         Tokenizer(tmp_path).encode_infill(text)
 
 
+@pytest.mark.parametrize("make", [code_llama, stand_in])
+def test_a_prompt_without_a_gap_is_continued(tmp_path, make):
+    make(tmp_path)
+    tokenizer = Tokenizer(tmp_path)
+    assert tokenizer.encode_prompt("def s(") == [*tokenizer._bos_ids, *tokenizer._encode("def s(")]
+    assert tokenizer.encode_prompt("def<FILL_ME>s") == tokenizer.encode_infill("def<FILL_ME>s")
+    with pytest.raises(ValueError, match=r"at most one <FILL_ME>, not 2"):
+        tokenizer.encode_prompt("<FILL_ME> twice <FILL_ME>")
+
+
 def test_damage_is_named(tmp_path):
     def refuse(message):
         with pytest.raises(ModelError, match=message) as caught:

@@ -17,7 +17,7 @@ class Repeat:
 
 
 class Words:
-    def encode_infill(self, text):
+    def encode_prompt(self, text):
         return [7] * len(text.split())
 
 

@@ -54,7 +54,7 @@ def reference_parameters():
 
 def prompt_of(step, place):
     task = ToyTask(max_steps=MAX_STEPS)
-    return WordTokenizer().encode_infill(task.render(task.state(step, place)))
+    return WordTokenizer().encode_prompt(task.render(task.state(step, place)))
 
 
 def distribution(params):

@@ -68,7 +68,7 @@ class WordTokenizer:
     pad_id = PAD
     vocab_size = len(WORDS)
 
-    def encode_infill(self, text):
+    def encode_prompt(self, text):
         words = text.replace(",", " ").split()
         return [WORDS.index(word) for word in words if word in WORDS]
 
