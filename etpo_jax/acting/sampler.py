@@ -1,10 +1,11 @@
-"""Actions from prompts: one jitted program that prefills a cache and decodes until all rows stop.
+"""Actions from prompts: one jitted program that reads prompts into a cache and decodes from it.
 
-One program per number of rows and length of prompts. Weights are arguments, logits and the cache
-never leave the device.
+A program is compiled per number of rows and prompt length. Weights are arguments of it; logits and
+the cache never leave the device.
 """
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -27,8 +28,8 @@ class Generation(NamedTuple):
     """Sampled actions, on the device.
 
     Attributes:
-      action_tokens_bj: int32; the stop token is part of the action, the pad token follows it. An
-        action as long as the array may end without one.
+      action_tokens_bj: int32 ids; the stop token belongs to the action, and pad tokens follow it.
+        An action that fills the array may lack a stop token.
       action_mask_bj: True for the tokens of the action.
       log_probs_bj: float32 nats of each token under the distribution that it was drawn from; 0
         where the mask is False.
@@ -43,7 +44,7 @@ class Sampler:
     """Samples actions with one model and one way of sampling; holds no weights.
 
     Attributes:
-      config: the decoder's sizes.
+      config: sizes of the decoder.
       sampling: how actions are drawn.
     """
 
@@ -57,30 +58,30 @@ class Sampler:
         mesh: Mesh | None = None,
         attention: str = "reference",
     ):
-        """Compiles nothing yet.
+        """Prepares a sampler; the first call of `generate` compiles.
 
         Args:
-          config: the decoder's sizes.
+          config: sizes of the decoder.
           eos_ids: tokens that end an action.
-          pad_id: what follows them; no stop token.
+          pad_id: token that fills a row behind its action; must not be a stop token.
           sampling: how actions are drawn.
-          mesh: rows are split over its axis `fsdp`, heads over `tensor`.
-          attention: of prompts and of decoding, one of `models.attention.IMPLEMENTATIONS`.
+          mesh: devices; rows are split over the axis `fsdp`, heads over `tensor`.
+          attention: implementation for prompts and decoding, one of
+            `models.attention.IMPLEMENTATIONS`.
 
         Raises:
-          ValueError: no stop token, one outside the vocabulary, or padding with a stop token.
+          ValueError: no stop token, a token outside the vocabulary, or padding with a stop token.
         """
+        eos_ids = tuple(sorted(eos_ids))
+        for token in (*eos_ids, pad_id):
+            if not 0 <= token < config.vocab_size:
+                raise ValueError(f"token {token}: must be in [0, {config.vocab_size})")
+        if not eos_ids or pad_id in eos_ids:
+            raise ValueError(f"eos_ids={eos_ids}: must hold a token, and not pad_id={pad_id}")
         self.config = config
         self.sampling = sampling
         self._mesh = mesh
-        self._attention = attention
-        self._eos_ids = tuple(sorted(eos_ids))
-        self._pad_id = pad_id
-        for token in (*self._eos_ids, pad_id):
-            if not 0 <= token < config.vocab_size:
-                raise ValueError(f"token {token}: must be in [0, {config.vocab_size})")
-        if not self._eos_ids or pad_id in self._eos_ids:
-            raise ValueError(f"eos_ids={self._eos_ids}: must hold a token, and not pad_id={pad_id}")
+        self._static = _Static(config, sampling.max_new_tokens, eos_ids, pad_id, attention)
 
     def generate(
         self,
@@ -94,20 +95,20 @@ class Sampler:
     ) -> Generation:
         """Samples one action per key.
 
-        What a row draws depends on its prompt and its key alone: not on other rows, their number,
-        or the amount of padding.
+        The action of a row depends on its prompt and its key alone: not on other rows, on the
+        number of rows, or on the amount of padding.
 
         Args:
-          weights: the policy's, of `models.decode.unstack`.
-          prompt_tokens_bp: left padded prompts; a single row is shared by all keys and read once.
+          weights: the policy, as `models.decode.unstack` returns it.
+          prompt_tokens_bp: left padded prompts; a single row is read once and shared by all keys.
           prompt_mask_bp: True for real tokens.
           keys_b: typed random keys; token j of a row is drawn with `fold_in(key, j)`.
-          reference_weights: the reference's; read only for a support mask, which needs them.
-          temperature: instead of the configured one; above 0.
+          reference_weights: the reference, likewise; required for a support mask, else not read.
+          temperature: overrides the configured temperature; above 0.
 
         Raises:
-          ValueError: prompts and keys of different numbers, a support mask without reference, or a
-            temperature that is not positive.
+          ValueError: numbers of prompts and keys that differ, a support mask without reference, or
+            a temperature that is not positive.
         """
         rows = prompt_tokens_bp.shape[0]
         if rows not in (1, keys_b.shape[0]):
@@ -128,23 +129,30 @@ class Sampler:
                 prompt_mask_bp,
                 keys_b,
                 Truncation.of(self.sampling, temperature),
-                config=self.config,
-                max_new_tokens=self.sampling.max_new_tokens,
-                eos_ids=self._eos_ids,
-                pad_id=self._pad_id,
-                attention=self._attention,
+                static=self._static,
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    """Settings that are compiled into a program, beside the shapes of its arguments."""
+
+    config: DecoderConfig
+    max_new_tokens: int
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    attention: str
+
+
 class _LoopState(NamedTuple):
-    """What decoding carries from token to token.
+    """Values that decoding carries from token to token.
 
     Attributes:
-      step: tokens chosen so far, j.
-      token_b: the last of them, not in the cache yet.
-      is_stopped_b: the action has ended.
-      caches: of the policy, and of the reference where there is a support mask.
-      generation: the result; padding from `step` on.
+      step: number j of tokens chosen so far.
+      token_b: the token chosen last, which is not in the cache yet.
+      is_stopped_b: True for rows whose action has ended.
+      caches: cache of the policy, and of the reference where there is a support mask.
+      generation: the result; padding from index `step` on.
     """
 
     step: Int[Array, ""]
@@ -154,9 +162,7 @@ class _LoopState(NamedTuple):
     generation: Generation
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "max_new_tokens", "eos_ids", "pad_id", "attention")
-)
+@functools.partial(jax.jit, static_argnames="static")
 def _generate(
     networks: tuple[Weights, ...],
     prompt_tokens_bp: Int[Array | np.ndarray, "#b p"],
@@ -164,33 +170,116 @@ def _generate(
     keys_b: Key[Array, "b"],
     truncation: Truncation,
     *,
-    config: DecoderConfig,
-    max_new_tokens: int,
-    eos_ids: tuple[int, ...],
-    pad_id: int,
-    attention: str,
+    static: _Static,
 ) -> Generation:
-    """`Sampler.generate` for the policy, or the policy and the reference."""
+    """The jitted part of `Sampler.generate`, for the policy or the policy and the reference."""
     b, p = keys_b.shape[0], prompt_tokens_bp.shape[1]
     prompt_mask_bp = shard(jnp.asarray(prompt_mask_bp), "b", "-")
     prompt_tokens_bp = shard(jnp.asarray(prompt_tokens_bp), "b", "-")
-    prompt_length_b = jnp.sum(prompt_mask_bp, axis=-1, dtype=jnp.int32)
-    slot_m = jnp.arange(num_slots(p + max_new_tokens, attention), dtype=jnp.int32)
-    # Of the slots behind the prompt, all up to the current one are real.
+    slot_m = jnp.arange(num_slots(p + static.max_new_tokens, static.attention), dtype=jnp.int32)
+    read = [
+        prefill(
+            weights,
+            static.config,
+            prompt_tokens_bp,
+            prompt_mask_bp,
+            slot_m.size,
+            attention=static.attention,
+        )
+        for weights in networks
+    ]
+    # Among the slots behind the prompt, all up to the current one are real.
     slot_mask_bm = jnp.pad(prompt_mask_bp, ((0, 0), (0, slot_m.size - p)), constant_values=True)
+    prompt_length_b = jnp.sum(prompt_mask_bp, axis=-1, dtype=jnp.int32)
+    # A shared prompt was read once; every row continues from its own copy.
+    (logits, caches), prompt_length_b, slot_mask_bm = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (b, *x.shape[1:])),
+        (tuple(zip(*read, strict=True)), prompt_length_b, slot_mask_bm),
+    )
+    decoding = _Decoding(
+        networks, p, prompt_length_b, slot_m, slot_mask_bm, keys_b, truncation, static=static
+    )
+    first = decoding.choose(_before_the_first_token(b, caches, static), logits)
+    return jax.lax.while_loop(decoding.is_running, decoding.append, first).generation
 
-    def choose(state: _LoopState, logits: tuple[Float[Array, "b v"], ...]) -> _LoopState:
-        """Draws token `step` of every row."""
-        weights_bv = sampling.weights(logits[0], truncation, *logits[1:])
-        uniform_b = sampling.uniform(keys_b, state.step)
+
+def _before_the_first_token(b: int, caches: tuple[Cache, ...], static: _Static) -> _LoopState:
+    """State of decoding when the prompts have been read and nothing has been chosen."""
+    shape = (b, static.max_new_tokens)
+    return _LoopState(
+        step=jnp.int32(0),
+        token_b=jnp.full((b,), static.pad_id, jnp.int32),
+        is_stopped_b=jnp.zeros((b,), jnp.bool_),
+        caches=caches,
+        generation=Generation(
+            shard(jnp.full(shape, static.pad_id, jnp.int32), "b", "-"),
+            shard(jnp.zeros(shape, jnp.bool_), "b", "-"),
+            shard(jnp.zeros(shape, jnp.float32), "b", "-"),
+        ),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decoding:
+    """The decoding loop over rows whose prompts have been read: its condition and its body.
+
+    Attributes:
+      networks: weights of the policy, and of the reference where there is a support mask.
+      num_prompt_slots: slots of the cache that prompts take, padding included.
+      prompt_length_b: real tokens of each prompt.
+      slot_m: indices of the slots of the cache.
+      slot_mask_bm: True for real prompt tokens and everywhere behind the prompt.
+      keys_b: random key of each row.
+      truncation: how logits become the distribution that is sampled from.
+      static: settings compiled into the program.
+    """
+
+    networks: tuple[Weights, ...]
+    num_prompt_slots: int
+    prompt_length_b: Int[Array, "b"]
+    slot_m: Int[Array, "m"]
+    slot_mask_bm: Bool[Array, "b m"]
+    keys_b: Key[Array, "b"]
+    truncation: Truncation
+    static: _Static
+
+    def is_running(self, state: _LoopState) -> Bool[Array, ""]:
+        """True while a row has not stopped and there is room for another token."""
+        return (state.step < self.static.max_new_tokens) & ~jnp.all(state.is_stopped_b)
+
+    def append(self, state: _LoopState) -> _LoopState:
+        """Reads the last token into the caches, then chooses the next."""
+        slot = self.num_prompt_slots + state.step - 1
+        position_b = self.prompt_length_b + state.step - 1
+        key_mask_bm = self.slot_mask_bm & (self.slot_m <= slot)
+        read = [
+            decode_step(
+                weights,
+                self.static.config,
+                state.token_b,
+                position_b,
+                slot,
+                cache,
+                key_mask_bm,
+                attention=self.static.attention,
+            )
+            for weights, cache in zip(self.networks, state.caches, strict=True)
+        ]
+        logits, caches = zip(*read, strict=True)
+        return self.choose(state._replace(caches=caches), logits)
+
+    def choose(self, state: _LoopState, logits: tuple[Float[Array, "b v"], ...]) -> _LoopState:
+        """Draws token `step` of every row from the logits of the networks."""
+        weights_bv = sampling.weights(logits[0], self.truncation, *logits[1:])
+        uniform_b = sampling.uniform(self.keys_b, state.step)
         token_b, log_prob_b = sampling.draw(weights_bv, uniform_b)
         is_real_b = ~state.is_stopped_b
-        token_b = jnp.where(is_real_b, token_b, pad_id)
+        token_b = jnp.where(is_real_b, token_b, self.static.pad_id)
         tokens_bj, mask_bj, log_probs_bj = state.generation
         return _LoopState(
             step=state.step + 1,
             token_b=token_b,
-            is_stopped_b=state.is_stopped_b | jnp.isin(token_b, jnp.array(eos_ids, jnp.int32)),
+            is_stopped_b=self.stop(state, token_b),
             caches=state.caches,
             generation=Generation(
                 tokens_bj.at[:, state.step].set(token_b),
@@ -199,60 +288,7 @@ def _generate(
             ),
         )
 
-    def is_running(state: _LoopState) -> Bool[Array, ""]:
-        return (state.step < max_new_tokens) & ~jnp.all(state.is_stopped_b)
-
-    def append(state: _LoopState) -> _LoopState:
-        """Reads the last token into the caches, then chooses the next."""
-        slot = p + state.step - 1
-        position_b = prompt_length_b + state.step - 1
-        key_mask_bm = slot_mask_bm & (slot_m <= slot)
-        logits, caches = zip(
-            *(
-                decode_step(
-                    weights,
-                    config,
-                    state.token_b,
-                    position_b,
-                    slot,
-                    cache,
-                    key_mask_bm,
-                    attention=attention,
-                )
-                for weights, cache in zip(networks, state.caches, strict=True)
-            ),
-            strict=True,
-        )
-        return choose(state._replace(caches=caches), logits)
-
-    logits, caches = zip(
-        *(
-            prefill(
-                weights,
-                config,
-                prompt_tokens_bp,
-                prompt_mask_bp,
-                slot_m.size,
-                attention=attention,
-            )
-            for weights in networks
-        ),
-        strict=True,
-    )
-    # A shared prompt was read once; every row continues from its own copy.
-    logits, caches, prompt_length_b, slot_mask_bm = jax.tree.map(
-        lambda x: jnp.broadcast_to(x, (b, *x.shape[1:])),
-        (logits, caches, prompt_length_b, slot_mask_bm),
-    )
-    empty = _LoopState(
-        step=jnp.int32(0),
-        token_b=jnp.full((b,), pad_id, jnp.int32),
-        is_stopped_b=jnp.zeros((b,), jnp.bool_),
-        caches=caches,
-        generation=Generation(
-            shard(jnp.full((b, max_new_tokens), pad_id, jnp.int32), "b", "-"),
-            shard(jnp.zeros((b, max_new_tokens), jnp.bool_), "b", "-"),
-            shard(jnp.zeros((b, max_new_tokens), jnp.float32), "b", "-"),
-        ),
-    )
-    return jax.lax.while_loop(is_running, append, choose(empty, logits)).generation
+    def stop(self, state: _LoopState, token_b: Int[Array, "b"]) -> Bool[Array, "b"]:
+        """True for rows that had stopped before `token_b` was chosen, or stop with it."""
+        eos_ids = jnp.array(self.static.eos_ids, jnp.int32)
+        return state.is_stopped_b | jnp.isin(token_b, eos_ids)
