@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import measured_train
 from env import command_line
+from env.flagfiles import expand_flagfiles
 from etpo_jax.config import Config
 
 VALUES: dict[str, tuple[float, ...]] = {
@@ -86,8 +87,8 @@ def _folder(setting: str, value: float, dataset: str, seed: int) -> Path:
 
 @functools.cache
 def _preset_value(setting: str) -> float:
-    """What the flagfile that is varied says, or those that it names, or else the flag's default."""
-    said = flags.FLAGS.read_flags_from_files([f"--flagfile={_PRESET.value}"])
+    """Value of a setting in the varied flagfile and those that it names, else its default."""
+    said = expand_flagfiles([f"--flagfile={_PRESET.value}"])
     values = [line.split("=", 1)[1] for line in said if line.startswith(f"--{setting}=")]
     return float(values[-1] if values else Config().to_dict()[setting])
 

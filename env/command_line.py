@@ -1,17 +1,23 @@
-"""The shell's side of every program: flags in, one clear line and exit code 2 on bad input."""
+"""The shell's side of every program: flags and flagfiles, help, and bad input in one clear line."""
 
+import difflib
 import errno
+import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from absl import flags, logging
 
+from env import flag_help
 from env.base import UsageError
+from env.flagfiles import expand_flagfiles
+from env.version import __version__
 
-# What the user, not the program, must mend: a full or read-only disk, missing rights, a file where
-# a folder belongs.
+# Errors that the user, not the program, must mend: a full or read-only disk, missing rights, a
+# file where a folder belongs.
 _USER_ERRNOS = frozenset(
     {
         errno.EACCES,
@@ -32,6 +38,9 @@ def run(
     *,
     errors: tuple[type[Exception], ...] = (),
     flag_values: flags.FlagValues = flags.FLAGS,
+    sections: Sequence[tuple[str, Sequence[str]]] | None = None,
+    flagfile_folders: Sequence[Path] = (),
+    before_parsing: Callable[[Sequence[str]], None] | None = None,
 ) -> NoReturn:
     """Parses the command line, calls `main` and exits.
 
@@ -43,17 +52,28 @@ def run(
       main: takes no arguments; flags are parsed when it is called.
       errors: further exception types whose text is meant for the user.
       flag_values: the registry to parse into.
+      sections: titles and names of the flags under them, in the order of `--help`; flags that no
+        section names come last. None lists all flags together.
+      flagfile_folders: folders in which a flagfile is looked up that does not exist where the
+        command line or another flagfile says.
+      before_parsing: called with the arguments, flagfiles expanded, before they are parsed; it may
+        define flags and raise `UsageError`.
     """
-    # absl's own help flag exits with 1 and stands in the way of programs that are not `app.run`.
-    flags.DEFINE_bool("help", False, "Print this help and exit.", flag_values=flag_values)
+    flags.DEFINE_bool("help", False, "", short_name="h", flag_values=flag_values)
+    flags.DEFINE_bool("version", False, "", flag_values=flag_values)
     try:
-        leftover = flag_values(sys.argv)[1:]
-        if leftover:
-            raise UsageError(f"unexpected argument {leftover[0]!r}: every option is a --flag")
-    except (flags.Error, UsageError) as error:
+        arguments = expand_flagfiles(sys.argv[1:], flagfile_folders)
+        if before_parsing is not None:
+            before_parsing(arguments)
+        _parse(arguments, flag_values)
+    except UsageError as error:
         _fail(error)
     if flag_values["help"].value:
-        print(_usage(main, flag_values))
+        description = sys.modules[main.__module__].__doc__ or ""
+        print(f"{description.strip()}\n\n{flag_help.listing(flag_values, sections)}")
+        sys.exit(0)
+    if flag_values["version"].value:
+        print(f"etpo_jax {__version__}")
         sys.exit(0)
     logging.use_absl_handler()
     for_the_user: tuple[type[Exception], ...] = (UsageError, *errors)
@@ -69,22 +89,78 @@ def run(
         raise
 
 
+def near_names(name: str, candidates: Iterable[str]) -> list[str]:
+    """The candidates most similar to a name, three at most.
+
+    As many words of a candidate as the name has may be compared alone: `lerning_rate` is near
+    `policy_learning_rate`.
+    """
+    length = name.count("_") + 1
+    scores = {}
+    for candidate in candidates:
+        words = candidate.split("_")
+        parts = ["_".join(words[i : i + length]) for i in range(len(words) - length + 1)]
+        compared = (candidate, *parts)
+        scores[candidate] = max(difflib.SequenceMatcher(None, name, c).ratio() for c in compared)
+    least = max(0.75, max(scores.values(), default=0.0) - 0.05)
+    return [candidate for candidate, score in scores.items() if score >= least][:3]
+
+
+def _parse(arguments: Sequence[str], flag_values: flags.FlagValues) -> None:
+    try:
+        leftover = flag_values([sys.argv[0], *arguments])[1:]
+    except flags.UnrecognizedFlagError as error:
+        near = near_names(error.flagname.replace("-", "_"), _accepted_names(flag_values))
+        hint = f"; did you mean {' or '.join(f'--{name}' for name in near)}?" if near else ""
+        raise UsageError(f"unknown flag --{error.flagname}{hint}") from None
+    except (flags.Error, ValueError) as error:
+        raise UsageError(_explain(error, flag_values)) from None
+    if leftover:
+        raise UsageError(f"unexpected argument {leftover[0]!r}: every option is a --flag")
+    for name, flag in flag_help.own_flags(flag_values).items():
+        if flag.present and isinstance(flag.value, float) and not math.isfinite(flag.value):
+            raise UsageError(f"--{name}={flag.value}: must be a finite number")
+
+
+def _accepted_names(flag_values: flags.FlagValues) -> list[str]:
+    own = flag_help.own_flags(flag_values)
+    return [*own, *(f"no{name}" for name, flag in own.items() if flag.boolean)]
+
+
+def _explain(error: Exception, flag_values: flags.FlagValues) -> str:
+    """absl's error about a flag's value in the words of this project."""
+    text = str(error)
+    flag, _, name = text.partition("Missing value for flag ")
+    if not flag:
+        return f"{name}: needs a value"
+    cause = error.__context__
+    if cause is None or not text.startswith("flag --"):
+        return text
+    said = text.removeprefix("flag ").removesuffix(f": {cause}")
+    parser = flag_values[said[2:].partition("=")[0]].parser
+    return f"{said}: {_expected(parser) or cause}"
+
+
+def _expected(parser: flags.ArgumentParser) -> str:
+    if isinstance(parser, flags.EnumParser):
+        return f"must be one of {', '.join(parser.enum_values)}"
+    if isinstance(parser, flags.BooleanParser):
+        return "must be true or false"
+    if not isinstance(parser, flags.IntegerParser | flags.FloatParser):
+        return ""
+    kind = "a whole number" if isinstance(parser, flags.IntegerParser) else "a number"
+    bounds = ((">=", parser.lower_bound), ("<=", parser.upper_bound))
+    limits = " and ".join(f"{sign} {bound}" for sign, bound in bounds if bound is not None)
+    return f"must be {kind} {limits}".rstrip()
+
+
 def _fail(error: BaseException | str) -> NoReturn:
-    text = " ".join(str(error).split()).removeprefix("ERROR:: ")
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 
-def _usage(main: Callable[[], int | None], flag_values: flags.FlagValues) -> str:
-    module = sys.modules[main.__module__]
-    description = (module.__doc__ or "").strip()
-    # Without the heading of the listing, which is the path of the program.
-    listing = flag_values.main_module_help().strip().split("\n", 1)[-1]
-    return f"{description}\n\nflags:\n{listing}\n  --flagfile: Insert flags from a file."
-
-
 def _is_disk_full(error: BaseException) -> bool:
-    """Whether `error`, or what led to it, says that the disk is full.
+    """True if `error` or an exception behind it reports a full disk.
 
     Libraries that write in the background report it as text in exceptions of their own.
     """

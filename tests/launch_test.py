@@ -12,6 +12,7 @@ import pytest
 import yaml
 from absl import flags
 
+from env.flagfiles import expand_flagfiles
 from etpo_jax import config
 from etpo_jax.devices import accelerators, memory
 from etpo_jax.devices.mesh import abstract_mesh
@@ -19,7 +20,8 @@ from models.config import DecoderConfig
 from models.repository import config_folder
 
 ROOT = pathlib.Path(__file__).parent.parent
-FLAGFILES = sorted((ROOT / "launch").rglob("*.flags"))
+LAUNCH = ROOT / "launch"
+FLAGFILES = sorted(LAUNCH.rglob("*.flags"))
 # What each machine has: its kind of device and their number.
 MACHINES = {
     "codellama_7b_h200": ("h200", 1),
@@ -30,17 +32,10 @@ MACHINES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def in_the_root(monkeypatch):
-    """Where flagfiles that name others are meant to be used."""
-    monkeypatch.chdir(ROOT)
-
-
 def parse(path):
     values = flags.FlagValues()
     config.define_flags(values)
-    flags.DEFINE_string("flagfile", None, "", flag_values=values)
-    values(["test", f"--flagfile={path}"])
+    values(["test", *expand_flagfiles([f"--flagfile={path}"])])
     return config.from_flags(values)
 
 
@@ -162,8 +157,7 @@ def test_the_jobset_has_the_chips_of_its_flagfile():
     assert command[:3] == ["python", "-m", "etpo_jax.train"]
     values = flags.FlagValues()
     config.define_flags(values, (*config.SECTIONS, config.HostsConfig))
-    flags.DEFINE_string("flagfile", None, "", flag_values=values)
-    assert len(values(command[2:])) == 1, "an argument that is no flag"
+    assert len(values(expand_flagfiles(command[2:], [LAUNCH]))) == 1, "an argument that is no flag"
     mesh = abstract_mesh(config.from_flags(values).model.mesh)
     topology = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
     chips = int(container["resources"]["limits"]["google.com/tpu"])

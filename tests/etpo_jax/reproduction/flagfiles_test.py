@@ -5,6 +5,7 @@ import pathlib
 import pytest
 from absl import flags
 
+from env.flagfiles import expand_flagfiles
 from etpo_jax import config
 from etpo_jax.reproduction import page
 
@@ -12,17 +13,10 @@ ROOT = pathlib.Path(__file__).parents[3]
 PAPER = ROOT / "launch" / "paper"
 
 
-@pytest.fixture(autouse=True)
-def in_the_root(monkeypatch):
-    """Where flagfiles that name others are meant to be used."""
-    monkeypatch.chdir(ROOT)
-
-
 def parse(name):
     values = flags.FlagValues()
     config.define_flags(values)
-    flags.DEFINE_string("flagfile", None, "", flag_values=values)
-    values(["test", f"--flagfile={PAPER / name}.flags"])
+    values(["test", *expand_flagfiles([f"--flagfile={PAPER / name}.flags"])])
     return config.from_flags(values).to_dict()
 
 

@@ -1,0 +1,153 @@
+"""command_line: help, version, flagfiles and what bad flags are answered."""
+
+import pytest
+from absl import flags
+
+from env import command_line
+from env.base import UsageError
+from env.version import __version__
+
+
+def registry():
+    values = flags.FlagValues()
+    flags.DEFINE_integer("num_envs", 8, "Episodes at a time.", 1, flag_values=values)
+    flags.DEFINE_float("policy_learning_rate", 1e-3, "Rate of the policy.", flag_values=values)
+    flags.DEFINE_float("critic_learning_rate", 2e-3, "Rate of the critic.", flag_values=values)
+    flags.DEFINE_float("gamma", 0.99, "Discount.", 0, 1, flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "Start anew.", flag_values=values)
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Numbers.", flag_values=values)
+    flags.DEFINE_string("run_dir", None, "Folder of the run.", flag_values=values)
+    flags.DEFINE_list("names", ["a", "b"], "Names.", flag_values=values)
+    return values
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs a program with arguments; returns its status, output and errors."""
+
+    def call(*arguments, main=lambda: None, values=None, **options):
+        monkeypatch.setattr("sys.argv", ["program", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            command_line.run(main, flag_values=values or registry(), **options)
+        return (caught.value.code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--num_envs=abc", "--num_envs=abc: must be a whole number >= 1"),
+        ("--num_envs=1.5", "--num_envs=1.5: must be a whole number >= 1"),
+        ("--num_envs=0", "--num_envs=0: must be a whole number >= 1"),
+        ("--num_envs=", "--num_envs=: must be a whole number >= 1"),
+        ("--num_envs=a: b", "--num_envs=a: b: must be a whole number >= 1"),
+        ("--num_envs", "--num_envs: needs a value"),
+        ("--policy_learning_rate=x", "--policy_learning_rate=x: must be a number"),
+        ("--gamma=2", "--gamma=2: must be a number >= 0 and <= 1"),
+        ("--gamma=nan", "--gamma=nan: must be a finite number"),
+        ("--policy_learning_rate=inf", "--policy_learning_rate=inf: must be a finite number"),
+        ("--overwrite=perhaps", "--overwrite=perhaps: must be true or false"),
+        ("--nooverwrite=true", "--nooverwrite=true does not take an argument"),
+        ("--dtype=int8", "--dtype=int8: must be one of float32, bfloat16"),
+        ("extra", "unexpected argument 'extra': every option is a --flag"),
+        ("-", "unexpected argument '-': every option is a --flag"),
+        ("--num_env=4", "unknown flag --num_env; did you mean --num_envs?"),
+        ("--num-envs=4", "unknown flag --num-envs; did you mean --num_envs?"),
+        ("--nooverwrit", "unknown flag --nooverwrit; did you mean --nooverwrite?"),
+        ("--zebra", "unknown flag --zebra"),
+        (
+            "--lerning_rate=1",
+            "unknown flag --lerning_rate; did you mean --policy_learning_rate or "
+            "--critic_learning_rate?",
+        ),
+        ("--flagfile=none.flags", "--flagfile=none.flags: there is no such file"),
+    ],
+)
+def test_bad_arguments_are_one_line(call, argument, message):
+    assert call(argument) == (2, "", f"error: {message}\n")
+
+
+def test_short_names_suggest_the_flags_that_hold_them():
+    names = ["num_env_steps", "max_steps", "steps_per_update", "seed"]
+    assert command_line.near_names("steps", names) == names[:3]
+
+
+@pytest.mark.parametrize("result", [None, 0, 1])
+def test_the_status_is_that_of_main(call, result):
+    assert call(main=lambda: result) == (result, "", "")
+
+
+def test_errors_meant_for_the_user_are_one_line_and_bugs_keep_their_traceback(call, monkeypatch):
+    def fail(error):
+        def main():
+            raise error
+
+        return main
+
+    expected = (2, "", "error: two lines\n")
+    assert call(main=fail(UsageError("two\n lines"))) == expected
+    assert call(main=fail(KeyError("x")), errors=(KeyError,)) == (2, "", "error: 'x'\n")
+    monkeypatch.setattr("sys.argv", ["program"])
+    with pytest.raises(ZeroDivisionError):
+        command_line.run(fail(ZeroDivisionError()), flag_values=registry())
+
+
+def test_flagfiles_are_expanded_and_shown_before_parsing(call, tmp_path):
+    (tmp_path / "small.flags").write_text("--num_envs=2\n--mine=3\n")
+    values, seen = registry(), []
+
+    def before_parsing(arguments):
+        seen.extend(arguments)
+        flags.DEFINE_integer("mine", 1, "A flag of the user's algorithm.", flag_values=values)
+
+    options = {"flagfile_folders": [tmp_path], "before_parsing": before_parsing}
+    assert call("--flagfile=small.flags", "--gamma=0", values=values, **options)[0] is None
+    assert seen == ["--num_envs=2", "--mine=3", "--gamma=0"]
+    assert (values["num_envs"].value, values["mine"].value, values["gamma"].value) == (2, 3, 0)
+
+
+def test_what_is_refused_before_parsing_is_one_line(call):
+    def refuse(arguments):
+        raise UsageError("no such algorithm")
+
+    assert call(before_parsing=refuse) == (2, "", "error: no such algorithm\n")
+
+
+def test_every_program_says_its_version(call):
+    assert call("--version") == (0, f"etpo_jax {__version__}\n", "")
+
+
+SECTIONS = [("First things", ["run_dir", "num_envs", "absent"]), ("Numbers", ["dtype", "gamma"])]
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_is_listed_by_section(call, flag):
+    status, out, err = call(flag, sections=SECTIONS)
+    assert (status, err) == (0, "")
+    assert out.startswith(f"{__doc__}\n\nFirst things:\n  --run_dir  ")
+    titles = [line for line in out.splitlines() if line.endswith(":") and line[0] != " "]
+    assert titles == ["First things:", "Numbers:", "Other flags:", "General:"]
+    words = " ".join(out.split())
+    assert "--run_dir Folder of the run. --num_envs=8 Episodes at a time." in words
+    assert "--dtype=float32 Numbers. (float32, bfloat16) --gamma=0.99 Discount." in words
+    assert "--overwrite=false Start anew." in words
+    assert "--names=a,b Names." in words
+    for name in ("-h, --help", "--version", "--flagfile=FILE"):
+        assert out.count(f"  {name} ") == 1
+    assert "None" not in out
+
+
+def test_without_sections_help_is_one_list(call):
+    out = call("--help")[1]
+    titles = [line for line in out.splitlines() if line.endswith(":") and line[0] != " "]
+    assert titles == ["Flags:", "General:"]
+
+
+@pytest.mark.parametrize(("columns", "width"), [("40", 80), ("90", 90), ("200", 100)])
+def test_help_fits_the_terminal(call, monkeypatch, columns, width):
+    monkeypatch.setenv("COLUMNS", columns)
+    values = registry()
+    flags.DEFINE_string("long_name_of_a_flag_with", "a long default", "w " * 99, flag_values=values)
+    longest = max(map(len, call("--help", values=values)[1].splitlines()))
+    assert width - 3 <= longest <= width
