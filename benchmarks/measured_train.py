@@ -9,7 +9,7 @@ import numpy as np
 
 from env.base import UsageError
 from etpo_jax.reproduction import grid
-from etpo_jax.runs import directory, json_files
+from etpo_jax.runs import directory, files
 
 MEASURES = (
     "reward_first_fifth",
@@ -50,8 +50,8 @@ def run(path: Path, arguments: Sequence[str], num_env_steps: int) -> dict[str, f
 
 def measure(path: Path) -> dict[str, float]:
     """The figures of one run; entropy, KL and distinct programs are means over its last fifth."""
-    metrics = list(json_files.read_rows(path / directory.METRICS))
-    episodes = list(json_files.read_rows(path / directory.EPISODES))
+    metrics = list(files.read_rows(path / directory.METRICS))
+    episodes = list(files.read_rows(path / directory.EPISODES))
     rewards = np.array([row["reward"] for row in episodes])
     fifth = max(1, len(rewards) // 5)
     last = metrics[-max(1, len(metrics) // 5) :]

@@ -19,7 +19,7 @@ from absl import flags
 
 from env import command_line
 from env.base import UsageError
-from etpo_jax.runs import directory, json_files
+from etpo_jax.runs import directory, files
 
 _RUNS = flags.DEFINE_string(
     "runs", "results/methods/runs/reflection", "Folder with run directories of reflection."
@@ -44,7 +44,7 @@ class Tilted(NamedTuple):
 def main() -> int:
     rewards: dict[str, list[float]] = collections.defaultdict(list)
     for path in sorted(Path(_RUNS.value).glob(f"**/{directory.EPISODES}")):
-        for row in json_files.read_rows(path):
+        for row in files.read_rows(path):
             rewards[row["dataset"]].append(row["reward"])
     if not rewards:
         raise UsageError(f"--runs={_RUNS.value}: no {directory.EPISODES} below it")

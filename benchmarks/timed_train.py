@@ -30,8 +30,8 @@ from etpo_jax.acting.rollout import SamplingActor
 from etpo_jax.algorithms.learner import Etpo
 from etpo_jax.runs.checkpoint import Checkpoints
 from etpo_jax.runs.directory import RunDirectory
-from etpo_jax.runs.event_files import EventWriter
 from etpo_jax.runs.progress import Progress
+from etpo_jax.runs.trackers import TensorBoard
 from models.errors import ModelError
 
 _TIMELINE = flags.DEFINE_string("timeline", None, "File that takes the measurements.")
@@ -77,7 +77,7 @@ def _install(timeline: Timeline) -> None:
         (Checkpoints, "save", save_and_wait),
         (RunDirectory, "append_episodes", timeline.timed(LOGS, RunDirectory.append_episodes)),
         (RunDirectory, "append_metrics", timeline.timed(LOGS, RunDirectory.append_metrics)),
-        (EventWriter, "write", timeline.timed(LOGS, EventWriter.write)),
+        (TensorBoard, "write", timeline.timed(LOGS, TensorBoard.write)),
         (Progress, "update", timeline.timed(LOGS, Progress.update)),
     )
     for owner, name, replacement in replacements:

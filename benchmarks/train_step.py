@@ -22,7 +22,7 @@ from absl import flags
 from benchmarks.timeline import COMPILE, PARTS, Cost, Row, breakdowns, compile_seconds
 from env import command_line
 from env.base import UsageError
-from etpo_jax.runs import directory, json_files
+from etpo_jax.runs import directory, files
 
 _POLL_S = 0.02
 _SLOWEST = 8
@@ -106,7 +106,7 @@ def _run(folder: pathlib.Path, name: str, *, with_clock: bool) -> Run:
     return Run(
         first_update_s=seen[0] - started,
         update_s=[after - before for before, after in itertools.pairwise(seen)],
-        metrics=list(json_files.read_rows(metrics)),
+        metrics=list(files.read_rows(metrics)),
         timeline=_read(timeline) if with_clock else [],
     )
 

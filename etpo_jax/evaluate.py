@@ -29,7 +29,7 @@ from etpo_jax.algorithms.networks import Networks
 from etpo_jax.config import Config
 from etpo_jax.devices.mesh import build_mesh
 from etpo_jax.roles import Role
-from etpo_jax.runs import directory, fingerprint, json_files
+from etpo_jax.runs import directory, files, fingerprint
 from etpo_jax.runs.checkpoint import choose, read_state
 from etpo_jax.runs.run_log import error_kind
 from models.errors import ModelError
@@ -237,7 +237,7 @@ def _resolve() -> tuple[Config, Path | None]:
     run_path = Path(_RUN_DIR.value).expanduser()
     if not directory.is_run_directory(run_path):
         raise UsageError(f"--run_dir={run_path}: is no run directory")
-    stored = json_files.read(run_path / directory.CONFIG)
+    stored = files.read_json(run_path / directory.CONFIG)
     config = config_lib.from_flags(defaults=stored)
     if config.endpoint.endpoint:
         raise UsageError(f"--run_dir={run_path}: its model is behind an endpoint, not in the run")

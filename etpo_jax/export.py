@@ -20,7 +20,7 @@ from env import command_line
 from env.base import UsageError
 from etpo_jax.config import Config
 from etpo_jax.devices.mesh import build_mesh
-from etpo_jax.runs import directory, fingerprint, json_files
+from etpo_jax.runs import directory, files, fingerprint
 from etpo_jax.runs.checkpoint import choose, read_role
 from models import peft_format
 from models.config import DecoderConfig, read_json
@@ -120,7 +120,7 @@ def export(
         raise UsageError(f"--output={output}: is there already; name a new folder")
     if not directory.is_run_directory(run_path):
         raise UsageError(f"--run_dir={run_path}: is no run directory")
-    config = Config.from_dict(json_files.read(run_path / directory.CONFIG))
+    config = Config.from_dict(files.read_json(run_path / directory.CONFIG))
     if config.run.algorithm == "reflection":
         raise UsageError(f"--run_dir={run_path}: reflection trains nothing; its model is --model")
     update = choose(run_path / directory.CHECKPOINTS, checkpoint)
@@ -141,8 +141,8 @@ def export(
             _write_adapter(part, config, role, name, folder)
         else:
             _write_model(part, config, role, folder, dtype or config.model.dtype, mesh)
-    files = _TOKENIZER_FILES if as_adapter else (*_TOKENIZER_FILES, _GENERATION)
-    for file in files:
+    names = _TOKENIZER_FILES if as_adapter else (*_TOKENIZER_FILES, _GENERATION)
+    for file in names:
         if (folder / file).is_file():
             shutil.copyfile(folder / file, part / file)
     os.rename(part, output)

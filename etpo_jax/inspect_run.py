@@ -21,7 +21,7 @@ from orbax.checkpoint import v1 as ocp
 
 from env import command_line
 from env.base import UsageError
-from etpo_jax.runs import directory, json_files
+from etpo_jax.runs import directory, files
 from etpo_jax.runs.checkpoint import METADATA, committed_steps
 from etpo_jax.runs.run_log import RunLog
 
@@ -78,7 +78,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     for name in _stored_names(path):
         # Orbax shows no metadata of JSON values.
         if (path / name / _JSON_FILE).is_file():
-            trees[name] = json_files.read(path / name / _JSON_FILE)
+            trees[name] = files.read_json(path / name / _JSON_FILE)
     for name in _stored_names(path) | trees.keys():
         if trees.get(name) is None and name != _METRICS:
             raise UsageError(f"checkpoint {path} is damaged: {name!r} cannot be read")
@@ -145,7 +145,7 @@ def _find_checkpoint(
 def _stored_names(path: Path) -> set[str]:
     """What the checkpoint was saved with; orbax itself passes over what is lost since."""
     try:
-        handlers = json_files.read(path / METADATA).get("item_handlers")
+        handlers = files.read_json(path / METADATA).get("item_handlers")
     except UsageError:
         return set()
     return set(handlers) if isinstance(handlers, dict) else set()
@@ -207,7 +207,7 @@ def _to_json(log: RunLog | None, steps: Sequence[int], checkpoint: Checkpoint | 
     found = None
     if checkpoint is not None:
         found = dataclasses.asdict(checkpoint) | {"path": str(checkpoint.path)}
-    return json_files.to_json({"run": run, "checkpoint_steps": steps, "checkpoint": found})
+    return files.to_json({"run": run, "checkpoint_steps": steps, "checkpoint": found})
 
 
 def _lines(

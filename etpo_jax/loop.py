@@ -27,7 +27,7 @@ from etpo_jax.config import Config
 from etpo_jax.devices import hosts
 from etpo_jax.runs.checkpoint import Checkpoints
 from etpo_jax.runs.directory import Best, RunDirectory
-from etpo_jax.runs.timer import Timer
+from etpo_jax.runs.progress import Timer
 from models.tokenizer import Tokenizer
 
 RECENT_PROGRAMS = 64

@@ -26,7 +26,7 @@ from etpo_jax.reproduction import grid, measures, page
 from etpo_jax.reproduction.grid import Cell, Outcome, Progress
 from etpo_jax.reproduction.measures import Results, Run
 from etpo_jax.reproduction.page import Origin
-from etpo_jax.runs import json_files, versions
+from etpo_jax.runs import versions
 from etpo_jax.runs.stopping import StopSignals
 
 _LAUNCH = Path(__file__).resolve().parents[1] / "launch" / "paper"
@@ -210,20 +210,20 @@ def _measure_perplexity(run: Run, request: Request) -> list[tuple[str, str, floa
       UsageError: if the program fails.
     """
     kept = run.path / "perplexity.json"
-    files = [str(path) for path in request.perplexity_files]
-    key = {"files": files, "env_steps": len(run.reward_t)}
-    answer = json_files.read(kept) if kept.exists() else {}
+    texts = [str(path) for path in request.perplexity_files]
+    key = {"files": texts, "env_steps": len(run.reward_t)}
+    answer = files.read_json(kept) if kept.exists() else {}
     if answer.get("key") != key:
         command = [
             *(sys.executable, "-m", "etpo_jax.evaluate", f"--run_dir={run.path}", "--json"),
-            *("--perplexity", f"--perplexity_files={','.join(files)}", "--num_samples=0"),
+            *("--perplexity", f"--perplexity_files={','.join(texts)}", "--num_samples=0"),
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["no output"]
             raise UsageError(f"{shlex.join(command)}: exit code {done.returncode}, {last[0]}")
         answer = {"key": key, "rows": json.loads(done.stdout)["perplexity"]}
-        json_files.write(kept, answer)
+        files.write_json(kept, answer)
     return [
         (str(run.cell), Path(row["text"]).name, float(row["before"]), float(row["after"]))
         for row in answer["rows"]

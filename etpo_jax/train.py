@@ -27,10 +27,9 @@ from etpo_jax.devices.mesh import build_mesh
 from etpo_jax.loop import Loop
 from etpo_jax.runs import fingerprint, progress, report
 from etpo_jax.runs.checkpoint import Checkpoints
-from etpo_jax.runs.directory import RunDirectory
-from etpo_jax.runs.event_files import EventWriter
-from etpo_jax.runs.followed_run import FollowedRun
+from etpo_jax.runs.directory import FollowedRun, RunDirectory
 from etpo_jax.runs.stopping import StopSignals
+from etpo_jax.runs.trackers import TensorBoard
 from models.errors import ModelError
 from models.tokenizer import Tokenizer
 
@@ -129,8 +128,10 @@ def _train(config: Config, run: RunDirectory, loop: Loop, stop: StopSignals) -> 
         return
     if start:
         print(f"Resuming {run.path} at environment step {start} of {total}.")
-    events = EventWriter(run.tensorboard_path)
-    with progress.Progress(total, env_step=start) as bar:
+    with (
+        TensorBoard(run.path) as events,
+        progress.Progress(total, env_step=start) as bar,
+    ):
 
         def on_update(row: dict[str, Any]) -> None:
             events.write(row)

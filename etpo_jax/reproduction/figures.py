@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from etpo_jax.reproduction.curves import X_LABEL, Curves
 from etpo_jax.reproduction.measures import Run
-from etpo_jax.runs import durable, json_files
+from etpo_jax.runs import files
 from etpo_jax.runs.run_log import improvements
 
 # Okabe and Ito's colours, told apart with every common kind of colour vision; then dashes.
@@ -62,7 +62,7 @@ def evolution_text(run: Run) -> str:
     return "\n".join(lines)
 
 
-def changes_of(run: Run) -> Iterator[tuple[json_files.Row, list[str]]]:
+def changes_of(run: Run) -> Iterator[tuple[files.Row, list[str]]]:
     """Each better program's row of `episodes.jsonl`, and its lines as changes of the one before."""
     previous: list[str] = []
     for row in improvements(run.path):
@@ -77,7 +77,7 @@ def save(figure: Figure, folder: Path, name: str) -> None:
         for kind, metadata in (("png", {}), ("svg", {"Date": None})):
             picture = io.BytesIO()
             figure.savefig(picture, format=kind, metadata=metadata)
-            durable.replace(folder / f"{name}.{kind}", picture.getvalue())
+            files.replace(folder / f"{name}.{kind}", picture.getvalue())
 
 
 def _axes(title: str, label: str) -> tuple[Figure, Axes]:

@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from etpo_jax.runs import directory, durable, json_files
-from etpo_jax.runs.progress import duration
+from tqdm import tqdm
+
+from etpo_jax.runs import directory, files
 
 _POLL_S = 0.1
 
@@ -56,7 +57,7 @@ def folder_name(dataset: str) -> str:
 def is_finished(path: Path, num_env_steps: int) -> bool:
     """Whether a run directory holds a run that has done these environment steps."""
     file = path / directory.FINISHED
-    return file.exists() and json_files.read(file)["env_step"] >= num_env_steps
+    return file.exists() and files.read_json(file)["env_step"] >= num_env_steps
 
 
 def run(
@@ -151,10 +152,8 @@ class Progress:
         """The state of the grid in one line."""
         total, done = len(self._cells), len(self.outcomes)
         failed = f", {len(self.failures)} failed" if self.failures else ""
-        return (
-            f"{done} of {total} cells{failed}, {duration(self._clock() - self._start)} so far, "
-            f"ETA {self._remaining()}"
-        )
+        elapsed = tqdm.format_interval(self._clock() - self._start)
+        return f"{done} of {total} cells{failed}, {elapsed} so far, ETA {self._remaining()}"
 
     def table(self) -> str:
         """Markdown: cells done of each algorithm (rows) and data set (columns)."""
@@ -172,7 +171,7 @@ class Progress:
 
     def write(self, path: Path) -> None:
         """Makes `path` hold the table."""
-        durable.replace(path, self.table())
+        files.replace(path, self.table())
 
     def _count(self, algorithm: str, dataset: str) -> str:
         def matching(cells: Iterable[Cell]) -> int:
@@ -186,10 +185,10 @@ class Progress:
     def _remaining(self) -> str:
         left = len(self._cells) - len(self.outcomes)
         if not left:
-            return duration(0)
+            return tqdm.format_interval(0)
         if not self._seconds:
             return "?"
-        return duration(sum(self._seconds) / len(self._seconds) * left / self._jobs)
+        return tqdm.format_interval(sum(self._seconds) / len(self._seconds) * left / self._jobs)
 
 
 def _start(

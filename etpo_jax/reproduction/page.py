@@ -9,7 +9,7 @@ from etpo_jax.reproduction import curves, figures, html_sections, measures, publ
 from etpo_jax.reproduction.curves import Curves
 from etpo_jax.reproduction.grid import Outcome
 from etpo_jax.reproduction.measures import Results, Run
-from etpo_jax.runs import durable, html_page
+from etpo_jax.runs import files, html_page
 
 _METHODS = ("reflection", "ppo_kl", "etpo")
 _ABLATIONS = ("etpo_disc", "etpo_1step", "etpo")
@@ -99,7 +99,7 @@ def write(
     if evolution is not None:
         parts.append(f"### {_FIGURE_1}\n\n![{_FIGURE_1}](figure1.svg)")
         parts.append(figures.evolution_text(evolution))
-    durable.replace(folder / REPORT, "\n\n".join(part.strip() for part in parts) + "\n")
+    files.replace(folder / REPORT, "\n\n".join(part.strip() for part in parts) + "\n")
 
     sections = [
         *(f"<p>{html.escape(line)}</p>" for line in left_out),
@@ -117,7 +117,7 @@ def write(
         sections,
         style=html_sections.STYLE,
     )
-    durable.replace(folder / HTML_REPORT, text)
+    files.replace(folder / HTML_REPORT, text)
     return folder / REPORT, folder / HTML_REPORT
 
 

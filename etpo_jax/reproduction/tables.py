@@ -11,7 +11,7 @@ import numpy as np
 from etpo_jax.reproduction import measures, published, statistics
 from etpo_jax.reproduction.measures import Results, Run
 from etpo_jax.reproduction.statistics import Estimate
-from etpo_jax.runs import durable
+from etpo_jax.runs import files
 
 MISSING = "-"
 
@@ -50,8 +50,8 @@ class Table:
         """Writes NAME.md and NAME.csv."""
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([self.header, *self.rows])
-        durable.replace(folder / f"{self.name}.md", self.markdown())
-        durable.replace(folder / f"{self.name}.csv", text.getvalue())
+        files.replace(folder / f"{self.name}.md", self.markdown())
+        files.replace(folder / f"{self.name}.csv", text.getvalue())
 
 
 def methods(results: Results) -> Table:

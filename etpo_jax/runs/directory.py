@@ -1,11 +1,10 @@
-"""The folder of a run: who may write it, what it holds, and how it goes back to a checkpoint.
+"""The run directory: its files, its only writer, and the way back to the last checkpoint.
 
-Everything here may be killed at any moment; `RunDirectory.open` resumes what is left. No arrays
-pass through this module: checkpoints are written by others, into `checkpoints_path`.
+A process may be killed at any moment; `RunDirectory.open` resumes what it left. Arrays do not pass
+through this module: `runs.checkpoint` writes them into `checkpoints_path`.
 """
 
 import csv
-import dataclasses
 import fcntl
 import io
 import json
@@ -21,12 +20,13 @@ from typing import Any
 from absl import logging
 
 from env.base import UsageError
-from etpo_jax.runs import durable, event_files, json_files, versions
+from etpo_jax.runs import files, versions
+from etpo_jax.runs.best import Best
 
 FLAGS = "flags.cfg"
 CONFIG = "config.json"
 VERSIONS = "versions.json"
-MODEL = "model.json"
+MODEL_FINGERPRINT = "model_fingerprint.json"
 METRICS = "metrics.jsonl"
 EPISODES = "episodes.jsonl"
 BEST_CODE = "best_code.py"
@@ -38,74 +38,26 @@ TOKENS = "tokens.jsonl"
 CURVE = "curve.png"
 REPORT = "report.html"
 
-# What `overwrite` may delete. Files of other names in the folder are somebody else's.
+# What `overwrite` may delete. Files of other names in the folder belong to somebody else.
 _RESULTS = (
-    METRICS,
-    EPISODES,
-    BEST_CODE,
-    BEST,
-    FINISHED,
-    CHECKPOINTS,
-    TENSORBOARD,
-    TOKENS,
-    CURVE,
-    REPORT,
+    *(METRICS, EPISODES, TOKENS, BEST_CODE, BEST, FINISHED),
+    *(CHECKPOINTS, TENSORBOARD, CURVE, REPORT),
 )
 _LOCK = ".etpo_jax.lock"
-# The configuration of a run that is being given up: from here on its results count for nothing.
+# Name of the configuration while a run is being given up: its results no longer count.
 _GIVEN_UP = ".etpo_jax.given_up"
-# In `versions.json`: the folder is a run directory, laid out as this module does it.
+# Key in `versions.json` that marks a folder as a run directory; its value is the layout. Layout 2:
+# settings by section and checkpoints of any registered algorithm.
 _FORMAT_KEY = "run_directory_format"
-_FORMAT = 1
+_FORMAT = 2
 _ABSENT = object()
 
 
-@dataclasses.dataclass(frozen=True)
-class Best:
-    """The best program of a run so far.
-
-    Attributes:
-      reward: r of Eq. 10, the mean over the splits.
-      split_scores: ROC AUC on each split.
-      env_step: environment steps of the run when it was executed, itself included.
-      action: the text that the policy wrote.
-      program: the action as a text that stands on its own.
-    """
-
-    reward: float
-    split_scores: tuple[float, ...]
-    env_step: int
-    dataset: str
-    seed: int
-    action: str
-    program: str
-
-    def to_json(self) -> dict[str, Any]:
-        """A dict of JSON values, for `best.json` and checkpoints."""
-        return json_files.to_json(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Best":
-        """The inverse of `to_json`."""
-        return cls(**{**values, "split_scores": tuple(values["split_scores"])})
-
-    def code(self) -> str:
-        """The program under a comment that says where it comes from."""
-        by_split = " ".join(f"{score:.4f}" for score in self.split_scores)
-        header = (
-            "Best program of an etpo_jax run.",
-            f"score {self.reward:.6f}" + (f", by split: {by_split}" if by_split else ""),
-            f"data set {self.dataset}, environment step {self.env_step}, seed {self.seed}",
-        )
-        comment = "".join(f"# {' '.join(line.split())}\n" for line in header)
-        return f"{comment}\n{self.program.rstrip()}\n"
-
-
 class RunDirectory:
-    """A run directory that this process alone writes, until `close` or its death."""
+    """A run directory that only this process may write until it closes the directory or dies."""
 
     def __init__(self, path: Path, lock: int, setup: dict[str, Any]) -> None:
-        """For `open`, which is the way to get one."""
+        """Called by `open` only."""
         self.path = path
         self._lock: int | None = lock
         self._setup = setup
@@ -120,32 +72,32 @@ class RunDirectory:
         overwrite: bool,
         defaults: Mapping[str, Any] = MappingProxyType({}),
     ) -> "RunDirectory":
-        """Makes a run directory, or resumes the one that is there.
+        """Creates a run directory, or opens an existing one to resume its run.
 
         Args:
-          path: the folder; made with its parents.
-          config: flag name to JSON value, the whole resolved configuration.
-          may_differ: flags that a resumed run may have with another value; the new one is stored.
-          overwrite: start anew: what an earlier run left there is deleted, files that no run
-            writes stay.
-          defaults: values of flags that are younger than the run there: it ran as if with these.
+          path: the folder; created with its parents.
+          config: the whole resolved configuration, flag name to JSON value.
+          may_differ: flags whose value may change when a run is resumed; the new value is stored.
+          overwrite: start anew: delete the results of an earlier run, but no foreign file.
+          defaults: values that stand for flags which the stored configuration does not have yet.
         Raises:
-          UsageError: another process writes the run, the run there has other flags (each is named
-            with both values), the folder holds something that is no run, or it cannot be made.
-          OSError: naming what could not be written.
+          UsageError: another process writes the run, the stored run has other flags (the message
+            names each with both values) or another layout, the folder is not empty and holds no
+            run, or it cannot be created.
+          OSError: naming the file that could not be written.
         """
         path = Path(path).expanduser()
-        config = json_files.to_json(config)
+        config = files.to_json(config)
         flag_lines = "".join(_flag_line(*item) for item in config.items() if item[1] is not None)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"run directory {path} cannot be made: {error.strerror}") from error
-        # Asked before anything is written: a folder of something else stays as it is.
+            raise UsageError(f"run directory {path} cannot be created: {error.strerror}") from error
+        # Checked before anything is written, so that a foreign folder stays as it is.
         _refuse_foreign(path)
         lock = _take_lock(path)
         try:
-            # Asked again: another process may have had the lock until now.
+            # Checked again, because another process may have held the lock until now.
             _refuse_foreign(path)
             _remove_unfinished(path)
             is_given_up = (path / _GIVEN_UP).exists() and not (path / CONFIG).exists()
@@ -166,7 +118,7 @@ class RunDirectory:
         return cls(path, lock, setup)
 
     def close(self) -> None:
-        """Lets other processes write the run."""
+        """Releases the lock, so that another process may write the run."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -187,36 +139,33 @@ class RunDirectory:
 
     @property
     def finished(self) -> dict[str, Any] | None:
-        """What `mark_finished` was given; None while the run is under way."""
+        """The summary given to `mark_finished`; None for a run that has not reached its end."""
         file = self.path / FINISHED
-        return json_files.read(file) if file.exists() else None
+        return files.read_json(file) if file.exists() else None
 
     def record(self, **facts: Any) -> None:
-        """Adds to `versions.json` what is known only after the start: JSON values by name.
-
-        For example the isolation level in force, or the devices.
-        """
+        """Adds facts to `versions.json` that are known after the start, such as the devices."""
         if any(self._setup.get(name, _ABSENT) != value for name, value in facts.items()):
             self._setup |= facts
-            json_files.write(self.path / VERSIONS, self._setup)
+            files.write_json(self.path / VERSIONS, self._setup)
 
     def cut_back(self, *, update: int, env_step: int, best: Best | None) -> None:
-        """Goes back to what the last committed checkpoint knows; call it before training goes on.
+        """Takes the directory back to its last committed checkpoint, before training continues.
 
-        Rows and events beyond it, torn ends and the mark that the run is finished are removed; the
-        best program becomes the checkpoint's. Repeating it changes nothing.
+        Later rows, torn rows and the mark of a finished run are removed, and the checkpoint's best
+        program replaces the stored one. `runs.trackers` rewrites its events from the rows that are
+        left. A repeated call changes nothing.
 
         Args:
-          update: updates that the checkpoint holds: rows of `metrics.jsonl` and events beyond go;
-            -1 where there is no checkpoint.
-          env_step: environment steps that it holds: rows of `episodes.jsonl` beyond go; -1 where
-            there is no checkpoint.
-          best: the best program that it holds.
+          update: number of updates in the checkpoint, the last that `metrics.jsonl` keeps; -1
+            without a checkpoint.
+          env_step: number of environment steps in the checkpoint, the last that `episodes.jsonl`
+            keeps; -1 without a checkpoint.
+          best: best program in the checkpoint, if any.
         """
         (self.path / FINISHED).unlink(missing_ok=True)
         _cut_rows(self.path / METRICS, "update", update)
         _cut_rows(self.path / EPISODES, "env_step", env_step)
-        event_files.cut_events(self.tensorboard_path, update)
         if best is None:
             (self.path / BEST_CODE).unlink(missing_ok=True)
             (self.path / BEST).unlink(missing_ok=True)
@@ -224,60 +173,104 @@ class RunDirectory:
             self.write_best(best)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Adds the row of one update: JSON or NumPy scalars by name, `update` among them.
+        """Adds the row of one update to `metrics.jsonl`.
 
-        `update` counts the updates done, this row's included, and grows from row to row.
+        Args:
+          row: JSON or NumPy scalars by name; `update`, the number of updates done with this one,
+            grows from row to row.
         """
         _check_count(row, "update")
-        json_files.append_rows(self.path / METRICS, [row])
+        files.append_rows(self.path / METRICS, [row])
 
     def append_episodes(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Adds one row per executed action, `env_step` in each.
+        """Adds one row per executed action to `episodes.jsonl`.
 
-        `env_step` counts the environment steps done, the row's included, and never falls.
+        Args:
+          rows: JSON values by name; `env_step`, the number of environment steps done with this
+            one, never falls.
         """
         for row in rows:
             _check_count(row, "env_step")
-        json_files.append_rows(self.path / EPISODES, rows)
+        files.append_rows(self.path / EPISODES, rows)
 
     def write_best(self, best: Best) -> None:
-        """Makes `best_code.py` and `best.json` those of `best`."""
-        json_files.write(self.path / BEST, best.to_json())
-        durable.replace(self.path / BEST_CODE, best.code())
+        """Replaces `best_code.py` and `best.json`."""
+        files.write_json(self.path / BEST, best.to_json())
+        files.replace(self.path / BEST_CODE, best.code())
 
     def write_tokens(self, actions: Sequence[Mapping[str, Any]]) -> None:
-        """Makes `tokens.jsonl` these actions, token by token; see `inspection.to_rows`."""
-        lines = [json.dumps(json_files.to_json(action)) + "\n" for action in actions]
-        durable.replace(self.path / TOKENS, "".join(lines))
+        """Replaces `tokens.jsonl`: one row per action, as `inspection.to_rows` makes them."""
+        files.replace(self.path / TOKENS, files.json_lines(actions))
 
     def mark_finished(self, summary: Mapping[str, Any]) -> None:
-        """Says that the run has reached its end; `finished` gives `summary` back."""
-        json_files.write(self.path / FINISHED, summary)
+        """Marks the run as finished; `finished` returns `summary` from now on."""
+        files.write_json(self.path / FINISHED, summary)
+
+
+class FollowedRun(RunDirectory):
+    """A run directory on hosts other than the first: every write is left to the first host."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = None
+
+    def _do_nothing(self, *arguments: Any, **options: Any) -> None:
+        pass
+
+    record = cut_back = append_metrics = append_episodes = _do_nothing
+    write_best = write_tokens = mark_finished = _do_nothing
 
 
 def is_run_directory(path: Path) -> bool:
-    """Whether the folder is one that `RunDirectory.open` made."""
+    """True for a folder that `RunDirectory.open` made, whatever its layout."""
     try:
-        return _FORMAT_KEY in json_files.read(path / VERSIONS)
+        return _FORMAT_KEY in files.read_json(path / VERSIONS)
     except (FileNotFoundError, NotADirectoryError, UsageError):
         return False
 
 
-# A folder's life: versions.json is written first (from then on it is a run's), then flags.cfg, then
-# config.json (from then on it is resumed). It ends by the renaming of config.json; results are
-# deleted after that, and a start that finds them half deleted goes on deleting.
+def open_for_reading(path: Path) -> dict[str, Any]:
+    """Checks that a folder is a run directory of this layout; the run may be under way.
+
+    Returns: its stored configuration, flag name to value.
+    Raises:
+      UsageError: the folder is no run directory, or another version of the program wrote it.
+    """
+    if not is_run_directory(path):
+        raise UsageError(f"{path} is no run directory")
+    _check_layout(path, "read it with the version that wrote it")
+    try:
+        return files.read_json(path / CONFIG)
+    except FileNotFoundError as error:
+        raise UsageError(f"run directory {path} has lost its {CONFIG}") from error
+
+
+def _check_layout(path: Path, advice: str) -> None:
+    layout = files.read_json(path / VERSIONS)[_FORMAT_KEY]
+    if layout != _FORMAT:
+        age = "an earlier" if isinstance(layout, int) and layout < _FORMAT else "another"
+        raise UsageError(
+            f"run directory {path} was written by {age} version (layout {layout}, this version "
+            f"has layout {_FORMAT}): {advice}"
+        )
+
+
+# Order of writes in the life of a run directory: versions.json marks the folder as a run directory,
+# then comes flags.cfg, then config.json, from which on the run is resumed. To give up a run, its
+# config.json is renamed before results are deleted; a start that finds the renamed file goes on
+# deleting.
 
 
 def _refuse_foreign(path: Path) -> None:
-    names = {name for name in os.listdir(path) if not durable.is_unfinished(name)} - {_LOCK}
+    names = {name for name in os.listdir(path) if not files.is_unfinished(name)} - {_LOCK}
     if names and not is_run_directory(path):
         raise UsageError(
-            f"{path} is not empty and holds no run: give --run_dir a new or an empty folder"
+            f"{path} is not empty and holds no run: name a new or an empty folder with --run_dir"
         )
 
 
 def _take_lock(path: Path) -> int:
-    """An open file that holds the lock; closing it, also by dying, releases it."""
+    """Locks the directory with an open file, which `close` and the death of the process release."""
     descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -290,7 +283,7 @@ def _take_lock(path: Path) -> int:
     except OSError as error:
         logging.warning("%s: no lock on this file system (%s)", path, error.strerror)
     try:
-        with durable.naming(path / _LOCK):
+        with files.naming(path / _LOCK):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     except OSError:
@@ -301,26 +294,26 @@ def _take_lock(path: Path) -> int:
 
 def _remove_unfinished(path: Path) -> None:
     for name in os.listdir(path):
-        if durable.is_unfinished(name):
+        if files.is_unfinished(name):
             (path / name).unlink(missing_ok=True)
 
 
 def _create(path: Path, config: Mapping[str, Any], flag_lines: str) -> dict[str, Any]:
     setup = _new_setup(versions.current())
-    json_files.write(path / VERSIONS, setup)
-    (path / MODEL).unlink(missing_ok=True)
-    durable.replace(path / FLAGS, flag_lines)
-    json_files.write(path / CONFIG, config)
+    files.write_json(path / VERSIONS, setup)
+    (path / MODEL_FINGERPRINT).unlink(missing_ok=True)
+    files.replace(path / FLAGS, flag_lines)
+    files.write_json(path / CONFIG, config)
     return setup
 
 
 def _give_up(path: Path) -> None:
     if (path / CONFIG).exists():
         os.replace(path / CONFIG, path / _GIVEN_UP)
-        durable.sync_folder(path)
+        files.sync_folder(path)
     for name in _RESULTS:
         item = path / name
-        # A link to a larger disk, say: what it points to lies outside of the run.
+        # A link may lead to a larger disk; the folder that it names is not the run's to delete.
         if item.is_dir() and not item.is_symlink():
             shutil.rmtree(item)
         else:
@@ -334,36 +327,32 @@ def _resume(
     may_differ: frozenset[str],
     defaults: Mapping[str, Any],
 ) -> dict[str, Any]:
-    setup = json_files.read(path / VERSIONS)
-    if setup[_FORMAT_KEY] != _FORMAT:
-        raise UsageError(
-            f"run directory {path} has layout {setup[_FORMAT_KEY]}, this program writes layout "
-            f"{_FORMAT}; --overwrite starts it anew"
-        )
+    _check_layout(path, "--overwrite starts it anew, or finish it with the version that began it")
+    setup = files.read_json(path / VERSIONS)
     try:
-        stored = {**json_files.to_json(defaults), **json_files.read(path / CONFIG)}
+        stored = {**files.to_json(defaults), **files.read_json(path / CONFIG)}
     except UsageError as error:
         raise UsageError(f"{error}; --overwrite starts the run anew") from error
     differences = [
-        f"--{name} is {_describe(stored, name)} there and {_describe(config, name)} here"
+        f"--{name} was {_describe(stored, name)} and is now {_describe(config, name)}"
         for name in {**stored, **config}
         if name not in may_differ and stored.get(name, _ABSENT) != config.get(name, _ABSENT)
     ]
     if differences and not _has_begun(path):
-        # It ended before its first update, by a mistyped data set say: nothing would be lost.
+        # The run ended before its first update, perhaps by a mistyped name: nothing is lost.
         return _create(path, config, flag_lines)
     if differences:
         raise UsageError(
-            f"run directory {path} is of another configuration: {', '.join(differences)}; "
+            f"run directory {path} holds a run with other settings: {', '.join(differences)}; "
             "--overwrite starts it anew"
         )
-    durable.replace(path / FLAGS, flag_lines)
-    json_files.write(path / CONFIG, config)
+    files.replace(path / FLAGS, flag_lines)
+    files.write_json(path / CONFIG, config)
     return _compare_versions(path, setup)
 
 
 def _has_begun(path: Path) -> bool:
-    """Whether the run has written any result."""
+    """True once the run has written any result."""
     checkpoints = path / CHECKPOINTS
     return any((path / name).exists() for name in _RESULTS if name != CHECKPOINTS) or (
         checkpoints.is_dir() and any(checkpoints.iterdir())
@@ -371,19 +360,19 @@ def _has_begun(path: Path) -> bool:
 
 
 def _compare_versions(path: Path, setup: dict[str, Any]) -> dict[str, Any]:
-    """The setup that holds from now on; where it changed, the older is kept under `earlier`."""
+    """Returns the facts for `versions.json`; replaced ones are kept under `earlier`."""
     current = versions.current()
     changed = [name for name, value in current.items() if setup.get(name, _ABSENT) != value]
     if not changed:
         return setup
     logging.warning(
-        "%s was written by other versions, its figures may not repeat: %s",
+        "%s was written with other versions; its figures may not repeat exactly: %s",
         path,
         ", ".join(f"{name} {setup.get(name)} -> {current[name]}" for name in changed),
     )
     earlier = setup.pop("earlier", [])
     new_setup = _new_setup(current) | {"earlier": [*earlier, setup]}
-    json_files.write(path / VERSIONS, new_setup)
+    files.write_json(path / VERSIONS, new_setup)
     return new_setup
 
 
@@ -396,7 +385,7 @@ def _describe(config: Mapping[str, Any], name: str) -> str:
 
 
 def _flag_line(name: str, value: Any) -> str:
-    """A flag as a line that absl's `--flagfile` reads back."""
+    """Formats a flag as a line that absl's `--flagfile` reads back."""
     if isinstance(value, bool):
         text = "true" if value else "false"
     elif isinstance(value, list):
@@ -405,20 +394,20 @@ def _flag_line(name: str, value: Any) -> str:
         text = buffer.getvalue()
     else:
         text = str(value)
-    # absl takes the rest of a line as it is, but for white space at its end.
+    # absl strips white space from the end of a line and keeps the rest as it is.
     if text != text.rstrip() or len(text.splitlines()) > 1:
         raise UsageError(
-            f"--{name}={text!r}: line breaks and white space at the end cannot be kept in {FLAGS}"
+            f"--{name}={text!r}: {FLAGS} cannot hold line breaks or white space at the end"
         )
     return f"--{name}={text}\n"
 
 
 def _cut_rows(path: Path, key: str, committed: int) -> None:
-    last = json_files.cut_rows(path, lambda row: row[key] <= committed)
+    last = files.cut_rows(path, lambda row: row[key] <= committed)
     reached = last[key] if last else 0
     if reached < committed:
         logging.warning(
-            "%s ends at %s %d but the checkpoint is of %d: rows are missing",
+            "%s ends at %s %d but the checkpoint was saved at %d: rows are missing",
             path,
             key,
             reached,
@@ -428,4 +417,4 @@ def _cut_rows(path: Path, key: str, committed: int) -> None:
 
 def _check_count(row: Mapping[str, Any], name: str) -> None:
     if not isinstance(row.get(name), numbers.Integral):
-        raise ValueError(f"the row needs a whole number as {name!r}: {row.get(name)!r}")
+        raise ValueError(f"the row needs a whole number {name!r}, not {row.get(name)!r}")

@@ -1,51 +1,55 @@
-"""Which model a run began with, so that it never goes on over another one.
+"""Fingerprints of the model that a run began with, so that it never continues over another one.
 
-Adapters and replayed probabilities belong to the weights that they were made with. `model.json` in
-the run directory holds a fingerprint of each file that was read.
+Adapters and replayed probabilities belong to the weights that they were made with.
+`model_fingerprint.json` in the run directory holds a fingerprint of each file of the model.
 """
 
 import hashlib
 from pathlib import Path
 
 from env.base import UsageError
-from etpo_jax.runs import json_files
-from etpo_jax.runs.directory import MODEL
+from etpo_jax.runs import files
+from etpo_jax.runs.directory import MODEL_FINGERPRINT
 from models.repository import local_folder
 
 _FILES = ("config.json", "tokenizer.json", "*.safetensors")
-# Of each file so many blocks are read, spread evenly, its ends among them.
+# Blocks that are read of a large file, spread evenly from its first byte to its last.
 _BLOCKS, _BLOCK_BYTES = 64, 1 << 16
 
 
 def note(run_path: Path, model: str) -> None:
-    """Notes the model of a run, once it was read without errors; the first note stays."""
-    if not (run_path / MODEL).exists():
-        json_files.write(run_path / MODEL, fingerprint(local_folder(model)))
+    """Stores the fingerprint of a run's model, unless the run has one already.
+
+    To be called once the model has been read without errors.
+    """
+    if not (run_path / MODEL_FINGERPRINT).exists():
+        files.write_json(run_path / MODEL_FINGERPRINT, fingerprint(local_folder(model)))
 
 
 def check(run_path: Path, model: str) -> None:
-    """Compares a model with that of a run; a run without a note of it is taken at its word.
+    """Compares a model with the fingerprint of a run; a run without one passes.
 
     Raises:
-      ModelError: the model is not there.
-      UsageError: naming the files that are others now.
+      ModelError: the model is missing.
+      UsageError: naming the files that have changed.
     """
-    if not (run_path / MODEL).exists():
+    stored = run_path / MODEL_FINGERPRINT
+    if not stored.exists():
         return
-    noted, found = json_files.read(run_path / MODEL), fingerprint(local_folder(model))
-    others = [name for name in {**noted, **found} if noted.get(name) != found.get(name)]
-    if others:
+    noted, found = files.read_json(stored), fingerprint(local_folder(model))
+    changed = [name for name in {**noted, **found} if noted.get(name) != found.get(name)]
+    if changed:
         raise UsageError(
-            f"--model={model}: {', '.join(others)} changed since {run_path} began; put those files "
-            f"back, or delete its {MODEL} if they hold the same model in another form"
+            f"--model={model}: {', '.join(changed)} changed since {run_path} began; put those "
+            f"files back, or delete {stored.name} there if they hold the same model in another form"
         )
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    """Size in bytes and part of a SHA-256 of each file that training reads, by name.
+    """Returns the size in bytes and a part of a SHA-256 of each file that training reads, by name.
 
-    Of files over 4 MiB blocks are hashed, so that weights of any size take well under a second: it
-    tells models apart and does not guard against forgery.
+    A file over 4 MiB is hashed in part, so that weights of any size take well under a second: the
+    fingerprint tells models apart and does not guard against forgery.
     """
     paths = sorted(path for pattern in _FILES for path in folder.glob(pattern))
     return {path.name: _fingerprint(path) for path in paths}

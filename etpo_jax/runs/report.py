@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from env.base import UsageError
-from etpo_jax.runs import directory, durable, html_page, json_files, token_page
+from etpo_jax.runs import directory, files, html_page, token_page
 from etpo_jax.runs.run_log import Episodes, RunLog, improvements, running_mean, smoothing_window
 from etpo_jax.runs.svg_chart import Line, line_chart, stacked_bars
 
@@ -65,7 +65,7 @@ def write_curve(run_path: Path) -> Path:
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     path = run_path / directory.CURVE
-    durable.replace(path, picture.getvalue())
+    files.replace(path, picture.getvalue())
     return path
 
 
@@ -77,7 +77,7 @@ def write_report(run_path: Path) -> Path:
       UsageError: the folder is no run directory, or holds no update yet.
     """
     path = run_path / directory.REPORT
-    durable.replace(path, _page(_read(run_path)))
+    files.replace(path, _page(_read(run_path)))
     return path
 
 
@@ -142,9 +142,9 @@ def _page(log: RunLog) -> str:
     )
 
 
-def _tokens(log: RunLog) -> list[json_files.Row]:
+def _tokens(log: RunLog) -> list[files.Row]:
     path = log.path / directory.TOKENS
-    return list(json_files.read_rows(path)) if path.exists() else []
+    return list(files.read_rows(path)) if path.exists() else []
 
 
 def _tiles(log: RunLog) -> str:

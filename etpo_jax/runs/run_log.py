@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from env.base import UsageError
-from etpo_jax.runs import directory, json_files
+from etpo_jax.runs import directory, files
 
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?=:|$)")
 _KIND_LENGTH = 32
@@ -27,7 +27,7 @@ class Episodes:
     @classmethod
     def read(cls, run_path: Path) -> "Episodes":
         env_steps, rewards, kinds = [], [], []
-        for row in json_files.read_rows(run_path / directory.EPISODES):
+        for row in files.read_rows(run_path / directory.EPISODES):
             env_steps.append(row["env_step"])
             rewards.append(float(row["reward"]))
             kinds.append(error_kind(row["error"]))
@@ -56,7 +56,7 @@ class RunLog:
     path: Path
     config: dict[str, Any]
     setup: dict[str, Any]
-    metrics: tuple[json_files.Row, ...]
+    metrics: tuple[files.Row, ...]
     episodes: Episodes
     best: directory.Best | None
     finished: dict[str, Any] | None
@@ -71,15 +71,15 @@ class RunLog:
         if not directory.is_run_directory(path):
             raise UsageError(f"{path} is no run directory")
         best_path, finished_path = path / directory.BEST, path / directory.FINISHED
-        best = json_files.read(best_path) if best_path.exists() else None
+        best = files.read_json(best_path) if best_path.exists() else None
         return cls(
             path=path,
-            config=json_files.read(path / directory.CONFIG),
-            setup=json_files.read(path / directory.VERSIONS),
-            metrics=tuple(json_files.read_rows(path / directory.METRICS)),
+            config=files.read_json(path / directory.CONFIG),
+            setup=files.read_json(path / directory.VERSIONS),
+            metrics=tuple(files.read_rows(path / directory.METRICS)),
             episodes=Episodes.read(path),
             best=directory.Best.from_json(best) if best else None,
-            finished=json_files.read(finished_path) if finished_path.exists() else None,
+            finished=files.read_json(finished_path) if finished_path.exists() else None,
         )
 
     @property
@@ -99,10 +99,10 @@ class RunLog:
         return np.array([np.nan if v is None else float(v) for v in values], np.float64)
 
 
-def improvements(run_path: Path) -> list[json_files.Row]:
+def improvements(run_path: Path) -> list[files.Row]:
     """Rows of `episodes.jsonl` of programs that ran and beat all before them, the newest last."""
-    found: list[json_files.Row] = []
-    for row in json_files.read_rows(run_path / directory.EPISODES):
+    found: list[files.Row] = []
+    for row in files.read_rows(run_path / directory.EPISODES):
         if not row["error"] and (not found or row["reward"] > found[-1]["reward"]):
             found.append(row)
     return found

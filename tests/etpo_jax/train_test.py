@@ -107,7 +107,7 @@ def test_a_run_leaves_everything_it_promises(uninterrupted):
     assert [row["env_step"] for row in episodes] == list(range(1, 21))
     assert all(row["prompt"].count("<FILL_ME>") == 1 for row in episodes)
     assert max(row["reward"] for row in episodes) == metrics[-1]["reward_best"]
-    promised = "flags.cfg config.json versions.json model.json curve.png report.html"
+    promised = "flags.cfg config.json versions.json model_fingerprint.json curve.png report.html"
     for name in promised.split():
         assert (path / name).stat().st_size > 0
     assert json.loads((path / "versions.json").read_text())["isolation"]

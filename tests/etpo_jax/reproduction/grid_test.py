@@ -7,7 +7,7 @@ import pytest
 
 from etpo_jax.reproduction import grid
 from etpo_jax.reproduction.grid import Cell
-from etpo_jax.runs import json_files
+from etpo_jax.runs import files
 
 # argv: run directory, environment steps, what to do. Notes that it was called.
 PROGRAM = """
@@ -115,7 +115,7 @@ def test_the_remaining_time_is_that_of_the_cells_so_far():
     now[0] = 90.0
     progress.end(grid.Outcome(CELLS[1], ""), seconds=60.0)
     # Two cells left, two at a time, a minute each.
-    assert "2 of 4 cells, 1:30 so far, ETA 1:00" in progress.line()
+    assert "2 of 4 cells, 01:30 so far, ETA 01:00" in progress.line()
 
 
 def test_paths_as_data_sets_become_folders():
@@ -125,6 +125,6 @@ def test_paths_as_data_sets_become_folders():
 
 def test_finished_means_enough_steps(tmp_path):
     assert not grid.is_finished(tmp_path, 1)
-    json_files.write(tmp_path / "finished.json", {"env_step": 16})
+    files.write_json(tmp_path / "finished.json", {"env_step": 16})
     assert grid.is_finished(tmp_path, 16)
     assert not grid.is_finished(tmp_path, 17)

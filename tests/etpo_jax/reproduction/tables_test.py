@@ -46,7 +46,7 @@ def make_run(folder, algorithm, dataset, seed, level):
     best = Best(level + 0.01, (level, level + 0.02), STEPS, dataset, seed, "body", "code")
     (path / "best.json").write_text(json.dumps(best.to_json()))
     for name in ("config.json", "versions.json"):
-        (path / name).write_text('{"run_directory_format": 1}')
+        (path / name).write_text('{"run_directory_format": 2}')
     return measures.read(Cell(algorithm, dataset, seed), path)
 
 

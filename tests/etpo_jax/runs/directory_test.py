@@ -14,12 +14,10 @@ import pytest
 from absl import flags, logging
 
 from env.base import UsageError
-from etpo_jax.runs import event_files, json_files, versions
-from etpo_jax.runs.directory import Best, RunDirectory
+from etpo_jax.runs import directory, files, versions
+from etpo_jax.runs.directory import Best, FollowedRun, RunDirectory
 
 _ROOT = Path(__file__).resolve().parents[3]
-# tensorboardX imports torch where it is installed; these processes start faster without.
-_NO_TORCH = "import sys; sys.modules['torch'] = None\n"
 _CONFIG: dict[str, Any] = {
     "dataset": "balance_scale",
     "beta": 0.1,
@@ -156,9 +154,9 @@ def test_other_differences_are_named_with_both_values_and_refused(tmp_path: Path
     with pytest.raises(UsageError) as caught:
         _open(tmp_path, beta=0.2, dataset="cmc", num_env_steps=1, brand_new=None)
     text = str(caught.value)
-    assert '--dataset is "balance_scale" there and "cmc" here' in text
-    assert "--beta is 0.1 there and 0.2 here" in text
-    assert "--brand_new is not set there and null here" in text
+    assert '--dataset was "balance_scale" and is now "cmc"' in text
+    assert "--beta was 0.1 and is now 0.2" in text
+    assert "--brand_new was not set and is now null" in text
     assert "--overwrite" in text
     assert "num_env_steps" not in text
     assert _files(tmp_path) == before
@@ -174,10 +172,10 @@ def test_a_flag_that_is_younger_than_the_run_had_its_default(tmp_path: Path) -> 
             tmp_path, config, may_differ=_MAY_DIFFER, overwrite=False, defaults={"younger": 3}
         )
 
-    with pytest.raises(UsageError, match="--younger is 3 there and 4 here"):
+    with pytest.raises(UsageError, match="--younger was 3 and is now 4"):
         reopen(4)
     reopen(3).close()
-    assert json_files.read(tmp_path / "config.json")["younger"] == 3
+    assert files.read_json(tmp_path / "config.json")["younger"] == 3
 
 
 def test_other_versions_are_named_and_the_old_ones_kept(
@@ -198,12 +196,42 @@ def test_other_versions_are_named_and_the_old_ones_kept(
     assert setup["earlier"][0]["isolation"] == "landlock"
 
 
-def test_a_later_layout_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("layout", "age"), [(1, "an earlier"), (99, "another")])
+def test_a_run_of_another_version_is_refused(tmp_path: Path, layout: int, age: str) -> None:
     _open(tmp_path).close()
-    setup = json.loads((tmp_path / "versions.json").read_text())
-    json_files.write(tmp_path / "versions.json", setup | {"run_directory_format": 99})
-    with pytest.raises(UsageError, match="layout 99"):
+    assert directory.open_for_reading(tmp_path) == _CONFIG
+    setup = files.read_json(tmp_path / "versions.json")
+    files.write_json(tmp_path / "versions.json", setup | {"run_directory_format": layout})
+    message = rf"{tmp_path} was written by {age} version \(layout {layout}, .*: "
+    with pytest.raises(UsageError, match=message + "--overwrite starts it anew, or finish it"):
         _open(tmp_path)
+    with pytest.raises(UsageError, match=message + "read it with the version that wrote it"):
+        directory.open_for_reading(tmp_path)
+    _open(tmp_path, overwrite=True).close()
+    assert directory.open_for_reading(tmp_path) == _CONFIG
+
+
+def test_only_run_directories_are_opened_for_reading(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no run directory"):
+        directory.open_for_reading(tmp_path)
+    _open(tmp_path).close()
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UsageError, match=r"lost its config\.json"):
+        directory.open_for_reading(tmp_path)
+
+
+def test_other_hosts_write_nothing(tmp_path: Path) -> None:
+    with _open(tmp_path) as run:
+        run.mark_finished({"env_step": 1})
+    before = _files(tmp_path)
+    with FollowedRun(tmp_path) as follower:
+        follower.cut_back(update=-1, env_step=-1, best=None)
+        follower.record(isolation="none")
+        follower.append_metrics({"update": 1})
+        follower.append_episodes([{"env_step": 1}])
+        follower.write_best(_BEST)
+        assert follower.finished == {"env_step": 1}
+    assert _files(tmp_path) == before
 
 
 @pytest.mark.parametrize("content", [None, b"{", b""], ids=["lost", "torn", "empty"])
@@ -232,7 +260,7 @@ def _fill(path: Path) -> None:
         run.append_episodes([{"env_step": 1}])
         run.write_best(_BEST)
         run.mark_finished({"env_step": 16})
-        event_files.EventWriter(run.tensorboard_path).write({"update": 1, "loss": 0.5})
+        run.tensorboard_path.mkdir()
         (run.checkpoints_path / "1" / "state").mkdir(parents=True)
         (run.checkpoints_path / "1" / "state" / "array").write_bytes(b"123")
     (path / "curve.png").write_bytes(b"picture")
@@ -276,16 +304,16 @@ def test_a_folder_of_something_else_is_refused_and_untouched(
 def test_a_file_or_an_impossible_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/run")):
-        with pytest.raises(UsageError, match=f"{path} cannot be made"):
+        with pytest.raises(UsageError, match=f"{path} cannot be created"):
             _open(path)
 
 
 # One writer ---------------------------------------------------------------------------------------
 
-_HOLD = f"""{_NO_TORCH}
+_HOLD = """
 import sys, time
-from etpo_jax.run_directory import RunDirectory
-run = RunDirectory.open(sys.argv[1], {{"seed": 0}}, may_differ=frozenset(), overwrite=False)
+from etpo_jax.runs.directory import RunDirectory
+run = RunDirectory.open(sys.argv[1], {"seed": 0}, may_differ=frozenset(), overwrite=False)
 print("open", flush=True)
 time.sleep(60)
 """
@@ -328,20 +356,16 @@ def test_a_refused_start_leaves_no_lock(tmp_path: Path) -> None:
 
 
 def _log(run: RunDirectory, updates: range) -> None:
-    writer = event_files.EventWriter(run.tensorboard_path)
     for update in updates:
         first = 2 * update - 1
         run.append_episodes([{"env_step": first + i, "reward": 0.5} for i in range(2)])
-        row = {"env_step": 2 * update, "update": update, "reward_mean": update / 7}
-        run.append_metrics(row)
-        writer.write(row)
+        run.append_metrics({"env_step": 2 * update, "update": update, "reward_mean": update / 7})
 
 
-def _contents(path: Path) -> tuple[list[int], list[int], list[int]]:
+def _contents(path: Path) -> tuple[list[int], list[int]]:
     return (
-        [row["update"] for row in json_files.read_rows(path / "metrics.jsonl")],
-        [row["env_step"] for row in json_files.read_rows(path / "episodes.jsonl")],
-        [event.step for event in event_files.read_events(path / "tensorboard") if event.step],
+        [row["update"] for row in files.read_rows(path / "metrics.jsonl")],
+        [row["env_step"] for row in files.read_rows(path / "episodes.jsonl")],
     )
 
 
@@ -361,7 +385,7 @@ def test_a_resumed_log_equals_an_uninterrupted_one(tmp_path: Path) -> None:
         assert run.finished == {"env_step": 8}
         for _ in range(2):
             run.cut_back(update=3, env_step=6, best=_BEST)
-            assert _contents(broken) == ([1, 2, 3], [1, 2, 3, 4, 5, 6], [1, 2, 3])
+            assert _contents(broken) == ([1, 2, 3], [1, 2, 3, 4, 5, 6])
             assert run.finished is None
         _log(run, range(4, 6))
     for name in ("metrics.jsonl", "episodes.jsonl", "best.json", "best_code.py"):
@@ -375,7 +399,7 @@ def test_without_a_checkpoint_everything_goes(tmp_path: Path) -> None:
         _log(run, range(1, 3))
         run.write_best(_BEST)
         run.cut_back(update=-1, env_step=-1, best=None)
-        assert _contents(tmp_path) == ([], [], [])
+        assert _contents(tmp_path) == ([], [])
         assert not {"best.json", "best_code.py"} & set(os.listdir(tmp_path))
 
 
@@ -388,8 +412,8 @@ def test_rows_that_a_checkpoint_should_have_are_missed_aloud(
         assert messages == []
         run.cut_back(update=5, env_step=10, best=None)
     assert len(messages) == 2
-    assert "metrics.jsonl ends at update 2 but the checkpoint is of 5" in messages[0]
-    assert "episodes.jsonl ends at env_step 4 but the checkpoint is of 10" in messages[1]
+    assert "metrics.jsonl ends at update 2 but the checkpoint was saved at 5" in messages[0]
+    assert "episodes.jsonl ends at env_step 4 but the checkpoint was saved at 10" in messages[1]
 
 
 def test_rows_need_what_cutting_back_reads(tmp_path: Path) -> None:
@@ -398,7 +422,7 @@ def test_rows_need_what_cutting_back_reads(tmp_path: Path) -> None:
             run.append_metrics({"env_step": 1})
         with pytest.raises(ValueError, match="'env_step'"):
             run.append_episodes([{"env_step": 1}, {"env_step": 1.5}])
-        assert _contents(tmp_path) == ([], [], [])
+        assert _contents(tmp_path) == ([], [])
 
 
 # The best program ---------------------------------------------------------------------------------
@@ -432,8 +456,8 @@ _KILLS = r"""
 import json, os, shutil, signal, sys
 from pathlib import Path
 from env.base import UsageError
-from etpo_jax import durable, event_files, json_files, versions
-from etpo_jax.run_directory import Best, RunDirectory
+from etpo_jax.runs import files, versions
+from etpo_jax.runs.directory import Best, RunDirectory
 
 versions.current = lambda: {"git_commit": "abc"}
 os.fsync = lambda descriptor: None  # a kill loses nothing that was written, so save the time
@@ -454,25 +478,20 @@ def train(seed=0, overwrite=False):
             update=update, env_step=update, best=Best.from_json(best) if best else None
         )
         check(run.path, max(update, 0), best)
-        writer = event_files.EventWriter(run.tensorboard_path)
         for update in range(max(update, 0) + 1, 3):
             best = Best(update / 10, (0.5,), update, "toy", seed, "a", f"x = {update}\n")
             run.append_episodes([{"env_step": update}])
             run.write_best(best)
-            row = {"update": update, "loss": 1.0}
-            run.append_metrics(row)
-            writer.write(row)
+            run.append_metrics({"update": update, "loss": 1.0})
             if update == 1:
                 run.checkpoints_path.mkdir(exist_ok=True)
-                durable.replace(checkpoint, json.dumps([update, best.to_json()]))
+                files.replace(checkpoint, json.dumps([update, best.to_json()]))
         run.mark_finished({"updates": 2})
 
 def check(path, update, best):
     expected = list(range(1, update + 1))
-    assert [row["update"] for row in json_files.read_rows(path / "metrics.jsonl")] == expected
-    assert [row["env_step"] for row in json_files.read_rows(path / "episodes.jsonl")] == expected
-    events = event_files.read_events(path / "tensorboard")
-    assert [event.step for event in events if event.step] == expected
+    assert [row["update"] for row in files.read_rows(path / "metrics.jsonl")] == expected
+    assert [row["env_step"] for row in files.read_rows(path / "episodes.jsonl")] == expected
     assert (path / "best_code.py").exists() == (path / "best.json").exists() == bool(best)
     if best:
         assert best["program"] in (path / "best_code.py").read_text()
@@ -507,7 +526,7 @@ for count in range(1000):
         train()
     except UsageError as error:
         # Only the run that was to be overwritten, still whole, may be in the way.
-        assert life == "overwrite" and "--seed is 1 there" in str(error), error
+        assert life == "overwrite" and "--seed was 1" in str(error), error
         with start(1, False) as run:
             assert run.finished
             check(run.path, 2, json.loads((run.path / "best.json").read_text()))
@@ -523,20 +542,20 @@ for count in range(1000):
 
 @pytest.mark.parametrize("life", ["train", "overwrite"])
 def test_a_run_killed_at_any_change_of_a_file_resumes(tmp_path: Path, life: str) -> None:
-    command = [sys.executable, "-c", _NO_TORCH + _KILLS, str(tmp_path), life]
+    command = [sys.executable, "-c", _KILLS, str(tmp_path), life]
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     statuses = [int(status) for status in done.stdout.split()]
     assert statuses[-1] == 0
     assert set(statuses[:-1]) == {-signal.SIGKILL}
-    assert len(statuses) > 60
+    assert len(statuses) > 50
 
 
 def test_a_full_disk_is_one_line_for_the_user(tmp_path: Path) -> None:
     program = f"""
 import os
 from env import command_line
-from etpo_jax.run_directory import RunDirectory
+from etpo_jax.runs.directory import RunDirectory
 def main():
     run = RunDirectory.open({str(tmp_path)!r}, {{}}, may_differ=frozenset(), overwrite=False)
     os.symlink("/dev/full", run.path / "metrics.jsonl")
@@ -546,7 +565,7 @@ command_line.run(main)
     if not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full, a device that is always full")
     done = subprocess.run(
-        [sys.executable, "-c", _NO_TORCH + program], cwd=_ROOT, capture_output=True, text=True
+        [sys.executable, "-c", program], cwd=_ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
@@ -560,7 +579,7 @@ def test_jax_stays_out(tmp_path: Path) -> None:
         "import sys, etpo_jax.runs.report, etpo_jax.runs.progress; print('jax' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", _NO_TORCH + program],
+        [sys.executable, "-c", program],
         cwd=_ROOT,
         capture_output=True,
         text=True,

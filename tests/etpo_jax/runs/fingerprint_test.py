@@ -3,7 +3,7 @@
 import pytest
 
 from env.base import UsageError
-from etpo_jax.runs import fingerprint, json_files
+from etpo_jax.runs import files, fingerprint
 
 
 @pytest.fixture
@@ -61,5 +61,5 @@ def test_a_file_that_is_gone_is_named(model, tmp_path):
     (model / "model.safetensors").unlink()
     with pytest.raises(UsageError, match=r"model\.safetensors changed since"):
         fingerprint.check(tmp_path, str(model))
-    json_files.write(tmp_path / "model.json", fingerprint.fingerprint(model))
+    files.write_json(tmp_path / "model_fingerprint.json", fingerprint.fingerprint(model))
     fingerprint.check(tmp_path, str(model))
