@@ -14,6 +14,7 @@ from etpo_jax.acting.external import BILLED
 from etpo_jax.acting.replay import Replay
 from etpo_jax.acting.rollout import Actions, Actor, Episodes, Prompts
 from etpo_jax.acting.transitions import Batch, Transition, collate
+from etpo_jax.algorithms import inspection
 from etpo_jax.algorithms.etpo import Metrics, check_finite
 from etpo_jax.algorithms.learner import (
     BilledLearner,
@@ -165,8 +166,8 @@ class Loop:
         learner = self._learner
         if not newest or self._tokenizer is None or not isinstance(learner, InspectableLearner):
             return []
-        inspection = hosts.fetch(learner.inspect(self._collate(newest)))
-        return inspection.to_rows(newest, inspection, self._tokenizer)
+        found = hosts.fetch(learner.inspect(self._collate(newest)))
+        return inspection.to_rows(newest, found, self._tokenizer)
 
     def close(self) -> None:
         """Ends the background execution."""

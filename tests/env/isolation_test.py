@@ -150,7 +150,7 @@ def test_program_prints_what_there_is():
 # As the filter around an ordinary container: no namespaces, no Landlock, no mounts.
 _CONTAINER = """
 import os, sys
-from env import seccomp
+from env.sandbox import seccomp
 forbidden = {"x86_64": [165, 166, 272, 308], "aarch64": [40, 39, 97, 268]}
 numbers = [*forbidden[os.uname().machine], 444, 445, 446]
 refuse = [(0x15, len(numbers) - i, 0, number) for i, number in enumerate(numbers)]

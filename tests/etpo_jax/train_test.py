@@ -267,7 +267,10 @@ BAD = {
 # The program with each list of arguments, in a process of its own that need not import anything.
 EACH = """
 import json, os, runpy, sys
-from etpo_jax import build, external, learner, loop, plan, report
+from etpo_jax import build, loop, plan
+from etpo_jax.acting import external
+from etpo_jax.algorithms import learner
+from etpo_jax.runs import report
 outcomes = []
 for number, arguments in enumerate(json.loads(sys.argv[1])):
     if not (child := os.fork()):

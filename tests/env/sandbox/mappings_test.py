@@ -5,7 +5,7 @@ import sys
 
 _PROGRAM = """
 import numpy as np
-from env import mappings
+from env.sandbox import mappings
 
 def count():
     with open("/proc/self/maps") as file:

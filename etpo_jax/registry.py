@@ -1,0 +1,64 @@
+"""Learning algorithms by name: the built-in ones, registered ones, and `package.module:Class`."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+_BUILT_IN = "etpo_jax.algorithms"
+_ALGORITHMS: dict[str, Any] = {}
+
+_Class = TypeVar("_Class", bound=type)
+
+
+def register_algorithm(name: str) -> Callable[[_Class], _Class]:
+    """Class decorator that makes a subclass of `etpo_jax.Algorithm` available as `--algorithm`.
+
+    Raises:
+      ValueError: another class has the name, or a setting of the class is called as a general one.
+    """
+
+    def register(algorithm: _Class) -> _Class:
+        known = _ALGORITHMS.get(name)
+        if known is not None and known.__qualname__ != algorithm.__qualname__:
+            raise ValueError(f"algorithm {name!r} is registered already, by {known.__qualname__}")
+        algorithm.name = name  # type: ignore[attr-defined]
+        _ALGORITHMS[name] = algorithm
+        return algorithm
+
+    return register
+
+
+def find_algorithm(name: str) -> Any:
+    """The class of an algorithm, a subclass of `etpo_jax.algorithms.base.Algorithm`.
+
+    Args:
+      name: a registered name, or `package.module:Class`, which is imported; modules in the working
+        directory are found as well.
+
+    Raises:
+      ValueError: there is no such algorithm, or it cannot be imported.
+    """
+    importlib.import_module(_BUILT_IN)
+    if name in _ALGORITHMS:
+        return _ALGORITHMS[name]
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        known = ", ".join(_ALGORITHMS)
+        raise ValueError(f"--algorithm={name}: must be one of {known}, or package.module:Class")
+    if "" not in sys.path:
+        sys.path.append("")
+    try:
+        algorithm = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--algorithm={name}: {error}") from error
+    if not (isinstance(algorithm, type) and hasattr(algorithm, "Settings")):
+        raise ValueError(f"--algorithm={name}: is no subclass of etpo_jax.Algorithm")
+    algorithm.name = name  # type: ignore[attr-defined]
+    return algorithm
+
+
+def algorithms() -> dict[str, Any]:
+    """All registered algorithms by name, the built-in ones first."""
+    importlib.import_module(_BUILT_IN)
+    return dict(_ALGORITHMS)
