@@ -22,8 +22,8 @@ from absl import flags
 
 from env import command_line, isolation
 from env.datasets import Dataset, load_dataset
-from env.execution.splits import split_rows
 from env.executor import CodeExecutor
+from env.tables.splits import split_rows
 from env.tasks import prompts
 
 _TIERS = flags.DEFINE_list("tiers", [], "Tiers to measure; default: all that stand here.")

@@ -14,8 +14,7 @@ from typing import Literal
 import numpy as np
 
 from env.base import UsageError
-from env.execution import splits
-from env.tables import cache, preparation, registry, rule_tables
+from env.tables import cache, preparation, registry, rule_tables, splits
 from env.tables.dataset import Dataset
 from env.tables.raw_table import RawTable, SourceError
 from env.tables.registry import Entry

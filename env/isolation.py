@@ -1,234 +1,27 @@
-"""The walls around generated programs: which this host offers, and the proof that they stand.
+"""python -m env.isolation
 
-Run it to see them: `python -m env.isolation`. A tier is used only if a canary program, running as
-generated programs do, could do none of what they must not; docs/execution.md says what each tier is
-made of and what it does not stop.
+Tries every isolation tier on this host and says which of them stand and why the others do not.
+docs/execution.md says what each tier is made of and what it does not stop.
 """
 
-import dataclasses
-import json
 import os
 import platform
-import selectors
-import shutil
-import sys
-import time
-from collections.abc import Sequence
-from pathlib import Path
 
 from env import command_line
-from env.base import UsageError
-from env.execution.zygote import Ready, Zygote, ZygoteError
-from env.sandbox.confinement import Confinement
-from env.sandbox.limits import Limits
+from env.execution.tiers import CHOICES, TIERS, UNSAFE, IsolationError, choose, probe, remedy
 
-TIERS = ("bwrap", "landlock", "seccomp")
-"""From the strongest to the weakest."""
-
-UNSAFE = "unsafe"
-CHOICES = ("auto", *TIERS, UNSAFE)
-
-CELLS_PER_ZYGOTE = 8
-
-_ROOT = Path(__file__).resolve().parents[1]
-_PROBE_S = 20.0
-_SERVE = (
-    "import json, sys; sys.path += json.loads(sys.argv[1]); "
-    "from env.sandbox import worker; worker.main()"
-)
-_PROBE_LIMITS = Limits(timeout_s=_PROBE_S, cpu_s=10, memory_bytes=2**28)
-
-# One thread per process: the processes are what runs in parallel.
-_ENVIRONMENT = {
-    # Hundreds of megabytes that every fork would otherwise copy page table entries for; and no
-    # arenas of 64 MB of address space for each thread.
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1",
-    "JOBLIB_MULTIPROCESSING": "0",
-    "LC_ALL": "C.UTF-8",
-    "MKL_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "PYTHONHASHSEED": "0",
-}
-# What it takes to start Python where libraries lie in unusual places.
-_INHERITED_VARIABLES = ("LD_LIBRARY_PATH",)
-
-
-class IsolationError(UsageError):
-    """No wall that was asked for stands on this host; the text says why and what to do."""
-
-
-def choose(isolation: str) -> str:
-    """The tier to use: the strongest that stands for `auto`, else the one that was named.
-
-    Raises:
-      IsolationError: when it does not stand, or none does.
-    """
-    if isolation not in CHOICES:
-        raise IsolationError(f"isolation is {isolation!r} and must be one of {', '.join(CHOICES)}")
-    if isolation == UNSAFE:
-        return UNSAFE
-    reasons = {}
-    for tier in TIERS if isolation == "auto" else (isolation,):
-        reasons[tier] = probe(tier)
-        if not reasons[tier]:
-            return tier
-    found = "; ".join(f"{tier}: {reason}" for tier, reason in reasons.items())
-    raise IsolationError(
-        f"generated programs cannot be isolated on this host ({found}). {_remedy(tuple(reasons))}"
-        f" --isolation={UNSAFE} runs them with your rights and is for throw-away machines only."
-    )
-
-
-def _remedy(tiers: Sequence[str]) -> str:
-    remedies = {
-        "bwrap": "install bubblewrap and allow user namespaces",
-        "landlock": "use Linux 5.13 or later with Landlock enabled",
-        "seccomp": "run on Linux (x86_64 or aarch64) where seccomp filters are allowed",
-    }
-    text = ", or ".join(remedies[tier] for tier in tiers)
-    return f"{text[0].upper()}{text[1:]}."
-
-
-def probe(tier: str) -> str:
-    """Why `tier` cannot be used here; empty when its walls stand.
-
-    Starts a process behind these walls, without any library, in which the canary tries everything:
-    20 to 100 ms.
-    """
-    if sys.platform != "linux":
-        return "this is not Linux"
-    if tier == "bwrap" and shutil.which("bwrap") is None:
-        return "bubblewrap is not installed"
-    try:
-        zygote = launch(tier, _PROBE_LIMITS, libraries=None)
-    except OSError as error:
-        return f"cannot start a process: {error}"
-    reason = ""
-    try:
-        _wait_until_ready(zygote)
-    except ZygoteError as error:
-        reason = str(error)
-    last_words = zygote.close().strip()
-    return reason and f"{reason} {last_words.splitlines()[-1] if last_words else ''}".strip()
-
-
-def _wait_until_ready(zygote: Zygote) -> None:
-    deadline = time.monotonic() + _PROBE_S
-    with selectors.DefaultSelector() as selector:
-        selector.register(zygote.control, selectors.EVENT_READ)
-        while time.monotonic() < deadline:
-            selector.select(deadline - time.monotonic())
-            if any(isinstance(event, Ready) for event in zygote.receive()):
-                return
-    raise ZygoteError("no answer in time")
-
-
-def launch(tier: str, limits: Limits, libraries: Sequence[str] | None = ()) -> Zygote:
-    """Starts a zygote behind the walls of `tier`.
-
-    Args:
-      tier: one of `TIERS`, or `UNSAFE`.
-      limits: of its cells.
-      libraries: modules that programs may import beyond the usual; None loads no library at all.
-
-    Raises:
-      OSError: when no process can be started.
-    """
-    confinement = Confinement(
-        has_landlock=tier == "landlock",
-        has_seccomp=tier != UNSAFE,
-        cpu_s=limits.cpu_s,
-        memory_bytes=limits.memory_bytes,
-        max_tasks=_max_tasks(tier, limits),
-        max_output_bytes=limits.max_output_bytes,
-    )
-    settings = {
-        "confinement": dataclasses.asdict(confinement),
-        "libraries": None if libraries is None else list(libraries),
-    }
-    folders = [str(_ROOT), *_package_folders()]
-    command = [sys.executable, "-sP", "-c", _SERVE, json.dumps(folders), json.dumps(settings)]
-    if tier == "bwrap":
-        command = [*_bubblewrap(), *command]
-    inherited = {name: os.environ[name] for name in _INHERITED_VARIABLES if name in os.environ}
-    return Zygote(command, _ENVIRONMENT | inherited, must_hold=tier != UNSAFE)
-
-
-def _max_tasks(tier: str, limits: Limits) -> int:
-    """At how many tasks of the cells' user the kernel refuses another thread.
-
-    Root's cells have a user of their own per zygote, and user namespaces count for themselves. For
-    an ordinary user without them the kernel counts all that this user runs, which leaves a bound
-    against floods only.
-    """
-    # Cells that work, each with its threads, and as many that wait or end; the zygote; a margin.
-    own = CELLS_PER_ZYGOTE * (limits.max_threads + 3) + 8
-    release = tuple(int(part) for part in platform.release().split(".")[:2] if part.isdecimal())
-    if os.geteuid() == 0 or (tier == "bwrap" and release >= (5, 14)):
-        return own
-    return own + 2048 + _tasks_of_this_user()
-
-
-def _tasks_of_this_user() -> int:
-    tasks = 0
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if process.stat().st_uid == os.geteuid():
-                tasks += len(os.listdir(process / "task"))
-        except OSError:  # it has ended, or is hidden
-            continue
-    return tasks
-
-
-def _bubblewrap() -> list[str]:
-    """The command line of bubblewrap: only Python and its libraries exist, and only to read."""
-    # It is inherited by all that is started; `/proc` does not exist on the other side.
-    command = ["/bin/sh", "-c", 'echo 1000 >/proc/self/oom_score_adj; exec "$@"', "sh", "bwrap"]
-    command += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
-    command += ["--unshare-cgroup-try", "--new-session", "--die-with-parent"]
-    if os.geteuid() == 0:
-        # The zygote becomes a user without files, for which it needs these until then.
-        command += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
-    else:
-        command += ["--unshare-user"]
-    for path in _system_folders():
-        if path.is_symlink():
-            command += ["--symlink", os.readlink(path), str(path)]
-        else:
-            command += ["--ro-bind-try", str(path), str(path)]
-    for folder in sorted({sys.prefix, sys.base_prefix, *_package_folders(), str(_ROOT / "env")}):
-        command += ["--ro-bind", folder, folder]
-    command += ["--dev-bind", "/dev/null", "/dev/null", "--hostname", "cell"]
-    return [*command, "--chdir", "/", "--remount-ro", "/", "--"]
-
-
-def _system_folders() -> list[Path]:
-    """Where shared libraries lie on the usual distributions, and what finds them."""
-    libraries = ["/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64"]
-    others = ["/etc/ld.so.cache", "/etc/alternatives", "/nix/store", "/gnu/store"]
-    return [Path(path) for path in libraries + others if os.path.lexists(path)]
-
-
-def _package_folders() -> list[str]:
-    """Where this process finds installed packages."""
-    return [
-        path
-        for path in sys.path
-        if path.endswith(("site-packages", "dist-packages")) and os.path.isdir(path)
-    ]
+__all__ = ["CHOICES", "TIERS", "UNSAFE", "IsolationError", "choose", "main", "probe"]
 
 
 def main() -> int:
-    """Prints what each tier says; 0 when at least one stands."""
+    """Prints a line for each tier; returns 0 when at least one stands."""
     print(f"{platform.system()} {platform.release()} {platform.machine()}, user {os.geteuid()}")
     reasons = {tier: probe(tier) for tier in TIERS}
     for tier, reason in reasons.items():
         print(f"  {tier:9} {f'no: {reason}' if reason else 'yes'}")
     best = next((tier for tier, reason in reasons.items() if not reason), None)
     if best is None:
-        print(f"No tier stands here. {_remedy(TIERS)}")
+        print(f"No tier stands here. {remedy(TIERS)}")
         return 1
     print(f"--isolation=auto uses {best}.")
     return 0

@@ -16,9 +16,9 @@ from absl import flags
 from env import command_line
 from env.base import UsageError
 from env.datasets import load_dataset
-from env.execution.splits import NUM_SPLITS
-from env.executor import CodeExecutor, ExecutorError
+from env.executor import CodeExecutor, ExecutorError, Limits
 from env.isolation import CHOICES
+from env.tables.splits import NUM_SPLITS
 
 _DATASET = flags.DEFINE_string(
     "dataset", "balance_scale", "Data set that the program is scored on."
@@ -34,16 +34,18 @@ _NUM_SPLITS = flags.DEFINE_integer(
 _NUM_WORKERS = flags.DEFINE_integer(
     "num_workers", 1, "Splits that run at the same time.", lower_bound=1
 )
-_TIMEOUT_S = flags.DEFINE_float("timeout_s", 10.0, "Wall-clock seconds of one split.")
+_TIMEOUT_S = flags.DEFINE_float("timeout_s", Limits.timeout_s, "Wall-clock seconds of one split.")
 _CPU_S = flags.DEFINE_integer(
     "cpu_s", None, "Processor seconds of one split; default: half of --timeout_s."
 )
 _MEMORY_MB = flags.DEFINE_integer(
-    "memory_mb", 1024, "MiB that a program may use on top of its libraries."
+    "memory_mb", Limits.memory_bytes >> 20, "MiB that a program may use on top of its libraries."
 )
-_MAX_THREADS = flags.DEFINE_integer("max_threads", 32, "Threads of a program beside its first.")
+_MAX_THREADS = flags.DEFINE_integer(
+    "max_threads", Limits.max_threads, "Threads of a program beside its first."
+)
 _MAX_OUTPUT_KB = flags.DEFINE_integer(
-    "max_output_kb", 16384, "KiB that a program may print on one split."
+    "max_output_kb", Limits.max_output_bytes >> 10, "KiB that a program may print on one split."
 )
 _LIBRARIES = flags.DEFINE_list(
     "libraries",
@@ -75,13 +77,15 @@ def main() -> int:
         with CodeExecutor(
             dataset,
             num_workers=_NUM_WORKERS.value,
-            timeout_s=_TIMEOUT_S.value,
-            memory_bytes=_MEMORY_MB.value * 2**20,
             num_splits=_NUM_SPLITS.value,
             isolation=_ISOLATION.value,
-            cpu_s=_CPU_S.value,
-            max_threads=_MAX_THREADS.value,
-            max_output_bytes=_MAX_OUTPUT_KB.value * 2**10,
+            limits=Limits(
+                timeout_s=_TIMEOUT_S.value,
+                cpu_s=_CPU_S.value,
+                memory_bytes=_MEMORY_MB.value * 2**20,
+                max_threads=_MAX_THREADS.value,
+                max_output_bytes=_MAX_OUTPUT_KB.value * 2**10,
+            ),
             libraries=_LIBRARIES.value,
         ) as executor:
             (result,) = executor.run([body])

@@ -15,9 +15,7 @@ import models
 from env.base import Task, UsageError
 from env.datasets import Dataset, load_dataset
 from env.execution import metrics, reward_cache
-from env.execution.ray_executor import RayExecutor
-from env.execution.reward_cache import CachedExecutor, Executor
-from env.executor import CodeExecutor
+from env.executor import CachedExecutor, CodeExecutor, Executor, Limits, RayExecutor
 from env.tasks.code_task import CodeTask
 from env.tasks.table_questions import TableQuestions
 from env.tasks.toy import ToyTask
@@ -113,16 +111,18 @@ def _make_task(config: Config) -> Task:
 def _make_executor(config: Config, dataset: Dataset) -> Executor:
     execution = config.execution
     metric = metrics.find(config.task.metric)
-    # What rewards depend on; what ends at a limit of time is not remembered.
     rules: dict[str, Any] = {
         "num_splits": config.task.num_splits,
         "metric": metric,
-        "memory_bytes": execution.memory_bytes,
-        "max_threads": execution.max_threads,
-        "max_output_bytes": execution.max_output_bytes,
         "libraries": execution.library_names,
+        "limits": Limits(
+            timeout_s=execution.timeout_s,
+            cpu_s=execution.cpu_s,
+            memory_bytes=execution.memory_bytes,
+            max_threads=execution.max_threads,
+            max_output_bytes=execution.max_output_bytes,
+        ),
     }
-    limits: dict[str, Any] = {"timeout_s": execution.timeout_s, "cpu_s": execution.cpu_s}
     executor: CodeExecutor | RayExecutor
     if execution.executor == "ray":
         executor = RayExecutor(
@@ -131,7 +131,6 @@ def _make_executor(config: Config, dataset: Dataset) -> Executor:
             num_actors=execution.num_ray_actors,
             num_workers=execution.num_workers,
             isolation=execution.isolation,
-            **limits,
             **rules,
         )
     else:
@@ -139,7 +138,6 @@ def _make_executor(config: Config, dataset: Dataset) -> Executor:
             dataset,
             num_workers=execution.num_workers or os.cpu_count() or 1,
             isolation=execution.isolation,
-            **limits,
             **rules,
         )
     if execution.reward_cache == "off":

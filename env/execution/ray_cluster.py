@@ -11,10 +11,11 @@ import numpy as np
 
 import env
 from env.base import UsageError
+from env.execution.code_executor import CodeExecutor
 from env.execution.results import ExecutionResult
+from env.execution.scheduler import ExecutorError
 from env.execution.scoring import LabelledTable
-from env.executor import CodeExecutor, ExecutorError
-from env.isolation import TIERS, IsolationError, probe
+from env.execution.tiers import TIERS, IsolationError, probe
 
 _CONNECT_S = 10.0
 

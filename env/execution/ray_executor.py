@@ -12,8 +12,8 @@ from typing import Any, Self
 
 from env.execution.ray_cluster import Node, RayCluster
 from env.execution.results import FAILURE_REWARD, ExecutionResult
+from env.execution.scheduler import ExecutorError
 from env.execution.scoring import LabelledTable
-from env.executor import ExecutorError
 
 # What an actor has beyond what its workers run, so that none of them waits for the network.
 _BODIES_PER_WORKER = 2

@@ -1,11 +1,14 @@
-"""The state of one execution: a body, run once per split."""
+"""Results of executions, and how the outcomes of the splits make up one."""
 
 import concurrent.futures
 import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 FAILURE_REWARD = -1.0
+"""Reward of a program that fails (Eq. 10)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,30 +16,41 @@ class ExecutionResult:
     """The outcome of one body.
 
     Attributes:
-      reward: mean ROC AUC over the splits (Eq. 10), or -1 if any split failed.
-      split_scores: ROC AUC of the splits before the first that failed; all of them on success.
+      reward: mean score over the splits (Eq. 10), or `FAILURE_REWARD` if any split failed.
+      split_scores: scores of the splits before the first that failed; all of them on success.
       error: `Type: message` of the first split that failed, fit for a prompt; "" on success.
-      wall_s: seconds from the start of its first process to the result.
+      wall_s: seconds from the start of the first process to the result, whenever that was.
+      cached: whether the result was remembered and not computed this time.
     """
 
     reward: float
     split_scores: tuple[float, ...]
     error: str
     wall_s: float
+    cached: bool = False
+
+
+class Executor(Protocol):
+    """Runs and scores bodies; the class `env.executor.CodeExecutor` describes the methods."""
+
+    @property
+    def isolation(self) -> str: ...
+    def run(self, bodies: Sequence[str]) -> Sequence[ExecutionResult]: ...
+    def close(self) -> None: ...
 
 
 class Execution:
-    """Which splits of a body have run, and how they ended.
+    """One body on its way to a result: which of its splits have run, and how they ended.
 
     Splits may run at the same time and end in any order; the outcome is that of running them one
     after the other until one fails.
 
     Attributes:
       source: the program, UTF-8.
-      future: gets the result.
+      future: receives the result.
 
     Args:
-      num_splits: how many splits make the reward.
+      num_splits: number of splits that make the reward.
     """
 
     def __init__(self, num_splits: int):
@@ -49,34 +63,34 @@ class Execution:
         self._started_at: float | None = None
 
     def start(self, now: float) -> None:
-        """One of the splits starts."""
+        """Notes that one of the splits starts at the time `now`."""
         if self._started_at is None:
             self._started_at = now
 
     def score(self, split: int, score: float) -> None:
-        """Split `split` went well."""
+        """Notes the score of a split that succeeded."""
         self._scores[split] = score
 
     def fail(self, split: int, error: str) -> None:
-        """Split `split` failed; splits after it do not matter any more."""
+        """Notes the failure of a split, after which later splits do not matter any more."""
         self._errors[split] = error
 
     def lose(self, split: int) -> bool:
-        """The process of `split` vanished; returns whether it may be tried again (once)."""
+        """Notes that the process of a split vanished; returns whether to try again (once)."""
         is_first = split not in self._lost
         self._lost.add(split)
         return is_first
 
     def is_wanted(self, split: int) -> bool:
-        """Whether the outcome of `split` can still matter."""
+        """Returns whether the outcome of a split can still matter."""
         return not self.future.done() and split < self._end()
 
     def is_complete(self) -> bool:
-        """Whether the result is known."""
+        """Returns whether the result is known."""
         return all(split in self._scores for split in range(self._end()))
 
     def result(self, now: float) -> ExecutionResult:
-        """The result, once it is known."""
+        """Returns the result of a complete execution."""
         scores = tuple(self._scores[split] for split in range(self._end()))
         wall_s = 0.0 if self._started_at is None else now - self._started_at
         if self._errors:

@@ -14,46 +14,21 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from absl import logging
 
 from env.execution.metrics import Metric
+from env.execution.program import BUILD_MODEL, ProgramTemplate
+from env.execution.results import ExecutionResult, Executor
+from env.sandbox.limits import Limits
 from env.tables.dataset import Dataset
-from env.tasks import prompts
-from env.tasks.code_task import Runner
 
 _FORMAT = 1
 """To be raised when programs come to be run in a way that changes rewards."""
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "pandas")
 # Outcomes that depend on the load and the memory of the machine are run again.
 _NOT_CACHED = ("TimeoutError", "MemoryError", "SystemError")
-
-
-@dataclasses.dataclass(frozen=True)
-class CachedResult:
-    """The outcome of one body, as `env.executor.ExecutionResult`, and whether it was known.
-
-    Attributes:
-      reward: mean score over the splits, or -1.
-      split_scores: score of each split.
-      error: "" on success.
-      wall_s: seconds of the execution, whenever it took place.
-      cached: whether it was not executed this time.
-    """
-
-    reward: float
-    split_scores: tuple[float, ...]
-    error: str
-    wall_s: float
-    cached: bool
-
-
-class Executor(Runner, Protocol):
-    """What runs the bodies that are not known; `env.executor.CodeExecutor` is one."""
-
-    @property
-    def isolation(self) -> str: ...
 
 
 class CachedExecutor:
@@ -65,20 +40,29 @@ class CachedExecutor:
     Args:
       executor: runs unknown bodies; closed with this one.
       folder: where results lie; see `default_folder`.
-      context: JSON values that rewards depend on beside body, libraries and machine; see
+      context: JSON values that rewards depend on beside program, libraries and machine; see
         `reward_context`.
+      template: how the executor makes a program of a body.
 
     Attributes:
       hits: bodies so far that did not have to be executed.
       misses: bodies so far that were executed.
     """
 
-    def __init__(self, executor: Executor, folder: str | Path, context: Mapping[str, Any]):
+    def __init__(
+        self,
+        executor: Executor,
+        folder: str | Path,
+        context: Mapping[str, Any],
+        template: ProgramTemplate = BUILD_MODEL,
+    ):
         self._executor = executor
+        self._template = template
         text = json.dumps(
             {
                 **context,
                 "format": _FORMAT,
+                "function": template.function,
                 "python": platform.python_version(),
                 "machine": platform.machine(),
                 "versions": {name: _version(name) for name in _LIBRARIES},
@@ -101,15 +85,16 @@ class CachedExecutor:
         """That of the executor."""
         return self._executor.isolation
 
-    def run(self, bodies: Sequence[str]) -> list[CachedResult]:
+    def run(self, bodies: Sequence[str]) -> list[ExecutionResult]:
         """Results in the order of `bodies`, remembered or executed now."""
-        keys = [_key(body) for body in bodies]
+        keys = [self._key(body) for body in bodies]
         known = {key: found for key in set(keys) if (found := self._load(key)) is not None}
         unknown: dict[str, str] = {}
         for key, body in zip(keys, bodies, strict=True):
             if key not in known:
                 unknown.setdefault(key, body)
-        executed = dict(zip(unknown, self._execute(list(unknown.values())), strict=True))
+        results = self._executor.run(list(unknown.values())) if unknown else ()
+        executed = dict(zip(unknown, results, strict=True))
         for key, result in executed.items():
             self._store(key, result)
         with self._lock:
@@ -126,20 +111,18 @@ class CachedExecutor:
         """Closes the executor; what is on disk stays."""
         self._executor.close()
 
-    def _execute(self, bodies: list[str]) -> list[CachedResult]:
-        results = self._executor.run(bodies) if bodies else ()
-        return [
-            CachedResult(r.reward, tuple(r.split_scores), r.error, r.wall_s, cached=False)
-            for r in results
-        ]
+    def _key(self, body: str) -> str:
+        # Half a surrogate pair has no encoding of its own, yet may be in a text.
+        source = self._template.source(body).encode("utf-8", "surrogatepass")
+        return hashlib.sha256(source).hexdigest()
 
     def _path(self, key: str) -> Path:
         return self._folder / key[:2] / f"{key}.json"
 
-    def _load(self, key: str) -> CachedResult | None:
+    def _load(self, key: str) -> ExecutionResult | None:
         try:
             fields = json.loads(self._path(key).read_text("utf-8"))
-            return CachedResult(
+            return ExecutionResult(
                 reward=float(fields["reward"]),
                 split_scores=tuple(float(score) for score in fields["split_scores"]),
                 error=str(fields["error"]),
@@ -151,7 +134,7 @@ class CachedExecutor:
         except (ValueError, TypeError, KeyError):  # damaged: it is executed and written anew
             return None
 
-    def _store(self, key: str, result: CachedResult) -> None:
+    def _store(self, key: str, result: ExecutionResult) -> None:
         if result.error.startswith(_NOT_CACHED):
             return
         fields = dataclasses.asdict(result)
@@ -177,9 +160,7 @@ def reward_context(
     *,
     num_splits: int,
     metric: Metric,
-    memory_bytes: int,
-    max_threads: int = 32,
-    max_output_bytes: int = 1 << 24,
+    limits: Limits,
     libraries: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What rewards depend on beside body, usual libraries and machine.
@@ -192,9 +173,10 @@ def reward_context(
         "num_splits": num_splits,
         "metric": metric.name,
         "metric_version": metric.version,
-        "memory_bytes": memory_bytes,
-        "max_threads": max_threads,
-        "max_output_bytes": max_output_bytes,
+        # Outcomes of a limit of time are not remembered.
+        "memory_bytes": limits.memory_bytes,
+        "max_threads": limits.max_threads,
+        "max_output_bytes": limits.max_output_bytes,
         "libraries": {name: _version(name) for name in sorted(libraries)},
     }
 
@@ -204,11 +186,6 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _key(body: str) -> str:
-    # Half a surrogate pair has no encoding of its own, yet may be in a text.
-    return hashlib.sha256(prompts.program(body).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _write(path: Path, text: str) -> None:

@@ -14,8 +14,7 @@ from env.execution.error_text import clean_error
 from env.execution.nursery import Job, Nursery
 from env.execution.results import Execution
 from env.execution.scoring import PredictionError, Scorer
-from env.execution.zygote import CellEnded, Ready, Zygote, ZygoteError
-from env.isolation import CELLS_PER_ZYGOTE
+from env.execution.zygote import CELLS_PER_ZYGOTE, CellEnded, Ready, Zygote, ZygoteError
 from env.sandbox import wire
 from env.sandbox.limits import Limits
 
@@ -304,7 +303,7 @@ class Scheduler:
         if job.death is None or not job.connection_ended:
             return
         self._forget(nursery, job)
-        death, cpu_s = job.death, self._limits.cpu_s
+        death, cpu_s = job.death, self._limits.processor_s
         if death.exit_code == -signal.SIGKILL and death.cpu_s < cpu_s:
             # Not killed from here: most likely by the operating system, out of memory.
             self._try_again(job, _KILLED)

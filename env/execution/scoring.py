@@ -9,9 +9,10 @@ from typing import Protocol
 import numpy as np
 
 from env.execution.metrics import DEFAULT_METRIC, Metric
+from env.execution.program import BUILD_MODEL
 from env.execution.roc_auc import RocAuc
-from env.execution.splits import check_class_counts, split_rows
 from env.sandbox import wire
+from env.tables.splits import check_class_counts, split_rows
 
 
 class LabelledTable(Protocol):
@@ -52,12 +53,19 @@ class Scorer:
       table: features `[n, f]` float64 and labels `[n]` int64, codes 0..K-1.
       num_splits: at least 1; split i is drawn with seed i.
       metric: another score than the ROC AUC.
+      function: name of the function that programs define.
 
     Raises:
       UsageError: when a half of a split lacks a class: no program could be scored.
     """
 
-    def __init__(self, table: LabelledTable, num_splits: int, metric: Metric | None = None):
+    def __init__(
+        self,
+        table: LabelledTable,
+        num_splits: int,
+        metric: Metric | None = None,
+        function: str = BUILD_MODEL.function,
+    ):
         features = np.ascontiguousarray(table.features, np.float64)
         labels = np.ascontiguousarray(table.labels, np.int64)
         check_class_counts(labels, num_splits=num_splits, min_rows=1)
@@ -73,7 +81,7 @@ class Scorer:
                 self._scores.append(RocAuc(split.y_validation))
             else:
                 self._scores.append(functools.partial(metric, split.y_validation))
-        self._headers = [self._header(split) for split in range(num_splits)]
+        self._headers = [self._header(split, function) for split in range(num_splits)]
 
     @property
     def max_prediction_bytes(self) -> int:
@@ -94,10 +102,11 @@ class Scorer:
         """What a cell is given once it has fitted."""
         return wire.frame(wire.VALIDATION_X, _bytes(self.splits[split].x_validation))
 
-    def _header(self, index: int) -> bytes:
+    def _header(self, index: int, function: str) -> bytes:
         split = self.splits[index]
         header = {
             "split": index,
+            "function": function,
             "train_rows": len(split.x_train),
             "validation_rows": len(split.x_validation),
             "columns": split.x_train.shape[1],

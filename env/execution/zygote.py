@@ -11,6 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from env.sandbox import worker
 
+CELLS_PER_ZYGOTE = 8
+"""Cells of one zygote that work at the same time."""
+
 
 class ZygoteError(Exception):
     """The zygote is of no use (any more); all of its cells are dead or dying."""

@@ -31,7 +31,7 @@ def _work(sock: socket.socket, output: Output) -> None:
     y_train = _receive_array(sock, wire.TRAIN_Y, (job["train_rows"],), "int64")
     _seed(job["split"])
     try:
-        model = _fit(source, x_train, y_train)
+        model = _fit(source, job["function"], x_train, y_train)
         output.check()
         wire.send(sock, wire.FITTED)
         shape = (job["validation_rows"], job["columns"])
@@ -65,10 +65,10 @@ def _seed(split: int) -> None:
     vars(np.random.bit_generator)["randbits"] = random.Random(split).getrandbits
 
 
-def _fit(source: str, x_train: Any, y_train: Any) -> Any:
+def _fit(source: str, function: str, x_train: Any, y_train: Any) -> Any:
     namespace: dict[str, Any] = {"__name__": "program"}
     exec(compile(source, "<program>", "exec", dont_inherit=True), namespace)
-    return namespace["build_model"](x_train, y_train)
+    return namespace[function](x_train, y_train)
 
 
 def _predict(model: Any, x: Any, num_classes: int) -> Any:

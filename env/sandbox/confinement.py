@@ -11,6 +11,7 @@ import secrets
 import signal
 
 from env.sandbox import landlock, seccomp
+from env.sandbox.limits import Limits
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
@@ -42,18 +43,14 @@ class Confinement:
 
     Attributes:
       has_landlock, has_seccomp: which walls the process puts up itself.
-      cpu_s: processor seconds of a cell.
-      memory_bytes: address space of a cell beyond that of the zygote.
       max_tasks: threads and processes of the cells' user at which no cell can start another thread.
-      max_output_bytes: what a cell may print; see `env.sandbox.output`.
+      limits: resource limits of a cell; its memory is address space beyond that of the zygote.
     """
 
     has_landlock: bool
     has_seccomp: bool
-    cpu_s: int
-    memory_bytes: int
     max_tasks: int
-    max_output_bytes: int
+    limits: Limits
 
 
 def die_with_parent() -> None:
@@ -146,14 +143,12 @@ class CellWalls:
     """
 
     def __init__(self, confinement: Confinement):
-        memory = address_space() + confinement.memory_bytes
+        limits = confinement.limits
+        memory, cpu_s = address_space() + limits.memory_bytes, limits.processor_s
         self._limits = [
             (resource.RLIMIT_AS, *_at_most(resource.RLIMIT_AS, memory)),
             # The signal at the soft limit can be ignored, the one at the hard limit cannot.
-            (
-                resource.RLIMIT_CPU,
-                *_at_most(resource.RLIMIT_CPU, confinement.cpu_s, confinement.cpu_s + 1),
-            ),
+            (resource.RLIMIT_CPU, *_at_most(resource.RLIMIT_CPU, cpu_s, cpu_s + 1)),
             (resource.RLIMIT_NPROC, *_at_most(resource.RLIMIT_NPROC, confinement.max_tasks)),
         ]
         self._filter = None

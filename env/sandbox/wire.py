@@ -9,7 +9,8 @@ import struct
 from collections.abc import Iterator
 
 # Trusted side to cell.
-JOB = b"J"  # JSON: split, shapes; followed by three frames: PROGRAM, TRAIN_X, TRAIN_Y
+# JSON: split, function, shapes; the frames PROGRAM, TRAIN_X and TRAIN_Y follow.
+JOB = b"J"
 PROGRAM = b"S"  # UTF-8 source
 TRAIN_X = b"X"  # float64, row-major
 TRAIN_Y = b"Y"  # int64

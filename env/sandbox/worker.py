@@ -29,6 +29,7 @@ from env.sandbox.confinement import (
     die_with_parent,
     enclose_zygote,
 )
+from env.sandbox.limits import Limits
 from env.sandbox.output import Output
 from env.sandbox.preload import preload
 
@@ -44,11 +45,12 @@ def main() -> NoReturn:
     """
     settings = json.loads(sys.argv[-2])
     control = socket.socket(fileno=int(sys.argv[-1]))
-    confinement = Confinement(**settings["confinement"])
+    walls = settings["confinement"]
+    confinement = Confinement(**{**walls, "limits": Limits(**walls["limits"])})
     die_with_parent()
     if settings["libraries"] is not None:
         preload(settings["libraries"])
-    zygote = _Zygote(control, Output(confinement.max_output_bytes))
+    zygote = _Zygote(control, Output(confinement.limits.max_output_bytes))
     try:
         enclose_zygote(confinement)
     except ConfinementError as error:

@@ -12,7 +12,7 @@ Deterministic and simple on purpose, since generated programs work on what comes
 import numpy as np
 
 from env.base import UsageError
-from env.execution import splits
+from env.tables import splits
 from env.tables.raw_table import Column, RawTable
 
 MIN_CLASS_ROWS = 2

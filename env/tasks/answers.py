@@ -5,6 +5,8 @@ import re
 import textwrap
 import warnings
 
+from env.execution.program import BUILD_MODEL
+
 INSTRUCTIONS = (
     "You complete Python code. The user sends a file with one <FILL_ME>, which stands for the body "
     "of build_model. Reply with the code that replaces <FILL_ME> and nothing else: no explanation, "
@@ -12,7 +14,6 @@ INSTRUCTIONS = (
 )
 
 _FENCED = re.compile(r"```[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
-_FUNCTION = "build_model"
 _INDENT = "    "
 
 
@@ -41,7 +42,7 @@ def _inside_function(code: str) -> str:
     lines = code.splitlines()
     before: list[str] = []
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == _FUNCTION:
+        if isinstance(node, ast.FunctionDef) and node.name == BUILD_MODEL.function:
             first = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
             inside = lines[first[0].lineno - 1 : node.end_lineno]
             if first[0].lineno == node.lineno:

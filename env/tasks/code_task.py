@@ -6,39 +6,16 @@ limit.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
 from env.base import State, Step, UsageError
-from env.datasets import Dataset
+from env.execution.results import FAILURE_REWARD, ExecutionResult, Executor
+from env.tables.dataset import Dataset
 from env.tasks import answers, prompts
 
-FAILURE_REWARD = -1.0
 FORBIDDEN_CONSTRUCTS = ("GridSearchCV(",)
 """What the authors' environment refuses to run."""
-
-
-class Outcome(Protocol):
-    """What the executor reports about one body."""
-
-    @property
-    def reward(self) -> float: ...
-    @property
-    def split_scores(self) -> Sequence[float]: ...
-    @property
-    def error(self) -> str: ...
-    @property
-    def wall_s(self) -> float: ...
-
-
-class Runner(Protocol):
-    """The part of `env.executor.CodeExecutor` that the task uses."""
-
-    @property
-    def isolation(self) -> str: ...
-    def run(self, bodies: Sequence[str]) -> Sequence[Outcome]: ...
-    def close(self) -> None: ...
 
 
 class CodeTask:
@@ -58,7 +35,7 @@ class CodeTask:
     def __init__(
         self,
         dataset: Dataset,
-        executor: Runner,
+        executor: Executor,
         *,
         max_steps: int = 5,
         prompt_style: prompts.PromptStyle = "paper",
@@ -144,12 +121,11 @@ class CodeTask:
         info = {"split_scores": [], "wall_s": 0.0, "cached": False}
         return Step(FAILURE_REWARD, self._after_failure(state, body, refusal), refusal, info)
 
-    def _executed(self, state: State, body: str, outcome: Outcome) -> Step:
+    def _executed(self, state: State, body: str, outcome: ExecutionResult) -> Step:
         info = {
             "split_scores": list(outcome.split_scores),
             "wall_s": outcome.wall_s,
-            # Said by `env.execution.reward_cache` only.
-            "cached": getattr(outcome, "cached", False),
+            "cached": outcome.cached,
         }
         if not outcome.error:
             return Step(outcome.reward, None, "", info)

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from env.base import FILL_ME
 from env.execution.error_text import MAX_ERROR_CHARS, clean_error, elide
+from env.execution.program import BUILD_MODEL, RETURN, SIGNATURE
 
 PromptStyle = Literal["paper", "official"]
 """`paper`: as printed in Figures 6 and 7. `official`: as the authors' code builds it, which shows
@@ -18,8 +19,6 @@ otherwise."""
 STYLES: tuple[PromptStyle, ...] = get_args(PromptStyle)
 
 _HEADER = '"""Classification with a {description} Prediction Dataset"""\nimport numpy as np\n\n'
-_SIGNATURE = "def build_model(x_train: np.ndarray, y_train: np.ndarray):\n"
-_RETURN = "    return model\n"
 _REQUEST = (
     "Import modules, return a scikit model trained with x_train in shape {shape} and y_train."
 )
@@ -105,8 +104,8 @@ def reflective_prompt(
 
 
 def program(body: str) -> str:
-    """The body inside its function: a Python file that runs as it stands."""
-    return f"import numpy as np\n\n\n{_SIGNATURE}    {body.rstrip()}\n{_RETURN}"
+    """Returns the program of the code task around a body."""
+    return BUILD_MODEL.source(body)
 
 
 def shown_rows(num_rows: int, style: PromptStyle = "paper") -> int:
@@ -152,4 +151,4 @@ def _docstring(text: str, *, style: PromptStyle, space_after: bool = False) -> s
 
 def _function(docstring: str, body: str, *, style: PromptStyle, space_after: bool = False) -> str:
     text = _docstring(docstring, style=style, space_after=space_after)
-    return f"{_SIGNATURE}    {text}\n    {body}\n{_RETURN}"
+    return f"{SIGNATURE}    {text}\n    {body}\n{RETURN}"

@@ -59,7 +59,7 @@ def test_attack(campaign, attack):
     assert re.search(attack.error, outcome["error"]), outcome["error"]
     assert (outcome["reward"] == -1) == bool(outcome["error"])
     limits = SLOW_LIMITS if attack.is_slow else LIMITS
-    assert outcome["wall_s"] < limits["timeout_s"] + 1
+    assert outcome["wall_s"] < limits.timeout_s + 1
     # What runs beside it and after it is not disturbed.
     assert outcome["benign"] == campaign["benign"]
 

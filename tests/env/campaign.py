@@ -1,7 +1,7 @@
 """Sends all attacks through executors and reports, as JSON, what became of them and of the host.
 
 A program, so that it can run as another user and be watched from outside. Standard input: the
-keyword arguments of the executors, but for LIMITS.
+keyword arguments of the executors, except for the limits.
 """
 
 import ctypes
@@ -19,16 +19,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from env.datasets import load_dataset
-from env.executor import CodeExecutor
+from env.executor import CodeExecutor, Limits
 from env.sandbox import seccomp
 from tests.env.attacks import ATTACKS, BENIGN_BODY, MEMORY, Attack
 
 _PR_SET_CHILD_SUBREAPER = 36
 SECRET = "secret, and it shall stay as it is"
-LIMITS = {"timeout_s": 60.0, "cpu_s": 30}
-"""Of attacks that end by themselves, however busy the machine is."""
-SLOW_LIMITS = {"timeout_s": 4.0, "cpu_s": 1}
-"""Of those that only a limit ends, and of what runs beside them."""
+LIMITS = Limits(timeout_s=60.0)
+"""Limits of attacks that end by themselves, however busy the machine is."""
+SLOW_LIMITS = Limits(timeout_s=4.0, cpu_s=1)
+"""Limits of attacks that only a limit ends, and of the programs beside them."""
 
 
 class Noise(NamedTuple):
@@ -116,15 +116,15 @@ def main() -> None:
             "CLONE": allowed["clone"],
             **listeners.addresses,
         }
-        with CodeExecutor(dataset, **options, **LIMITS) as executor:
+        with CodeExecutor(dataset, **options, limits=LIMITS) as executor:
             (alone,) = executor.run([BENIGN_BODY])
             outcomes = _run(executor, values, is_slow=False)
             isolation = executor.isolation
-        with CodeExecutor(dataset, **options, **SLOW_LIMITS) as executor:
+        with CodeExecutor(dataset, **options, limits=SLOW_LIMITS) as executor:
             executor.run([BENIGN_BODY])  # the first one waits for the libraries
             outcomes |= _run(executor, values, is_slow=True)
         memory = Attack("memory", MEMORY).body(values)
-        with CodeExecutor(noise, **{**options, **LIMITS, "num_splits": 5}) as executor:
+        with CodeExecutor(noise, **{**options, "limits": LIMITS, "num_splits": 5}) as executor:
             from_memory = [result.reward for result in executor.run([memory] * 3)]
         report = {
             "isolation": isolation,

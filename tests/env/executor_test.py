@@ -17,7 +17,13 @@ from sklearn.utils import all_estimators
 
 from env.base import UsageError
 from env.execution import metrics
-from env.executor import CodeExecutor, ExecutionResult, ExecutorError
+from env.executor import (
+    CodeExecutor,
+    ExecutionResult,
+    ExecutorError,
+    Limits,
+    ProgramTemplate,
+)
 from env.tasks import prompts
 
 LOGISTIC = """\
@@ -51,7 +57,8 @@ def executor():
 def quick_executor():
     """One split, little memory, little processor time and much of any other."""
     options = {"num_workers": 2, "timeout_s": 60.0, "memory_bytes": 2**28, "num_splits": 1}
-    with CodeExecutor(TABLE, **options, cpu_s=2, libraries=["absl.flags"]) as executor:
+    options["limits"] = Limits(cpu_s=2)
+    with CodeExecutor(TABLE, **options, libraries=["absl.flags"]) as executor:
         yield executor
 
 
@@ -391,16 +398,29 @@ def test_more_libraries_can_be_offered(executor, quick_executor):
         ({"timeout_s": 0.0}, r"timeout_s is 0.0 and must be above 0"),
         ({"timeout_s": math.nan}, "timeout_s is nan and must be above 0"),
         ({"memory_bytes": 1}, "memory_bytes is 1 and must be at least 16777216"),
-        ({"cpu_s": 0}, "cpu_s is 0 and must be at least 1"),
-        ({"max_threads": -1}, "max_threads is -1 and must be at least 0"),
-        ({"max_output_bytes": -1}, "max_output_bytes is -1 and must be at least 0"),
+        ({"limits": {"cpu_s": 0}}, "cpu_s is 0 and must be at least 1"),
+        ({"limits": {"max_threads": -1}}, "max_threads is -1 and must be at least 0"),
+        ({"limits": {"max_output_bytes": -1}}, "max_output_bytes is -1 and must be at least 0"),
         ({"isolation": "none"}, "isolation is 'none' and must be one of auto"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_bad_settings_are_named(change, message):
+    limits = change.pop("limits", {})
     with pytest.raises((ValueError, UsageError), match=message):
-        CodeExecutor(TABLE, **{**OPTIONS, **change})
+        CodeExecutor(TABLE, **{**OPTIONS, "limits": Limits(**limits), **change})
+
+
+def test_a_template_decides_what_a_body_stands_in_and_what_is_called():
+    template = ProgramTemplate(
+        before="from sklearn.dummy import DummyClassifier as D\nfit = lambda x, y: (",
+        after=").fit(x, y)\n",
+        function="fit",
+    )
+    with CodeExecutor(TABLE, **OPTIONS, template=template) as executor:
+        constant, broken = executor.run(["D()", "None"])
+    assert (constant.reward, constant.error) == (0.5, "")
+    assert broken.error == "AttributeError: 'NoneType' object has no attribute 'fit'"
 
 
 def test_a_table_that_cannot_be_scored_is_refused():

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from env import isolation
+from env.execution import tiers
 from env.execution.zygote import ZygoteError
 from env.executor import CodeExecutor
 from env.isolation import IsolationError
@@ -22,16 +22,14 @@ from tests.env.attacks import MEMORY, Attack
 from tests.env.campaign import Noise
 from tests.env.executor_test import OPTIONS, TABLE
 
-LIMITS = Limits(timeout_s=10, cpu_s=5, memory_bytes=2**28)
-AVAILABLE = [tier for tier in isolation.TIERS if not isolation.probe(tier)]
+LIMITS = Limits(memory_bytes=2**28)
+AVAILABLE = [tier for tier in tiers.TIERS if not tiers.probe(tier)]
 
 
 def _reason(monkeypatch, tier: str, **walls: bool) -> str:
     """Why a zygote of `tier` is refused when some of its walls are left away."""
-    monkeypatch.setattr(
-        isolation, "Confinement", functools.partial(_without, isolation.Confinement, walls)
-    )
-    return isolation.probe(tier)
+    monkeypatch.setattr(tiers, "Confinement", functools.partial(_without, tiers.Confinement, walls))
+    return tiers.probe(tier)
 
 
 def _without(kind, walls, **settings):
@@ -43,32 +41,32 @@ def test_a_tier_stands_here():
     assert AVAILABLE
 
 
-@pytest.mark.parametrize("tier", isolation.TIERS)
+@pytest.mark.parametrize("tier", tiers.TIERS)
 def test_named_tiers_are_used_or_refused(tier):
     if tier in AVAILABLE:
-        assert isolation.choose(tier) == tier
+        assert tiers.choose(tier) == tier
     else:
         with pytest.raises(IsolationError, match=f"{tier}: "):
-            isolation.choose(tier)
+            tiers.choose(tier)
 
 
 def test_auto_takes_the_strongest():
-    assert isolation.choose("auto") == AVAILABLE[0]
+    assert tiers.choose("auto") == AVAILABLE[0]
 
 
 def test_probe_is_quick():
     start = time.process_time()
     children = os.times().children_user
-    assert isolation.probe(AVAILABLE[-1]) == ""
+    assert tiers.probe(AVAILABLE[-1]) == ""
     assert time.process_time() - start + os.times().children_user - children < 0.5
 
 
 def test_without_walls_the_canary_can_do_everything():
-    zygote = isolation.launch("unsafe", LIMITS, libraries=None)
+    zygote = tiers.launch("unsafe", LIMITS, libraries=None)
     zygote._must_hold = True
     try:
         with pytest.raises(ZygoteError) as error:
-            isolation._wait_until_ready(zygote)
+            tiers._wait_until_ready(zygote)
     finally:
         zygote.close()
     possible = str(error.value).removeprefix("a program could ").split(", ")
@@ -101,7 +99,7 @@ def test_landlock_says_why_not(monkeypatch):
 
 @pytest.fixture
 def no_tier(monkeypatch):
-    monkeypatch.setattr(isolation, "probe", lambda tier: f"no {tier} today")
+    monkeypatch.setattr(tiers, "probe", lambda tier: f"no {tier} today")
 
 
 def test_no_tier_no_execution(no_tier):
@@ -129,20 +127,20 @@ def test_unsafe_by_name_has_no_walls(no_tier, tmp_path):
 
 def test_without_bubblewrap(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert isolation.probe("bwrap") == "bubblewrap is not installed"
+    assert tiers.probe("bwrap") == "bubblewrap is not installed"
 
 
 def test_elsewhere_than_on_linux(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(IsolationError, match="seccomp: this is not Linux"):
-        isolation.choose("auto")
+        tiers.choose("auto")
 
 
 def test_program_prints_what_there_is():
     done = subprocess.run(
         [sys.executable, "-m", "env.isolation"], capture_output=True, text=True, check=True
     )
-    for tier in isolation.TIERS:
+    for tier in tiers.TIERS:
         assert re.search(rf"^  {tier} +{'yes' if tier in AVAILABLE else 'no: '}", done.stdout, re.M)
     assert f"--isolation=auto uses {AVAILABLE[0]}." in done.stdout
 
@@ -201,5 +199,5 @@ def test_poorer_hosts(host):
     )
     assert done.returncode == 0, done.stderr
     line = json.loads(done.stdout)
-    assert line["isolation"] in (["seccomp"] if host == "container" else isolation.TIERS)
+    assert line["isolation"] in (["seccomp"] if host == "container" else tiers.TIERS)
     assert line["reward"] > 0.5

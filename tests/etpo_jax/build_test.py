@@ -6,6 +6,7 @@ import pytest
 
 from env.base import UsageError
 from env.datasets import load_dataset
+from env.executor import Limits
 from etpo_jax import build
 from etpo_jax.config import Config, ExecutionConfig
 from etpo_jax.devices.mesh import build_mesh
@@ -49,11 +50,7 @@ def test_limits_reach_the_executor(make):
     assert options.pop("metric").name == "roc_auc"
     assert options == {
         "num_workers": 3,
-        "timeout_s": 4.0,
-        "cpu_s": 3,
-        "memory_bytes": 64 * 2**20,
-        "max_threads": 5,
-        "max_output_bytes": 6 * 2**10,
+        "limits": Limits(4.0, 3, 64 * 2**20, 5, 6 * 2**10),
         "libraries": ["absl.flags", "tqdm"],
         "num_splits": 5,
         "isolation": "seccomp",
@@ -71,11 +68,7 @@ def test_programs_are_executed_elsewhere_by_flag(make):
         "address": "head:6379",
         "num_actors": 4,
         "num_workers": 0,
-        "timeout_s": 10.0,
-        "cpu_s": 2,
-        "memory_bytes": 2**30,
-        "max_threads": 32,
-        "max_output_bytes": 2**24,
+        "limits": Limits(cpu_s=2),
         "libraries": [],
         "num_splits": 5,
         "isolation": "auto",

@@ -14,7 +14,7 @@ from env.execution import ray_executor
 from env.execution.ray_cluster import Node, RayCluster
 from env.execution.ray_executor import RayExecutor
 from env.execution.results import ExecutionResult
-from env.executor import CodeExecutor, ExecutorError
+from env.executor import CodeExecutor, ExecutorError, Limits
 from tests.env.executor_test import LOGISTIC, OPTIONS, TABLE
 
 LIMITS = {name: OPTIONS[name] for name in ("timeout_s", "memory_bytes")}
@@ -141,11 +141,18 @@ def _bodies(actor: FakeActor) -> list[str]:
 
 
 def test_one_actor_per_node_has_a_worker_per_core(cluster):
-    with RayExecutor(TABLE, **LIMITS, cpu_s=3) as executor:
+    options = {**LIMITS, "limits": Limits(cpu_s=3)}
+    with RayExecutor(TABLE, **options) as executor:
         assert executor.isolation == "seccomp"
         assert [actor.node.node_id for actor in cluster.actors] == ["a", "b"]
         assert cluster.settings == [
-            {**LIMITS, "cpu_s": 3, "isolation": "seccomp", "num_workers": n, "max_bodies": 2 * n}
+            {
+                **LIMITS,
+                "limits": Limits(cpu_s=3),
+                "isolation": "seccomp",
+                "num_workers": n,
+                "max_bodies": 2 * n,
+            }
             for n in (1, 2)
         ]
     assert all(actor.is_killed for actor in cluster.actors)

@@ -9,16 +9,11 @@ import pytest
 
 from env.datasets import load_dataset
 from env.execution import metrics, reward_cache
+from env.execution.program import BUILD_MODEL
+from env.execution.results import ExecutionResult
 from env.execution.reward_cache import CachedExecutor, reward_context
+from env.sandbox.limits import Limits
 from env.tasks.code_task import CodeTask
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    reward: float
-    split_scores: tuple[float, ...]
-    error: str
-    wall_s: float
 
 
 class CountingExecutor:
@@ -32,9 +27,9 @@ class CountingExecutor:
     def run(self, bodies):
         self.ran += bodies
         return [
-            Result(-1.0, (0.1,), f"{body}: again", 1.0)
+            ExecutionResult(-1.0, (0.1,), f"{body}: again", 1.0)
             if body.endswith("Error")
-            else Result(len(body) / 3, (len(body) / 3, 0.1 + 0.2), "", 0.5)
+            else ExecutionResult(len(body) / 3, (len(body) / 3, 0.1 + 0.2), "", 0.5)
             for body in bodies
         ]
 
@@ -100,14 +95,14 @@ def test_a_full_disk_costs_the_memory_and_nothing_else(tmp_path, monkeypatch, ca
 def test_whatever_a_reward_depends_on_keeps_results_apart(tmp_path, monkeypatch):
     dataset = load_dataset("balance_scale")
     other = load_dataset("tic_tac_toe")
-    plain = {"num_splits": 5, "metric": metrics.find("roc_auc"), "memory_bytes": 2**30}
+    plain = {"num_splits": 5, "metric": metrics.find("roc_auc"), "limits": Limits()}
     contexts = [
         reward_context(dataset, **plain),
         reward_context(other, **plain),
         reward_context(dataset, **{**plain, "num_splits": 3}),
-        reward_context(dataset, **{**plain, "memory_bytes": 2**20}),
-        reward_context(dataset, **plain, max_threads=1),
-        reward_context(dataset, **plain, max_output_bytes=1),
+        reward_context(dataset, **{**plain, "limits": Limits(memory_bytes=2**29)}),
+        reward_context(dataset, **{**plain, "limits": Limits(max_threads=1)}),
+        reward_context(dataset, **{**plain, "limits": Limits(max_output_bytes=1)}),
         reward_context(dataset, **plain, libraries=["no_such_library"]),
         reward_context(dataset, **{**plain, "metric": metrics.find("accuracy")}),
         reward_context(
@@ -117,6 +112,13 @@ def test_whatever_a_reward_depends_on_keeps_results_apart(tmp_path, monkeypatch)
     for context in contexts:
         executor = CountingExecutor()
         CachedExecutor(executor, tmp_path, context).run(["abc"])
+        assert executor.ran == ["abc"]
+    for template in (
+        dataclasses.replace(BUILD_MODEL, function="make"),
+        dataclasses.replace(BUILD_MODEL, before=f"import math\n{BUILD_MODEL.before}"),
+    ):
+        executor = CountingExecutor()
+        CachedExecutor(executor, tmp_path, contexts[0], template).run(["abc"])
         assert executor.ran == ["abc"]
     unsafe = CountingExecutor(isolation="unsafe")
     CachedExecutor(unsafe, tmp_path, contexts[0]).run(["abc"])

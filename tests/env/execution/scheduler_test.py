@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from env import executor as executor_module
+from env.execution import code_executor
 from env.execution.zygote import Zygote
 from env.executor import CodeExecutor, ExecutorError
 from tests.env.executor_test import LOGISTIC, OPTIONS, TABLE
@@ -25,14 +25,14 @@ SLEEP = "import time; time.sleep(60)"
 def shared() -> Iterator[tuple[CodeExecutor, list[Zygote]]]:
     """An executor, and its zygotes so far, the one that lives last."""
     zygotes: list[Zygote] = []
-    launch = executor_module.launch
+    launch = code_executor.launch
 
     def remember(*arguments: object) -> Zygote:
         zygotes.append(launch(*arguments))
         return zygotes[-1]
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(executor_module, "launch", remember)
+        monkeypatch.setattr(code_executor, "launch", remember)
         # Without a wrapper: the process that is known is the zygote itself.
         with CodeExecutor(TABLE, **OPTIONS, isolation="seccomp") as executor:
             yield executor, zygotes

@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from env.datasets import load_dataset
-from env.execution import splits
+from env.tables import splits
 
 LOGISTIC_REGRESSION = """from sklearn.linear_model import LogisticRegression
     model = LogisticRegression()

@@ -1,6 +1,5 @@
 """Episodes of the code task over a fake executor."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -8,16 +7,9 @@ import pytest
 
 from env.base import State, UsageError
 from env.datasets import load_dataset
+from env.execution.results import ExecutionResult
 from env.tasks import prompts
 from env.tasks.code_task import CodeTask
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    reward: float
-    split_scores: tuple[float, ...]
-    error: str
-    wall_s: float
 
 
 class FakeExecutor:
@@ -30,9 +22,9 @@ class FakeExecutor:
     def run(self, bodies):
         self.batches.append(list(bodies))
         return [
-            Result(-1.0, (), f"ValueError: {body}", 0.5)
+            ExecutionResult(-1.0, (), f"ValueError: {body}", 0.5)
             if "fail" in body
-            else Result(len(body) / 10, (len(body) / 10,) * 5, "", 0.25)
+            else ExecutionResult(len(body) / 10, (len(body) / 10,) * 5, "", 0.25)
             for body in bodies
         ]
 

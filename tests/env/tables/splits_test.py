@@ -3,7 +3,7 @@ import pytest
 from sklearn.model_selection import train_test_split
 
 from env.base import UsageError
-from env.execution import splits
+from env.tables import splits
 
 
 @pytest.mark.parametrize("num_rows", [2, 3, 95, 125, 2000])
