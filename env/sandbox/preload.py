@@ -18,8 +18,6 @@ import types
 import warnings
 from collections.abc import Mapping, Sequence
 
-from env.sandbox import mappings
-
 _STANDARD_LIBRARY = """
 abc argparse array ast asyncio base64 binascii bisect calendar cmath codecs collections.abc
 concurrent.futures.thread contextlib copy copyreg csv ctypes dataclasses datetime decimal difflib
@@ -171,7 +169,6 @@ def preload(libraries: Sequence[str]) -> None:
         _warm_up()
     sys.meta_path.insert(0, _OnRequest(_roots()))
     reserved.clear()
-    mappings.join()
     gc.collect()
     gc.freeze()
     gc.enable()
