@@ -110,7 +110,7 @@ def _agent(
     if config.endpoint.endpoint:
         if hosts.count() > 1:
             raise UsageError("--endpoint: plays on a single host")
-        model = external.ExternalModel(external.make_endpoint(config), task, config)
+        model = external.make_endpoint(config, task)
         return None, external.TextPrompts(task), model, model
     fingerprint.check(run.path, config.model.model)
     language = build.load_language(config, mesh)

@@ -1,5 +1,6 @@
-"""A loopback server that speaks the chat completions protocol, and can misbehave."""
+"""A loopback server that speaks the chat completions protocol, and fails on request."""
 
+import email.message
 import http.server
 import json
 import threading
@@ -10,17 +11,17 @@ class ChatServer:
     """Context manager; `url` is what `--endpoint` takes.
 
     Attributes:
-      faults: what the next requests are answered with instead: (status, headers, text), or "cut"
-        for a connection that breaks.
+      faults: answers to the next requests in place of completions: (status, headers, text), or
+        "cut" for a connection that breaks.
       requests: bodies of all requests so far.
-      headers: of all requests so far.
+      headers: headers of all requests so far.
     """
 
     def __init__(self, answer: Callable[[dict], str]):
         self._answer = answer
         self.faults: list[tuple[int, dict[str, str], str] | str] = []
         self.requests: list[dict] = []
-        self.headers: list[dict[str, str]] = []
+        self.headers: list[email.message.Message] = []
         self._lock = threading.Lock()
 
     def __enter__(self) -> "ChatServer":
@@ -49,12 +50,13 @@ class ChatServer:
         request = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
         with self._lock:
             self.requests.append(request)
-            self.headers.append(dict(handler.headers))
+            self.headers.append(handler.headers)
             fault = self.faults.pop(0) if self.faults else None
         if fault == "cut":
             handler.close_connection = True
             return
-        status, headers, text = fault or (200, {}, self._completion(request))
+        headers = {"Content-Type": "application/json"}
+        status, headers, text = fault or (200, headers, self._completion(request))
         if handler.path != "/v1/chat/completions":
             status, text = 404, "no such path"
         handler.send_response(status)

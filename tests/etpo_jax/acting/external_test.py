@@ -1,21 +1,38 @@
-"""Reflection by a model behind an endpoint, as a run of its own and as a cell's program."""
+"""A model behind an endpoint: its requests and failures, its options, and runs that it plays."""
 
 import json
 import re
+import sys
 
+import jax
 import pytest
 
 from env.base import UsageError
 from env.tasks.toy import ToyTask
 from etpo_jax import plan
-from etpo_jax.acting.external import ExternalModel, make_endpoint
-from etpo_jax.config import Config
+from etpo_jax.acting.external import EndpointOptions, ExternalModel
+from etpo_jax.config import Config, SamplingConfig
 from tests.etpo_jax.acting.chat_server import ChatServer
 from tests.etpo_jax.train_test import column, run
 
 GOOD = "```python\nfrom sklearn.naive_bayes import GaussianNB\nmodel = GaussianNB()\n"
 GOOD += "model.fit(x_train, y_train)\n```"
 PRICES = ("--endpoint_prompt_price=1000", "--endpoint_completion_price=2000")
+BUSY = (429, {"retry-after-ms": "1"}, '{"error": {"message": "slow down"}}')
+BROKEN = (503, {"retry-after-ms": "1"}, "upstream is gone")
+
+
+class Echo(ToyTask):
+    """A task that can be asked of a chat model; the action is the answer."""
+
+    instructions = "shout"
+
+    def action_of(self, answer):
+        return answer
+
+
+def shout(request):
+    return request["messages"][-1]["content"].upper()
 
 
 def reflect(request):
@@ -24,10 +41,140 @@ def reflect(request):
     return GOOD if is_reflective else "model = Unknown()"
 
 
-@pytest.fixture
-def server():
-    with ChatServer(reflect) as server:
+@pytest.fixture(params=[shout])
+def server(request):
+    pytest.importorskip("openai")
+    with ChatServer(request.param) as server:
         yield server
+
+
+def external(url, *, sampling=None, **options):
+    return ExternalModel(
+        Echo(max_steps=2),
+        url=url,
+        model="a-model",
+        options=EndpointOptions.parse(json.dumps(options)),
+        sampling=sampling or SamplingConfig(),
+    )
+
+
+def ask(model, *prompts):
+    return model.act(None, [(prompt, None) for prompt in prompts], jax.random.key(0))
+
+
+def test_answers_come_in_the_order_of_the_prompts_and_are_billed(server):
+    model = external(server.url, budget={"prompt_price": 1.0, "completion_price": 2.0})
+    prompts = [f"prompt {index}" for index in range(20)]
+    actions = ask(model, *prompts)
+    assert actions.prompts == prompts
+    assert actions.texts == [prompt.upper() for prompt in prompts]
+    assert actions.num_tokens == 40
+    assert list(model.usage().values()) == pytest.approx([40, 40, 120e-6])
+    assert len(server.requests) == 20
+
+
+def test_a_request_names_the_model_and_carries_instructions_options_and_key(server, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "secret")
+    sampling = SamplingConfig(temperature=0.5, top_k=50)
+    more = {"max_tokens": None, "max_completion_tokens": 512}
+    ask(external(server.url, sampling=sampling, client={"key_variable": "SOME_KEY"}, **more), "a")
+    assert server.requests == [
+        {
+            "model": "a-model",
+            "messages": [
+                {"role": "system", "content": "shout"},
+                {"role": "user", "content": "a"},
+            ],
+            "temperature": 0.5,
+            "top_k": 50,
+            "max_completion_tokens": 512,
+        }
+    ]
+    assert server.headers[0]["Authorization"] == "Bearer secret"
+
+
+def test_the_key_for_one_server_does_not_reach_another(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    ask(external(server.url + "/", client={"key_variable": "NOT_SET"}), "a")
+    assert server.headers[0]["Authorization"] == "Bearer none"
+
+
+@pytest.mark.parametrize("fault", [BUSY, BROKEN, "cut"])
+def test_what_may_pass_is_tried_again(server, fault):
+    server.faults = [fault, fault]
+    assert ask(external(server.url), "a").texts == ["A"]
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "num_requests", "message"),
+    [
+        (BUSY, 3, "429 .*slow down"),
+        (BROKEN, 3, "503|upstream is gone"),
+        ((401, {}, '{"error": {"message": "no\\nsuch key"}}'), 1, "401 .*such key"),
+        ((404, {}, '{"error": {"message": "no such model"}}'), 1, "404 .*no such model"),
+        ((200, {}, "<html>"), 1, "no chat completion: '<html>'"),
+        ((200, {}, '{"choices": []}'), 1, "no chat completion"),
+    ],
+)
+def test_what_does_not_pass_ends_with_one_line(server, fault, num_requests, message):
+    server.faults = [fault] * 3
+    with pytest.raises(UsageError, match=message) as caught:
+        ask(external(server.url, client={"max_retries": 2}), "a")
+    assert "\n" not in str(caught.value)
+    assert len(server.requests) == num_requests
+
+
+def test_nobody_there_is_told(server):
+    with ChatServer(str) as gone:
+        url = gone.url
+    with pytest.raises(UsageError, match="Connection refused"):
+        ask(external(url, client={"max_retries": 0}), "a")
+
+
+def test_an_answer_of_null_is_empty(server):
+    message = {"role": "assistant", "content": None}
+    server.faults = [(200, {}, json.dumps({"choices": [{"message": message}]}))]
+    model = external(server.url)
+    assert ask(model, "a").texts == [""]
+    assert model.usage()["endpoint_prompt_tokens"] == 0
+
+
+def test_what_is_missing_is_told(monkeypatch):
+    with pytest.raises(UsageError, match=r"--endpoint=api\.openai\.com: must start with http"):
+        external("api.openai.com")
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(UsageError, match=r"pip install 'etpo_jax\[endpoint\]'"):
+        external("http://127.0.0.1:1")
+
+
+def test_options_have_sections_and_members_of_requests():
+    assert EndpointOptions.parse("") == EndpointOptions()
+    text = '{"seed": 1, "client": {"timeout_s": 9}, "budget": {"usd": 5, "prompt_price": 30}}'
+    assert EndpointOptions.parse(text) == EndpointOptions(
+        request={"seed": 1}, timeout_s=9, usd=5, prompt_price=30
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "--endpoint_options=[1]: must be a JSON object"),
+        ("{", "--endpoint_options={: must be a JSON object"),
+        ('{"client": 3}', "client=3: must be a JSON object with members of timeout_s, max_retries"),
+        ('{"client": {"timeout": 3}}', "must be a JSON object with members of timeout_s"),
+        ('{"client": {"timeout_s": 0}}', "timeout_s=0: must be a number of at least 0.001"),
+        ('{"client": {"timeout_s": NaN}}', "timeout_s=nan: must be a number"),
+        ('{"client": {"max_retries": 1.5}}', "max_retries=1.5: must be a whole number"),
+        ('{"client": {"concurrency": true}}', "concurrency=True: must be a whole number of at"),
+        ('{"client": {"key_variable": 1}}', "key_variable=1: must be a string"),
+        ('{"budget": {"prompt_price": -1}}', "prompt_price=-1: must be a number of at least 0"),
+        ('{"budget": {"usd": 5}}', "usd=5: needs prompt_price or completion_price"),
+    ],
+)
+def test_bad_options_are_named(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        EndpointOptions.parse(text)
 
 
 def arguments(server, folder, *more):
@@ -38,6 +185,7 @@ def arguments(server, folder, *more):
     )
 
 
+@pytest.mark.parametrize("server", [reflect], indirect=True)
 def test_an_external_model_reflects_is_paid_and_goes_on_where_its_budget_ended(
     server, tmp_path, monkeypatch
 ):
@@ -46,7 +194,7 @@ def test_an_external_model_reflects_is_paid_and_goes_on_where_its_budget_ended(
     more = (*PRICES, "--endpoint_key_variable=SOME_KEY", "--num_env_steps=12")
     first = run(*arguments(server, folder, *more, "--endpoint_budget=0.0001"))
     assert first.returncode == 2
-    assert "USD are spent; a larger one goes on" in first.stderr
+    assert "USD are spent; the same command with a larger budget resumes" in first.stderr
     assert column(folder / "metrics.jsonl", "env_step") == [4]
 
     second = run(*arguments(server, folder, *more))
@@ -73,11 +221,12 @@ def test_an_external_model_reflects_is_paid_and_goes_on_where_its_budget_ended(
     assert "its model is behind an endpoint" in evaluated.stderr
 
 
+@pytest.mark.parametrize("server", [reflect], indirect=True)
 def test_a_wrong_key_ends_with_one_line(server, tmp_path):
     server.faults = [(401, {}, '{"error": {"message": "Incorrect API key"}}')] * 4
     done = run(*arguments(server, tmp_path / "run", "--num_env_steps=4"))
     assert done.returncode == 2
-    assert done.stderr.strip().endswith("refused: 401 Unauthorized: Incorrect API key")
+    assert re.search(r"--endpoint=.*401.*Incorrect API key.*resumes the run$", done.stderr.strip())
 
 
 SETTINGS = {"algorithm": "reflection", "endpoint": "http://127.0.0.1:1", "endpoint_model": "m"}
@@ -89,8 +238,6 @@ SETTINGS = {"algorithm": "reflection", "endpoint": "http://127.0.0.1:1", "endpoi
         ({"algorithm": "etpo"}, "--algorithm=etpo: --endpoint plays reflection only"),
         ({"endpoint_model": ""}, "needs --endpoint_model"),
         ({"support_threshold": 0.001}, "--support_threshold=0.001: must be 0 with --endpoint"),
-        ({"endpoint_options": "[1]"}, "--endpoint_options=[1]: must be a JSON object"),
-        ({"endpoint_options": "{"}, "--endpoint_options={: must be a JSON object"),
         ({"endpoint_budget": 1.0}, "needs --endpoint_prompt_price"),
     ],
 )
@@ -100,27 +247,17 @@ def test_what_an_endpoint_cannot_do_is_said(values, message):
 
 
 def test_a_task_that_is_no_chat_is_refused():
-    config = Config.from_dict({**SETTINGS, "dataset": "toy"})
-    with pytest.raises(UsageError, match="--dataset=toy: this task cannot be asked"):
-        ExternalModel(make_endpoint(config, {}), ToyTask(max_steps=2), config)
+    with pytest.raises(UsageError, match="a chat model cannot be asked about the task toy"):
+        ExternalModel(
+            ToyTask(max_steps=2),
+            url="http://127.0.0.1:1",
+            model="m",
+            options=EndpointOptions(),
+            sampling=SamplingConfig(),
+        )
 
 
 def test_a_plan_says_that_no_device_is_needed():
     assert "m behind http://127.0.0.1:1: no device is needed" in plan.describe(
         Config.from_dict(SETTINGS)
     )
-
-
-def test_options_reach_the_requests(server):
-    values = {
-        **SETTINGS,
-        "endpoint": server.url,
-        "endpoint_options": '{"max_tokens": null, "max_completion_tokens": 512}',
-        "temperature": 0.5,
-        "top_k": 50,
-    }
-    make_endpoint(Config.from_dict(values), {}).ask("", ["a"])
-    (request,) = server.requests
-    assert request["max_completion_tokens"] == 512
-    assert not {"max_tokens", "top_p"} & set(request)
-    assert (request["temperature"], request["top_k"]) == (0.5, 50)
