@@ -1,23 +1,22 @@
-"""What executing programs costs: latency, throughput, memory and recovery, for each tier.
+"""Cost of executing programs: latency, throughput, memory and recovery, for each isolation tier.
 
     python -m benchmarks.executions
     python -m benchmarks.executions --tiers=seccomp --num_workers=8
 
-Prints a table in Markdown. Times are medians; processor time counts the processes of the executor
-and the trusted side; the reference is the published procedure in one process.
+Prints a table in Markdown. Times are medians. Processor time counts the executor's processes and
+the trusted side. The column "in process" is the published procedure in one process.
 """
 
 import contextlib
 import os
-import signal
 import statistics
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 from absl import flags
 
 from env import command_line, isolation
@@ -26,7 +25,7 @@ from env.executor import CodeExecutor
 from env.tables.splits import split_rows
 from env.tasks import prompts
 
-_TIERS = flags.DEFINE_list("tiers", [], "Tiers to measure; default: all that stand here.")
+_TIERS = flags.DEFINE_list("tiers", [], "Isolation tiers; default: all that this machine has.")
 _DATASET = flags.DEFINE_string("dataset", "balance_scale", "Data set that programs are scored on.")
 _NUM_WORKERS = flags.DEFINE_integer(
     "num_workers", os.cpu_count() or 1, "Programs that run at the same time.", lower_bound=1
@@ -50,7 +49,7 @@ _NUM_SPLITS = 5
 
 
 def main() -> int:
-    """Measures and prints."""
+    """Measures every tier and prints the table."""
     dataset = load_dataset(_DATASET.value)
     tiers = _TIERS.value or [tier for tier in isolation.TIERS if not isolation.probe(tier)]
     print(
@@ -99,7 +98,7 @@ def _reference(dataset: Dataset) -> dict[str, str]:
 
 def _measure(tier: str, dataset: Dataset) -> dict[str, str]:
     column = {}
-    before_bytes = _available_bytes()
+    before_bytes = psutil.virtual_memory().available
     start = time.perf_counter()
     with CodeExecutor(
         dataset,
@@ -137,15 +136,15 @@ def _median(run: Callable[[], object]) -> float:
 
 
 def _throughput(executor: CodeExecutor, in_flight: int, before_bytes: int) -> tuple[float, int]:
-    """Executions per second, and the memory that they take at most, with so many waiting."""
+    """Executions per second with `in_flight` waiting, and the most memory that they take."""
     body = PROGRAMS["logistic regression"]
     rounds = max(1, 64 // in_flight)
-    lowest = [_available_bytes()]
+    lowest = [psutil.virtual_memory().available]
     is_over = threading.Event()
 
     def watch() -> None:
         while not is_over.wait(0.05):
-            lowest.append(_available_bytes())
+            lowest.append(psutil.virtual_memory().available)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -159,10 +158,10 @@ def _throughput(executor: CodeExecutor, in_flight: int, before_bytes: int) -> tu
 
 
 def _recovery_s(executor: CodeExecutor) -> float:
-    """From the death of all workers to the next result."""
-    for pid in _descendants():
-        with contextlib.suppress(ProcessLookupError):  # cells die with their zygote
-            os.kill(pid, signal.SIGKILL)
+    """Seconds from the death of all workers to the next result."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # cells die with their zygote
+            process.kill()
     start = time.perf_counter()
     executor.run([PROGRAMS["constant model"]])
     return time.perf_counter() - start
@@ -178,40 +177,14 @@ def _lateness_s(tier: str, dataset: Dataset) -> float:
         return time.perf_counter() - start - 1.0
 
 
-def _available_bytes() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return 1024 * int(line.split()[1])
-    raise OSError("/proc/meminfo does not say what memory is available")
-
-
-def _stats() -> dict[int, list[str]]:
-    """The fields of `/proc/PID/stat` after the name, of all processes."""
-    stats = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            stats[int(path.parent.name)] = path.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended
-            continue
-    return stats
-
-
-def _descendants() -> list[int]:
-    stats = _stats()
-    found: list[int] = []
-    parents = {os.getpid()}
-    while parents:
-        parents = {pid for pid, fields in stats.items() if int(fields[1]) in parents}
-        found += parents
-    return found
-
-
 def _processor_s() -> float:
-    """Of this process and of all those below it, also the ones that have ended."""
-    stats = _stats()
-    ticks = sum(sum(map(int, stats[pid][11:15])) for pid in _descendants() if pid in stats)
+    """Processor seconds of this process and of all descendants, ended ones included."""
     own = os.times()
-    return own.user + own.system + ticks / os.sysconf("SC_CLK_TCK")
+    total_s = own.user + own.system
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total_s += sum(process.cpu_times()[:4])  # also of its children that have ended
+    return total_s
 
 
 if __name__ == "__main__":

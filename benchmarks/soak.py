@@ -1,10 +1,12 @@
-"""Many executions, hostile and benign, and whether anything grows: `python -m benchmarks.soak`.
+"""Many executions of hostile and benign programs, after which nothing may have grown.
 
-Prints a line of figures now and then and compares the last with an early one.
-Exit code 1 when memory, descriptors, processes or files have grown, or a benign program has scored
-otherwise than at first.
+    python -m benchmarks.soak --num_executions=20000
+
+Prints a line of figures at intervals and compares the last with an early one. The exit code is 1 if
+memory, descriptors, processes or files have grown, or if the score of a benign program has changed.
 """
 
+import contextlib
 import dataclasses
 import os
 import random
@@ -13,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 from absl import flags
 
 from env import command_line
@@ -24,32 +27,32 @@ from env.sandbox.confinement import DYNAMIC_USERS
 from tests.env.attacks import ATTACKS, BENIGN_BODY
 
 _NUM_EXECUTIONS = flags.DEFINE_integer(
-    "num_executions", 20_000, "Programs in all.", lower_bound=200
+    "num_executions", 20_000, "Number of programs.", lower_bound=200
 )
 _NUM_WORKERS = flags.DEFINE_integer(
     "num_workers", os.cpu_count() or 1, "Programs that run at the same time.", lower_bound=1
 )
-_ISOLATION = flags.DEFINE_enum("isolation", "auto", CHOICES[:-1], "Wall around the programs.")
+_ISOLATION = flags.DEFINE_enum("isolation", "auto", CHOICES[:-1], "Isolation tier of the programs.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the order of programs.")
 
 _MAX_REPORTS = 20
 _EXECUTIONS_PER_REPORT = 50  # at least
 _BENIGN_SHARE = 0.5
-# Of the process that scores: its allocator keeps some of what it was given at the busiest moment.
+# The allocator of the scoring process keeps some of the memory of the busiest moment.
 _MAX_GROWTH_BYTES = 16 << 20
-_LISTENER = 9  # no program gets that far: nothing listens there
+_LISTENER = 9  # a port without a listener, which no program should reach
 
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What could grow.
+    """Quantities that must not grow.
 
     Attributes:
       own_bytes: resident memory of this process.
-      zygote_bytes: resident memory of the largest process below it.
-      descriptors: open in this process.
-      processes: below this process.
-      files: left by programs in the folders where everybody may write.
+      zygote_bytes: resident memory of its largest descendant.
+      descriptors: open descriptors of this process.
+      processes: number of its descendants.
+      files: files that programs left in the folders where everybody may write.
     """
 
     own_bytes: int
@@ -66,7 +69,7 @@ class Figures:
 
 
 def main() -> int:
-    """Runs the programs."""
+    """Runs the programs and returns the exit code."""
     rng = random.Random(_SEED.value)
     dataset = load_dataset("balance_scale")
     hostile = _hostile_bodies()
@@ -91,11 +94,11 @@ def main() -> int:
             ]
             for body, result in zip(bodies, executor.run(bodies), strict=True):
                 wrong += body is BENIGN_BODY and result.split_scores != expected.split_scores
-            time.sleep(1.0)  # until what has ended is gone
+            time.sleep(1.0)  # for processes that have just ended
             history.append(_measure())
             rate = (report + 1) * len(bodies) / (time.monotonic() - start)
             print(f"{(report + 1) * len(bodies):7d}  {rate:5.1f}/s  {history[-1]}", flush=True)
-    problems = [f"{wrong} benign programs scored otherwise"] if wrong else []
+    problems = [f"{wrong} benign programs had another score than at first"] if wrong else []
     problems += _growth(history[num_reports // 4], history[-1])
     for problem in problems:
         print(f"GROWN: {problem}")
@@ -132,24 +135,16 @@ def _growth(early: Figures, late: Figures) -> list[str]:
 
 
 def _measure() -> Figures:
-    sizes = {}
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended
-            continue
-        parents[int(path.parent.name)] = int(fields[1])
-        sizes[int(path.parent.name)] = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
-    below: set[int] = set()
-    generation = {os.getpid()}
-    while generation:
-        generation = {pid for pid, parent in parents.items() if parent in generation}
-        below |= generation
+    own = psutil.Process()
+    below = own.children(recursive=True)
+    sizes = [0]
+    for process in below:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            sizes.append(process.memory_info().rss)
     return Figures(
-        own_bytes=sizes[os.getpid()],
-        zygote_bytes=max((sizes[pid] for pid in below), default=0),
-        descriptors=len(os.listdir("/proc/self/fd")),
+        own_bytes=own.memory_info().rss,
+        zygote_bytes=max(sizes),
+        descriptors=own.num_fds(),
         processes=len(below),
         files=sum(_is_from_a_program(path) for path in _writable_by_all()),
     )

@@ -1,4 +1,4 @@
-"""Parts of a grid's `report.html`: curves, tables, the best program's way, links to the runs."""
+"""Sections of a grid's `report.html`: curves, tables, best programs, links to the runs."""
 
 import html
 import os
@@ -9,8 +9,7 @@ from etpo_jax.reproduction import figures
 from etpo_jax.reproduction.curves import X_LABEL, Curves
 from etpo_jax.reproduction.measures import Results, Run
 from etpo_jax.reproduction.tables import Table
-from etpo_jax.runs import directory, html_page
-from etpo_jax.runs.svg_chart import Line, line_chart
+from etpo_jax.runs import charts, directory, html_page
 
 STYLE = """
 th { text-align: left; font-size: .85rem; padding: .1rem 1.2rem .3rem 0; vertical-align: bottom;
@@ -21,21 +20,21 @@ th { text-align: left; font-size: .85rem; padding: .1rem 1.2rem .3rem 0; vertica
 """
 
 
-def charts(made: Iterable[tuple[str, Curves]]) -> str:
-    """Cards with the curves of each figure, given its title."""
+def cards(made: Iterable[tuple[str, Curves]]) -> str:
+    """Cards with the curves of each figure, below its title."""
     cards = []
     for title, curves in made:
-        lines = [
-            Line(name, f"s{index % html_page.NUM_SERIES}", band[0], band[1:])
-            for index, (name, band) in enumerate(curves.bands.items())
-        ]
-        chart = line_chart(curves.env_step_k, lines, x_label=X_LABEL)
-        cards.append(html_page.chart(title, f"{curves.y_label}; {curves.note}", chart, lines))
+        lines = figures.lines_of(curves)
+        figure, (axes,) = charts.figure(6.1, 3.6)
+        charts.label(axes, x=X_LABEL, y=curves.y_label)
+        charts.draw_lines(axes, curves.env_step_k, lines)
+        svg = charts.to_svg(figure, charts.readouts(curves.env_step_k, lines))
+        cards.append(html_page.chart(title, curves.note, svg, lines))
     return f'<div class="charts">{"".join(cards)}</div>' if cards else ""
 
 
 def table(made: Table) -> str:
-    """A table under its title, to be scrolled sideways where the screen is narrow."""
+    """A table below its title; a narrow screen scrolls it sideways."""
     head = "".join(f"<th>{html.escape(text)}</th>" for text in made.header)
     rows = "".join(
         f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>" for row in made.rows
@@ -48,8 +47,8 @@ def table(made: Table) -> str:
 
 
 def evolution(run: Run) -> str:
-    """Figure 1: each better program of a run as changes of the one before."""
-    parts = [f"<h2>How the best program of {html.escape(str(run.cell))} came about</h2>"]
+    """The better programs of a run (Figure 1), each with its changes against the one before."""
+    parts = [f"<h2>Figure 1: evolution of the best program of {html.escape(str(run.cell))}</h2>"]
     for row, changes in figures.changes_of(run):
         title = f"{float(row['reward']):.4f} at environment step {row['env_step']}"
         lines = "\n".join(map(_change, changes))
@@ -58,7 +57,7 @@ def evolution(run: Run) -> str:
 
 
 def runs(results: Results, folder: Path) -> str:
-    """Every run with a link to its own report, relative to the grid's folder."""
+    """A table of all runs with links to their reports, relative to the grid's folder."""
     rows = []
     for by_dataset in results.values():
         for members in by_dataset.values():
@@ -76,9 +75,9 @@ def runs(results: Results, folder: Path) -> str:
 
 
 def command(text: str, commit: str | None) -> str:
-    """How to make the grid again."""
+    """The command that makes the grid, and the commit of the code."""
     return (
-        f"<h2>Do it again</h2><pre>{html.escape(text)}</pre>"
+        f"<h2>Repeat this grid</h2><pre>{html.escape(text)}</pre>"
         f"<p>Commit of the code: <code>{html.escape(commit or 'unknown')}</code></p>"
     )
 

@@ -103,7 +103,7 @@ def write(
 
     sections = [
         *(f"<p>{html.escape(line)}</p>" for line in left_out),
-        html_sections.charts(charts.values()),
+        html_sections.cards(charts.values()),
         *map(html_sections.table, made),
         html_sections.evolution(evolution) if evolution is not None else "",
         html_sections.runs(results, folder),

@@ -1,27 +1,24 @@
-"""The shell of pages that are one file: no network, wide and narrow screens, light and dark.
+"""Pages of one file: they need no network and suit wide and narrow screens, light and dark.
 
-`svg_chart` draws what `chart` puts into a card; the script shows what stands under the pointer.
+The page's script shows the values of a chart that are nearest to the pointer.
 """
 
 import html
 from collections.abc import Iterable, Sequence
 from string import Template
 
-from etpo_jax.runs.svg_chart import Line
-
-NUM_SERIES = 7
-"""Colours of series: the classes s0 to s6."""
+from etpo_jax.runs.charts import Line, page_colour
 
 
 def page(
     title: str, subtitle: str, sections: Sequence[str], *, style: str = "", script: str = ""
 ) -> str:
-    """A whole page.
+    """Puts a page together.
 
     Args:
       title, subtitle: text.
       sections: HTML.
-      style, script: what the sections need beside the shell's own.
+      style, script: CSS and JavaScript that the sections need beside those of every page.
     """
     return _PAGE.substitute(
         title=html.escape(title),
@@ -32,19 +29,21 @@ def page(
     )
 
 
-def chart(title: str, unit: str, chart: str, lines: Iterable[Line]) -> str:
-    """A card with a picture of `svg_chart` and its legend."""
+def chart(title: str, note: str, svg: str, lines: Iterable[Line]) -> str:
+    """Puts a picture of `charts.to_svg` into a card with title, note and legend."""
     legend = "".join(
-        f'<span><i class="{line.css_class}"></i>{html.escape(line.name)}</span>' for line in lines
+        f'<span class="{"raw" if line.is_raw else ""}"><i style="background: '
+        f'{page_colour(line)}"></i>{html.escape(line.name)}</span>'
+        for line in lines
     )
     return (
-        f"<figure><figcaption><b>{title}</b> <small>{unit}</small></figcaption>{chart}"
-        f'<div class="legend">{legend}</div><output>&nbsp;</output></figure>'
+        f"<figure><figcaption><b>{html.escape(title)}</b> <small>{html.escape(note)}</small>"
+        f'</figcaption>{svg}<div class="legend">{legend}</div><output>&nbsp;</output></figure>'
     )
 
 
 def details(title: str, content: str) -> str:
-    """Content behind its title, which is text."""
+    """Hides content behind its title, which is text, until the reader opens it."""
     return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
 
 
@@ -80,6 +79,7 @@ small, header p, figcaption small { color: var(--soft); }
 .tiles, .charts { display: grid; gap: .8rem; margin: 1.2rem 0; }
 .tiles { grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); }
 .charts { grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
+.charts.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); }
 .tile, figure, pre, details {
   background: var(--card); border: 1px solid var(--rule); border-radius: .5rem;
   padding: .7rem .9rem;
@@ -87,22 +87,14 @@ small, header p, figcaption small { color: var(--soft); }
 .tile b { display: block; font-size: 1.6rem; line-height: 1.3; }
 .tile small { display: block; line-height: 1.3; }
 figure { margin: 0; }
-svg { display: block; width: 100%; touch-action: pan-y; }
-svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
-.grid { stroke: var(--rule); }
-.line { fill: none; stroke-width: 2; stroke-linecap: round; stroke-linejoin: round; }
-.raw { opacity: .4; }
-.line.raw { stroke-width: 1.2; }
-.band { fill: var(--c); opacity: .15; }
+svg { display: block; width: 100%; height: auto; touch-action: pan-y; }
+svg text { font-family: system-ui, sans-serif !important; }
 .cursor { stroke: var(--soft); visibility: hidden; }
-.s0 { --c: var(--c0); } .s1 { --c: var(--c1); } .s2 { --c: var(--c2); }
-.s3 { --c: var(--c3); } .s4 { --c: var(--c4); } .s5 { --c: var(--c5); } .s6 { --c: var(--c6); }
-.line { stroke: var(--c); }
-rect, .dot { fill: var(--c); }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem 1rem; font-size: .85rem; }
+.legend .raw i { opacity: .4; }
 .legend i {
   display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem; margin-right: .35rem;
-  background: var(--c); vertical-align: -.08rem;
+  vertical-align: -.08rem;
 }
 output { display: block; min-height: 1.4em; font-size: .85rem; color: var(--soft); }
 pre { overflow-x: auto; font: 13px/1.45 ui-monospace, monospace; }

@@ -1,32 +1,61 @@
 """Pictures and pages of a run, drawn from its files: `curve.png` and `report.html`."""
 
 import html
-import io
 import json
 import shlex
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from env.base import UsageError
-from etpo_jax.runs import directory, files, html_page, token_page
-from etpo_jax.runs.run_log import Episodes, RunLog, improvements, running_mean, smoothing_window
-from etpo_jax.runs.svg_chart import Line, line_chart, stacked_bars
+from etpo_jax.runs import charts, directory, files, html_page, token_page
+from etpo_jax.runs.charts import Line
+from etpo_jax.runs.run_log import Episodes, RunLog, improvements
 
 _X_LABEL = "environment steps"
-# Okabe and Ito's colours, told apart with every common kind of colour vision.
-_BLUE, _VERMILION, _GREEN, _PURPLE, _ORANGE = "#0072B2", "#D55E00", "#009E73", "#A0508A", "#E69F00"
 # Kinds of errors with a colour of their own; the others are counted together.
 _MAX_KINDS = 5
 _MAX_BARS = 24
-# Best programs that the page shows in full, the newest.
+# Number of best programs that the page shows in full, the newest.
 _MAX_IMPROVEMENTS = 8
+# Inches of the charts of the page, which scales them.
+_LARGE, _SMALL = (6.1, 3.4), (4.3, 2.4)
+
+
+class _Metric(NamedTuple):
+    title: str
+    unit: str
+    series: int = 5
+    is_share: bool = False
+
+
+_LEADING = {
+    "runnable_rate": _Metric("Programs that run", "share of a batch", 1, True),
+    "kl_to_reference": _Metric("KL to the reference", "nats per action", 2),
+    "entropy": _Metric("Entropy of the policy", "nats per action", 3),
+    "distinct_programs": _Metric("Different programs", "of the last 64", 5),
+}
+_OTHERS = {
+    "critic_loss": _Metric("Critic loss", "mean over tokens"),
+    "policy_loss": _Metric("Policy loss", "mean over tokens"),
+    "target_mean": _Metric("Mean target of the critic", "reward"),
+    "critic_grad_norm": _Metric("Gradient norm of the critic", "before clipping"),
+    "policy_grad_norm": _Metric("Gradient norm of the policy", "before clipping"),
+    "clipped_share": _Metric("Clipped by the trust region", "share", is_share=True),
+    "reward_cache_hit_rate": _Metric("Rewards from the cache", "share of a batch", is_share=True),
+    "tokens_per_s": _Metric("Speed of generation", "tokens per second"),
+    "generate_s": _Metric("Time to generate", "seconds per update"),
+    "execute_s": _Metric("Time to execute", "seconds per update"),
+    "update_s": _Metric("Time to learn", "seconds per update"),
+    "endpoint_prompt_tokens": _Metric("Prompt tokens of the endpoint", "since the start"),
+    "endpoint_completion_tokens": _Metric("Completion tokens of the endpoint", "since the start"),
+    "endpoint_cost_usd": _Metric("Cost of the endpoint", "US dollars since the start"),
+}
+# Columns that count, and rewards, which have a chart of their own.
+_NOT_METRICS = {"env_step", "update", "gradient_steps", "reward_mean", "reward_best"}
 
 
 def write_curve(run_path: Path) -> Path:
@@ -38,34 +67,24 @@ def write_curve(run_path: Path) -> Path:
     """
     log = _read(run_path)
     x = log.column("env_step")
-    figure = Figure(figsize=(11, 7), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure, panels = charts.figure(11, 7, rows=2, columns=2)
     figure.suptitle(f"{log.title} - {log.env_steps} environment steps", fontsize=14)
-    panels = figure.subplots(2, 2, sharex=True)
-    _panel(panels[0, 0], "Reward", "mean ROC AUC, failure -1")
-    _raw_and_smooth(panels[0, 0], x, log.column("reward_mean"), _BLUE)
-    best = log.column("reward_best")
-    # A single point has no line.
-    marker = "." if len(x) == 1 else ""
-    panels[0, 0].plot(
-        x, best, color=_ORANGE, lw=2, marker=marker, drawstyle="steps-post", label="best so far"
-    )
-    _panel(panels[0, 1], "Programs that run", "% of a batch")
-    _raw_and_smooth(panels[0, 1], x, 100 * log.column("runnable_rate"), _GREEN)
-    panels[0, 1].set_ylim(-4, 104)
-    _panel(panels[1, 0], "KL to the reference", "nats per action")
-    _raw_and_smooth(panels[1, 0], x, log.column("kl_to_reference"), _VERMILION)
-    _panel(panels[1, 1], "Entropy of the policy", "nats per action")
-    _raw_and_smooth(panels[1, 1], x, log.column("entropy"), _PURPLE)
-    for axes in panels.flat:
+    charts.label(panels[0], title="Reward", y="mean of a batch, failure -1")
+    charts.draw_lines(panels[0], x, _reward_lines(log))
+    names = ("runnable_rate", "kl_to_reference", "entropy")
+    for axes, name in zip(panels[1:], names, strict=True):
+        metric = _LEADING[name]
+        charts.label(axes, title=metric.title, y=metric.unit)
+        charts.draw_lines(axes, x, charts.smoothed(log.column(name), metric.series))
+        if metric.is_share:
+            charts.show_shares(axes)
+    for axes in panels:
         axes.set_xlim(0, x[-1] * 1.02)
-        axes.legend(loc="best", frameon=False, fontsize=10)
-    for axes in panels[1]:
-        axes.set_xlabel(_X_LABEL, fontsize=11)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
+        charts.legend(axes)
+    for axes in panels[2:]:
+        axes.set_xlabel(_X_LABEL)
     path = run_path / directory.CURVE
-    files.replace(path, picture.getvalue())
+    files.replace(path, charts.to_bytes(figure, "png"))
     return path
 
 
@@ -88,51 +107,32 @@ def _read(run_path: Path) -> RunLog:
     return log
 
 
-# curve.png ----------------------------------------------------------------------------------------
-
-
-def _panel(axes: Axes, title: str, unit: str) -> None:
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
-    axes.set_ylabel(unit, fontsize=11)
-    axes.grid(color="0.9", lw=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _raw_and_smooth(
-    axes: Axes, x: Float[np.ndarray, "u"], y: Float[np.ndarray, "u"], color: str
-) -> None:
-    window = smoothing_window(len(x))
-    if window == 1:
-        axes.plot(x, y, color=color, lw=2, marker=".", label="batch")
-        return
-    axes.plot(x, y, color=color, lw=1, alpha=0.35, label="batch")
-    label = f"mean over {window} batches"
-    axes.plot(x, running_mean(y, window), color=color, lw=2.2, label=label)
-
-
-# report.html --------------------------------------------------------------------------------------
+def _reward_lines(log: RunLog) -> list[Line]:
+    best = Line("best so far", 4, log.column("reward_best"), is_step=True)
+    return [*charts.smoothed(log.column("reward_mean"), 0), best]
 
 
 def _page(log: RunLog) -> str:
     x = log.column("env_step")
+    others = [name for name in log.numeric_columns() if name not in {*_LEADING, *_NOT_METRICS}]
+    others.sort(key=lambda name: [*_OTHERS, name].index(name))
     sections = [
         _tiles(log),
         '<div class="charts">',
-        _reward_chart(log, x),
-        _line_figure(log, x, "runnable_rate", "Programs that run", "share of a batch", 1, ".0%"),
-        _line_figure(log, x, "kl_to_reference", "KL to the reference", "nats per action", 2),
-        _line_figure(log, x, "entropy", "Entropy of the policy", "nats per action", 3),
-        _line_figure(log, x, "distinct_programs", "Different programs", "of the last 64", 5),
+        _line_chart(x, _reward_lines(log), _Metric("Reward", "mean of a batch, failure -1")),
+        *(_metric_chart(log, x, name, metric) for name, metric in _LEADING.items()),
         _error_chart(log.episodes),
         "</div>",
+        '<h2>All other metrics</h2><div class="charts small">' if others else "",
+        *(_metric_chart(log, x, name, _OTHERS.get(name, _Metric(name, ""))) for name in others),
+        "</div>" if others else "",
         _best_programs(log),
-        token_page.inspector(_tokens(log)),
+        token_page.inspector(list(files.read_rows(log.path / directory.TOKENS))),
         _reproduction(log),
         html_page.details("Configuration", _table(log.config)),
         html_page.details("Versions", _table(log.setup)),
     ]
-    state = "finished" if log.finished is not None else "under way or stopped"
+    state = "finished" if log.finished is not None else "not finished"
     return html_page.page(
         log.title,
         f"{log.env_steps} environment steps, {state}",
@@ -140,11 +140,6 @@ def _page(log: RunLog) -> str:
         style=token_page.STYLE,
         script=token_page.SCRIPT,
     )
-
-
-def _tokens(log: RunLog) -> list[files.Row]:
-    path = log.path / directory.TOKENS
-    return list(files.read_rows(path)) if path.exists() else []
 
 
 def _tiles(log: RunLog) -> str:
@@ -156,16 +151,14 @@ def _tiles(log: RunLog) -> str:
     if fifths is not None:
         note = f"in the last fifth of the steps; {fifths[0]:.3f} in the first"
         tiles.append(("Mean reward", f"{fifths[1]:.3f}", note))
-    for title, name, spec in (
-        ("Programs that run", "runnable_rate", ".0%"),
-        ("KL to the reference", "kl_to_reference", ".3g"),
-        ("Entropy", "entropy", ".3g"),
-    ):
+    for name in ("runnable_rate", "kl_to_reference", "entropy"):
+        title, unit, _, is_share = _LEADING[name]
         values = log.column(name)
         values = values[np.isfinite(values)][-max(1, len(values) // 5) :]
         if len(values):
-            unit = "" if spec.endswith("%") else "nats per action, "
-            tiles.append((title, format(values.mean(), spec), f"{unit}last fifth of the updates"))
+            text = format(values.mean(), ".0%" if is_share else ".3g")
+            note = "last fifth of the updates"
+            tiles.append((title, text, note if is_share else f"{unit}, {note}"))
     cells = "".join(
         f'<div class="tile"><div>{title}</div><b>{value}</b><small>{note}</small></div>'
         for title, value, note in tiles
@@ -173,41 +166,28 @@ def _tiles(log: RunLog) -> str:
     return f'<div class="tiles">{cells}</div>'
 
 
-def _reward_chart(log: RunLog, x: Float[np.ndarray, "u"]) -> str:
-    lines = [
-        *_raw_and_smooth_lines(log.column("reward_mean"), 0),
-        Line("best so far", "s4", log.column("reward_best")),
-    ]
-    chart = line_chart(x, lines, x_label=_X_LABEL)
-    return html_page.chart("Reward", "mean ROC AUC, failure -1", chart, lines)
-
-
-def _line_figure(
-    log: RunLog,
-    x: Float[np.ndarray, "u"],
-    name: str,
-    title: str,
-    unit: str,
-    series: int,
-    y_format: str = ".3g",
-) -> str:
+def _metric_chart(log: RunLog, x: Float[np.ndarray, "u"], name: str, metric: _Metric) -> str:
     y = log.column(name)
     if not np.isfinite(y).any():
         return ""
-    lines = _raw_and_smooth_lines(y, series)
-    y_range = (0.0, 1.0) if y_format.endswith("%") else (0.0,)
-    chart = line_chart(x, lines, x_label=_X_LABEL, y_format=y_format, y_range=y_range)
-    return html_page.chart(title, unit, chart, lines)
+    size = _LARGE if name in _LEADING else _SMALL
+    return _line_chart(x, charts.smoothed(y, metric.series), metric, size)
 
 
-def _raw_and_smooth_lines(y: Float[np.ndarray, "u"], series: int) -> list[Line]:
-    window = smoothing_window(len(y))
-    if window == 1:
-        return [Line("batch", f"s{series}", y)]
-    return [
-        Line("batch", f"s{series} raw", y),
-        Line(f"mean over {window} batches", f"s{series}", running_mean(y, window)),
-    ]
+def _line_chart(
+    x: Float[np.ndarray, "u"],
+    lines: list[Line],
+    metric: _Metric,
+    size: tuple[float, float] = _LARGE,
+) -> str:
+    figure, (axes,) = charts.figure(*size)
+    charts.label(axes, x=_X_LABEL, y=metric.unit)
+    charts.draw_lines(axes, x, lines)
+    axes.set_xlim(0, x[-1] * 1.02)
+    if metric.is_share:
+        charts.show_shares(axes)
+    shown = charts.readouts(x, lines, ".0%" if metric.is_share else ".4g")
+    return html_page.chart(metric.title, "", charts.to_svg(figure, shown), lines)
 
 
 def _error_chart(episodes: Episodes) -> str:
@@ -224,10 +204,20 @@ def _error_chart(episodes: Episodes) -> str:
     for series, kind in enumerate([*named, "other"]):
         chosen = episodes.env_step_t[is_error & (kinds == kind)]
         if len(chosen):
-            shares = np.histogram(chosen, edges)[0] / totals
-            layers.append(Line(kind, f"s{series}", shares))
-    chart = stacked_bars(edges, layers, x_label=_X_LABEL)
-    return html_page.chart("Errors by kind", "share of the programs", chart, layers)
+            layers.append(Line(kind, series, np.histogram(chosen, edges)[0] / totals))
+    figure, (axes,) = charts.figure(*_LARGE)
+    charts.label(axes, x=_X_LABEL, y="share of the programs")
+    charts.draw_bars(axes, edges, layers)
+    charts.show_shares(axes)
+    shown = [
+        (float(edges[i : i + 2].mean()), f"to {edges[i + 1]:g}: {_shares(layers, i) or 'none'}")
+        for i in range(num_bars)
+    ]
+    return html_page.chart("Errors by kind", "", charts.to_svg(figure, shown), layers)
+
+
+def _shares(layers: list[Line], bar: int) -> str:
+    return ", ".join(f"{layer.name} {layer.y[bar]:.0%}" for layer in layers if layer.y[bar] > 0)
 
 
 def _best_programs(log: RunLog) -> str:
@@ -242,7 +232,7 @@ def _best_programs(log: RunLog) -> str:
     ]
     shown = improvements(log.path)[-_MAX_IMPROVEMENTS:]
     if len(shown) > 1:
-        parts.append("<h2>How it came about</h2>")
+        parts.append("<h2>Earlier best programs</h2>")
     for row in shown[:-1][::-1]:
         title = f"{float(row['reward']):.4f} at environment step {row['env_step']}"
         parts.append(
@@ -257,8 +247,9 @@ def _reproduction(log: RunLog) -> str:
     anew = f"python -m etpo_jax.train --flagfile={flags_file} --run_dir=NEW_FOLDER"
     commit = log.setup.get("git_commit") or "unknown"
     return (
-        "<h2>Do it again</h2><p>This run was started by</p>"
-        f"<pre>{html.escape(command)}</pre><p>All its settings, the defaults too:</p>"
+        "<h2>Repeat this run</h2><p>It was started by</p>"
+        f"<pre>{html.escape(command)}</pre>"
+        "<p>The same settings, defaults included, in a new folder:</p>"
         f"<pre>{html.escape(anew)}</pre>"
         f"<p>Commit of the code: <code>{html.escape(commit)}</code></p>"
     )

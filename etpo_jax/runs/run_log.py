@@ -1,4 +1,4 @@
-"""What the files of a run say, read back for pictures, pages and summaries."""
+"""The log of a run, read from its files for pictures, pages and summaries."""
 
 import dataclasses
 import re
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from env.base import UsageError
 from etpo_jax.runs import directory, files
 
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?=:|$)")
@@ -18,7 +17,7 @@ _KIND_LENGTH = 32
 
 @dataclasses.dataclass(frozen=True)
 class Episodes:
-    """One entry per executed action, in the order of execution (axis t)."""
+    """Reward and kind of error of each executed action, in the order of execution (axis t)."""
 
     env_step_t: Int[np.ndarray, "t"]
     reward_t: Float[np.ndarray, "t"]
@@ -46,11 +45,13 @@ class RunLog:
     """A run, finished or under way.
 
     Attributes:
+      path: the run directory.
       config: flag name to value.
-      setup: `versions.json`.
+      setup: the content of `versions.json`.
       metrics: the rows of `metrics.jsonl`.
-      best: None while no action has been executed.
-      finished: what the trainer noted at the end; None while the run is under way.
+      episodes: the rows of `episodes.jsonl` as arrays.
+      best: the best program; None while no program has run.
+      finished: the summary stored at the end; None for a run that has not reached its end.
     """
 
     path: Path
@@ -66,15 +67,14 @@ class RunLog:
         """Reads a run directory, also while it is being written.
 
         Raises:
-          UsageError: the folder is no run directory.
+          UsageError: the folder is no run directory, or another version wrote it.
         """
-        if not directory.is_run_directory(path):
-            raise UsageError(f"{path} is no run directory")
+        config = directory.open_for_reading(path)
         best_path, finished_path = path / directory.BEST, path / directory.FINISHED
         best = files.read_json(best_path) if best_path.exists() else None
         return cls(
             path=path,
-            config=files.read_json(path / directory.CONFIG),
+            config=config,
             setup=files.read_json(path / directory.VERSIONS),
             metrics=tuple(files.read_rows(path / directory.METRICS)),
             episodes=Episodes.read(path),
@@ -84,23 +84,33 @@ class RunLog:
 
     @property
     def title(self) -> str:
-        """Algorithm, data set and seed in words."""
+        """Algorithm, data set and seed as one phrase."""
         names = [self.config.get(name) for name in ("algorithm", "dataset", "seed")]
         return "{} on {}, seed {}".format(*names)
 
     @property
     def env_steps(self) -> int:
-        """Environment steps done."""
+        """Number of environment steps up to the last row of `metrics.jsonl`."""
         return int(self.metrics[-1]["env_step"]) if self.metrics else 0
 
     def column(self, name: str) -> Float[np.ndarray, "u"]:
-        """One metric over the updates; NaN where a row does not have it."""
-        values = (row.get(name) for row in self.metrics)
-        return np.array([np.nan if v is None else float(v) for v in values], np.float64)
+        """One metric over the updates; NaN where a row has no number of this name."""
+        return np.array([_number(row.get(name)) for row in self.metrics], np.float64)
+
+    def numeric_columns(self) -> list[str]:
+        """Names of the metrics that are a number in some row, in their order in the file."""
+        names = {name: None for row in self.metrics for name in row}
+        return [name for name in names if np.isfinite(self.column(name)).any()]
+
+
+def _number(value: Any) -> float:
+    """A JSON value as a number; the texts that stand for NaN and infinities are numbers too."""
+    is_number = isinstance(value, (int, float)) or value in ("NaN", "Infinity", "-Infinity")
+    return float(value) if is_number else float("nan")
 
 
 def improvements(run_path: Path) -> list[files.Row]:
-    """Rows of `episodes.jsonl` of programs that ran and beat all before them, the newest last."""
+    """Rows of `episodes.jsonl` whose program ran and beat all earlier ones, the newest last."""
     found: list[files.Row] = []
     for row in files.read_rows(run_path / directory.EPISODES):
         if not row["error"] and (not found or row["reward"] > found[-1]["reward"]):
@@ -109,21 +119,21 @@ def improvements(run_path: Path) -> list[files.Row]:
 
 
 def error_kind(error: str) -> str:
-    """A short name for a family of errors: the exception's, else the text's start; "" stays."""
+    """Names the kind of an error: its exception, or else the start of its text; "" for none."""
     first_line = error.strip().split("\n", 1)[0]
     match = _EXCEPTION.match(first_line)
     return match.group() if match else first_line.split(":", 1)[0][:_KIND_LENGTH]
 
 
 def running_mean(values: Sequence[float] | np.ndarray, window: int) -> Float[np.ndarray, "u"]:
-    """Mean over up to `window` neighbours centred on each entry; NaN entries do not count.
+    """Mean over a window of neighbours centred on each entry; NaN entries do not count.
 
-    At the ends the window is cut, so that the curve reaches them without inventing values.
+    At both ends the window is shorter, so that the curve has as many points as `values`.
     """
     values = np.asarray(values, np.float64)
     is_known = np.isfinite(values)
     kernel = np.ones(window)
-    # "full" and an explicit cut: "same" swaps its arguments when the window is the longer one.
+    # The mode "same" of NumPy would swap the two arguments where the window is the longer one.
     start = (window - 1) // 2
     cut = slice(start, start + len(values))
     total = np.convolve(np.where(is_known, values, 0.0), kernel, "full")[cut]
@@ -132,5 +142,5 @@ def running_mean(values: Sequence[float] | np.ndarray, window: int) -> Float[np.
 
 
 def smoothing_window(num_points: int) -> int:
-    """An odd number of points, about a tenth of the curve; 1 for curves too short to smooth."""
+    """Odd number of points, about a tenth of the curve; 1 for curves too short to smooth."""
     return 1 if num_points < 8 else 2 * max(1, num_points // 20) + 1

@@ -226,7 +226,7 @@ def test_the_page_shows_every_table_and_figure_and_names_what_failed(results, tm
     for words in ("<td>etpo</td>", "Table 3", "Figure 3", "All 13 runs", "python -m x --y", "abc"):
         assert words in shown, words
     assert '<span class="added">+ model = Model(0.91)</span>' in shown
-    assert shown.count('class="band ') == 2
+    assert shown.count("fill-opacity: 0.15") == 2
     assert len(re.findall("<table>", shown)) == shown.count("</table>") == 6
 
 

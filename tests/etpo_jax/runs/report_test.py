@@ -128,7 +128,7 @@ def test_the_page_shows_the_run(tmp_path: Path) -> None:
     text = re.sub(r"\s+", " ", "".join(page.words))
     for part in (
         "etpo on toy<i>, seed 3",
-        "80 environment steps, under way or stopped",
+        "80 environment steps, not finished",
         "Best reward0.2000at environment step 80",
         "Mean reward",
         "Programs that run25%",
@@ -155,4 +155,21 @@ def test_the_page_needs_no_network_and_runs_nothing_of_the_programs(tmp_path: Pa
     page = _Page(text)
     assert page.tags.count("script") == 1
     assert not {name for name, _ in page.attributes} & {"src", "href", "onload", "onerror"}
-    assert not re.search(r"https?:|//\w|@import|url\(", text)
+    assert not re.search(r"https?:|//\w|@import|url\((?!#)", text)
+    links = [value or "" for name, value in page.attributes if name == "xlink:href"]
+    assert all(link.startswith("#") for link in links)
+
+
+def test_every_metric_of_the_log_is_drawn(tmp_path: Path) -> None:
+    _make_run(tmp_path, 3)
+    config = {"algorithm": "etpo", "dataset": "toy<i>", "seed": 3, "num_env_steps": 100}
+    with RunDirectory.open(tmp_path, config, may_differ=frozenset(), overwrite=False) as run:
+        values = {"critic_loss": 0.5, "mine<b>": 7, "words": "text", "lost": float("nan")}
+        run.append_metrics({"update": 4, "env_step": 16, **values})
+    page = _Page(report.write_report(tmp_path).read_text())
+    text = re.sub(r"\s+", " ", "".join(page.words))
+    assert "All other metrics Critic loss" in text
+    assert "mine<b>" in text
+    assert not {"words", "lost"} & set(text.split())
+    readouts = [value for name, value in page.attributes if name == "data-readouts"]
+    assert any("16: batch 7" in (value or "") for value in readouts)
