@@ -22,7 +22,7 @@ from env.execution.metrics import Metric
 from env.execution.program import BUILD_MODEL, ProgramTemplate
 from env.execution.results import ExecutionResult, Executor
 from env.sandbox.limits import Limits
-from env.tables.dataset import Dataset
+from env.tables.table import Dataset
 
 _FORMAT = 1
 """To be raised when programs come to be run in a way that changes rewards."""

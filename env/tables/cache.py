@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from env.tables.dataset import Dataset
+from env.tables.table import Dataset
 
 ENVIRONMENT_VARIABLE = "ETPO_DATA_CACHE"
 

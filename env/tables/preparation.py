@@ -11,8 +11,8 @@ can be prepared without the other nine.
 import numpy as np
 
 from env.base import UsageError
-from env.tables.raw_table import RawTable
 from env.tables.registry import REGISTRY, Entry
+from env.tables.table import RawTable
 
 _SEED = 13
 _FIRST_CUT = 10_000

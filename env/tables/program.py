@@ -12,8 +12,9 @@ from absl import flags
 
 from env import command_line
 from env.base import UsageError
-from env.datasets import cache_folder, fetch
-from env.tables import cache, kaggle_source, registry
+from env.tables import cache, registry
+from env.tables.loading import cache_folder, fetch
+from env.tables.sources import has_kaggle_credentials
 
 _CACHE_DIR = flags.DEFINE_string(
     "cache_dir",
@@ -102,7 +103,7 @@ def _state(entry: registry.Entry, folder: Path) -> str:
         return "cached" if cached.checksum == entry.checksum else "cached, not the paper's rows"
     if entry.source == "openml":
         return "needs the network, or --data_dir"
-    if kaggle_source.has_credentials():
+    if has_kaggle_credentials():
         return "needs a download"
     return "needs Kaggle credentials, or --data_dir"
 

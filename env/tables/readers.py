@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from env.base import UsageError
-from env.tables.raw_table import Column, RawTable
+from env.tables.table import Column, RawTable
 
 MAX_FILE_BYTES = 256 * 2**20
 """Larger files are refused unread: as Python objects their cells take about ten times as much."""

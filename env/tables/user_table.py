@@ -13,7 +13,7 @@ import numpy as np
 
 from env.base import UsageError
 from env.tables import splits
-from env.tables.raw_table import Column, RawTable
+from env.tables.table import Column, RawTable
 
 MIN_CLASS_ROWS = 2
 """Rows of each class in each half: with one, no program can be told from chance."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from env.base import State, Step, UsageError
 from env.execution.results import FAILURE_REWARD, ExecutionResult, Executor
-from env.tables.dataset import Dataset
+from env.tables.table import Dataset
 from env.tasks import answers, prompts
 
 FORBIDDEN_CONSTRUCTS = ("GridSearchCV(",)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from env.base import State, Step, UsageError
-from env.tables.dataset import Dataset
+from env.tables.table import Dataset
 
 NUM_ROWS = 4
 MAX_COLUMNS = 3

@@ -7,7 +7,7 @@ import pytest
 
 from env.base import UsageError
 from env.tables import preparation, readers, registry
-from env.tables.raw_table import Column, RawTable
+from env.tables.table import Column, RawTable
 
 OPENML = [entry for entry in registry.REGISTRY.values() if entry.source != "kaggle"]
 

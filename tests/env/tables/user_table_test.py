@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from env.base import UsageError
-from env.tables.raw_table import Column, RawTable
+from env.tables.table import Column, RawTable
 from env.tables.user_table import prepare_user_table
 
 NUM_ROWS = 24

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from env.tables import readers, rule_tables
+from env.tables import readers, sources
 
 
 def by_name(table):
@@ -11,7 +11,7 @@ def by_name(table):
 
 
 def test_balance_scale_holds_every_arm_once_and_the_side_that_sinks():
-    columns = by_name(rule_tables.balance_scale())
+    columns = by_name(sources.balance_scale())
     label = columns["class"]
     assert [int((label.values == code).sum()) for code in range(3)] == [288, 49, 288]
     assert label.categories == ("L", "B", "R")
@@ -24,7 +24,7 @@ def test_balance_scale_holds_every_arm_once_and_the_side_that_sinks():
 
 
 def test_tic_tac_toe_holds_every_final_board():
-    columns = by_name(rule_tables.tic_tac_toe())
+    columns = by_name(sources.tic_tac_toe())
     label = columns.pop("Class").values
     boards = np.stack([c.values for c in columns.values()], axis=1)
     assert len(np.unique(boards, axis=0)) == 958
@@ -39,8 +39,8 @@ def test_tic_tac_toe_holds_every_final_board():
 @pytest.mark.parametrize(
     ("make", "file"),
     [
-        (rule_tables.balance_scale, "balance-scale.arff"),
-        (rule_tables.tic_tac_toe, "tic-tac-toe.arff"),
+        (sources.balance_scale, "balance-scale.arff"),
+        (sources.tic_tac_toe, "tic-tac-toe.arff"),
     ],
 )
 def test_equal_to_the_published_files(make, file, raw_dir):

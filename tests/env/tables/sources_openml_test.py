@@ -9,8 +9,8 @@ import pytest
 
 from env.base import UsageError
 from env.datasets import fetch, load_dataset
-from env.tables import openml_source, registry, rule_tables
-from env.tables.raw_table import SourceError
+from env.tables import registry, sources
+from env.tables.sources import SourceError
 from tests.env.tables.openml_server import OpenMLServer
 
 NAME = "balance_scale"
@@ -18,7 +18,7 @@ NAME = "balance_scale"
 
 def arff_text():
     """The published file of the table, as far as its content goes."""
-    table = rule_tables.balance_scale()
+    table = sources.balance_scale()
     *arms, label = table.columns
     lines = ["@relation balance-scale"]
     lines += [f"@attribute {column.name} real" for column in arms]
@@ -96,7 +96,7 @@ def test_a_table_is_downloaded_verified_and_cached(server, entry, cache_dir):
 
 def test_settings_of_the_package_are_left_as_they_were(server, entry, openml):
     before = openml.config.retry_policy, openml.config.connection_n_retries
-    openml_source.fetch(entry)
+    sources.fetch_from_openml(entry)
     assert (openml.config.retry_policy, openml.config.connection_n_retries) == before
 
 
@@ -113,7 +113,7 @@ def test_lasting_server_errors_end_in_one_line(server):
         load_dataset(NAME)
     assert "balance_scale is neither cached nor to be had from OpenML 11" in str(caught.value)
     assert "500" in str(caught.value)
-    assert server.requests.count("/file.arff") == openml_source.NUM_TRIES
+    assert server.requests.count("/file.arff") == sources.OPENML_TRIES
 
 
 def test_a_truncated_transfer_is_tried_again(server, entry):
@@ -130,7 +130,7 @@ def test_a_file_that_is_not_the_one_described_is_refused(server, cache_dir):
 
 
 def test_a_half_written_file_in_the_packages_cache_is_replaced(server, entry, tmp_path):
-    openml_source.fetch(entry)
+    sources.fetch_from_openml(entry)
     (path,) = (tmp_path / "openml").rglob("dataset.arff")
     with open(path, "r+") as file:
         file.truncate(3000)
@@ -166,13 +166,13 @@ def test_a_refused_connection_names_reason_and_both_ways(server, monkeypatch):
 def test_an_unknown_table_is_said_so(server, entry):
     unknown = dataclasses.replace(entry, source_id="99")
     with pytest.raises(SourceError, match="code 111: Unknown dataset"):
-        openml_source.fetch(unknown)
+        sources.fetch_from_openml(unknown)
 
 
 def test_a_server_that_hangs_is_given_up(server, entry):
     server.faults["file"] = ["hang"]
     with pytest.raises(SourceError, match=r"no complete answer within 0\.5 s"):
-        openml_source.fetch(entry, deadline_s=0.5)
+        sources.fetch_from_openml(entry, deadline_s=0.5)
 
 
 def test_an_outage_never_loses_a_cached_copy(server, entry, cache_dir, monkeypatch):

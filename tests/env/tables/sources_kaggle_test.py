@@ -8,8 +8,8 @@ import pytest
 
 from env.base import UsageError
 from env.datasets import load_dataset
-from env.tables import kaggle_source, registry
-from env.tables.raw_table import SourceError
+from env.tables import registry, sources
+from env.tables.sources import SourceError
 
 # Leaves its arguments in $KAGGLE_STUB_LOG, fails with $KAGGLE_STUB_FAIL, or copies what it should
 # "download" into the folder after -p.
@@ -60,7 +60,7 @@ def test_a_data_set_comes_as_an_archive(client, entry):
     with zipfile.ZipFile(client / "files" / "pharyngitis.zip", "w") as archive:
         archive.writestr("README.csv", "other\n1\n")
         archive.writestr("data/Pharyngitis Data.csv", CSV)
-    table = kaggle_source.fetch(entry)
+    table = sources.fetch_from_kaggle(entry)
     assert [column.name for column in table.columns] == ["number", "age", "radt"]
     words = (client / "log").read_text().split()
     assert words[:3] == ["datasets", "download", "yoshifumimiya/pharyngitis"]
@@ -71,7 +71,7 @@ def test_a_data_set_comes_as_an_archive(client, entry):
 def test_a_competition_gives_one_file(client):
     entry = dataclasses.replace(registry.find("kidney_stone"), raw_rows=3, target="radt")
     (client / "files" / "train.csv").write_text(CSV)
-    assert kaggle_source.fetch(entry).num_rows == 3
+    assert sources.fetch_from_kaggle(entry).num_rows == 3
     words = (client / "log").read_text().split()
     assert words[:3] == ["competitions", "download", "playground-series-s3e12"]
     assert words[5:] == ["-q", "-f", "train.csv"]
@@ -80,24 +80,24 @@ def test_a_competition_gives_one_file(client):
 def test_a_file_of_another_size_is_not_taken(client, entry):
     (client / "files" / "old.csv").write_text(CSV + "4,60,1\n")
     with pytest.raises(SourceError, match=r"column .radt. and 3 rows .* sent: old\.csv"):
-        kaggle_source.fetch(entry)
+        sources.fetch_from_kaggle(entry)
 
 
 def test_a_damaged_archive_is_said_so(client, entry):
     (client / "files" / "data.zip").write_bytes(b"not an archive")
     with pytest.raises(SourceError, match="damaged archive"):
-        kaggle_source.fetch(entry)
+        sources.fetch_from_kaggle(entry)
 
 
 def test_what_the_client_says_is_passed_on(client, entry, monkeypatch):
     monkeypatch.setenv("KAGGLE_STUB_FAIL", "403 - Forbidden: accept the rules first")
     with pytest.raises(SourceError, match="failed with 1: 403 - Forbidden: accept the rules first"):
-        kaggle_source.fetch(entry)
+        sources.fetch_from_kaggle(entry)
 
 
 def test_without_a_client(bare_machine, entry):
     with pytest.raises(SourceError, match="client is not installed"):
-        kaggle_source.fetch(entry)
+        sources.fetch_from_kaggle(entry)
 
 
 def test_without_credentials_reason_and_both_ways_are_named(client, cache_dir, monkeypatch):
@@ -113,14 +113,14 @@ def test_without_credentials_reason_and_both_ways_are_named(client, cache_dir, m
 
 @pytest.mark.parametrize("name", ["kaggle.json", "access_token"])
 def test_credentials_in_files(bare_machine, name):
-    assert not kaggle_source.has_credentials()
+    assert not sources.has_kaggle_credentials()
     (bare_machine / "kaggle").mkdir()
     (bare_machine / "kaggle" / name).write_text("{}")
-    assert kaggle_source.has_credentials()
+    assert sources.has_kaggle_credentials()
 
 
 def test_credentials_in_the_environment(bare_machine, monkeypatch):
     monkeypatch.setenv("KAGGLE_USERNAME", "someone")
-    assert not kaggle_source.has_credentials()
+    assert not sources.has_kaggle_credentials()
     monkeypatch.setenv("KAGGLE_API_TOKEN", "0")
-    assert kaggle_source.has_credentials()
+    assert sources.has_kaggle_credentials()

@@ -1,0 +1,231 @@
+"""Tables by name: the paper's fourteen, wherever they can be had, and any table of the user's.
+
+A table of the paper is taken from `data_dir` if its raw file lies there, else made by rule, else
+read from the cache, else downloaded, prepared and cached. Whatever the source, the prepared arrays
+must have the checksum of those that the paper scored on.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from env.base import UsageError
+from env.tables import cache, preparation, readers, registry, sources, splits, user_table
+from env.tables.registry import Entry
+from env.tables.table import Dataset, RawTable
+
+MAX_ROWS = 2000
+"""Rows of a table of the user's at most, unless told otherwise: the paper's limit."""
+MIN_ROWS = 8
+"""Two rows of two classes in two halves."""
+MAX_DESCRIPTION_CHARS = 200
+
+_FILE_PREFIXES = ("csv:", "parquet:", "arff:")
+_RULES = {
+    "balance_scale": sources.balance_scale,
+    "tic_tac_toe": sources.tic_tac_toe,
+}
+
+
+def load_dataset(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    target: str | None = None,
+    description: str | None = None,
+    max_rows: int = MAX_ROWS,
+    num_splits: int = splits.NUM_SPLITS,
+    cache_dir: str | Path | None = None,
+    accept_changed: bool = False,
+) -> Dataset:
+    """The table of that name.
+
+    Args:
+      name: a name of the registry, or `csv:PATH` (also `parquet:`, `arff:`; the ending of the file
+        decides how it is read) for a table of the user's.
+      data_dir: folder with published raw files, see docs/tasks.md.
+      target: the column to predict; for a table of the user's only.
+      description: words for the prompt; default: the registry's, or the name of the file.
+      max_rows: rows that are kept of a table of the user's.
+      num_splits: splits for which class counts are checked.
+      cache_dir: folder of prepared tables; default: `dataset_cache.default_folder()`.
+      accept_changed: take a table of the paper although its rows are not the paper's.
+
+    Raises:
+      UsageError: naming the table and what is wrong with it.
+    """
+    if description is not None:
+        _check_description(description)
+    if max_rows < MIN_ROWS:
+        raise UsageError(f"--max_rows={max_rows}: must be at least {MIN_ROWS}")
+    if name.startswith(_FILE_PREFIXES):
+        if data_dir is not None:
+            raise UsageError(f"{name}: --data_dir is for the paper's tables; PATH says it all here")
+        return _load_file(name, target, description, max_rows, num_splits)
+    entry = registry.find(name)
+    if target is not None:
+        raise UsageError(f"{name}: its target is {entry.target!r}; --target is for csv:PATH only")
+    dataset = _load_published(entry, data_dir, cache_folder(cache_dir), accept_changed)
+    try:
+        splits.check_class_counts(
+            dataset.labels, num_splits=num_splits, min_rows=1, class_names=dataset.class_names
+        )
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from None
+    return dataclasses.replace(dataset, description=description) if description else dataset
+
+
+def fetch(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    accept_changed: bool = False,
+) -> Literal["embedded", "cached", "fetched"]:
+    """Makes sure that a table of the paper can be loaded without its source.
+
+    Args: as for `load_dataset`.
+
+    Raises:
+      UsageError: when it cannot be had or is not the published table; the cache stays as it was.
+    """
+    entry, folder = registry.find(name), cache_folder(cache_dir)
+    if entry.source == "rule":
+        return "embedded"
+    cached = cache.load(folder, name)
+    if cached is not None and _mismatch(entry, cached) is None:
+        return "cached"
+    table = _read_raw(entry, data_dir)
+    if table is None:
+        _fetch_and_store(entry, folder, accept_changed)
+    else:
+        _store(entry, table, folder, accept_changed)
+    return "fetched"
+
+
+def cache_folder(cache_dir: str | Path | None) -> Path:
+    """The folder of prepared tables."""
+    return Path(cache_dir).expanduser() if cache_dir else cache.default_folder()
+
+
+def _load_published(
+    entry: Entry, data_dir: str | Path | None, folder: Path, accept_changed: bool
+) -> Dataset:
+    if (table := _read_raw(entry, data_dir)) is not None:
+        return _prepare(entry, table, accept_changed)
+    if entry.source == "rule":
+        return _prepare(entry, _RULES[entry.name](), accept_changed)
+    if (cached := cache.load(folder, entry.name)) is not None:
+        return _verified(entry, cached, accept_changed)
+    return _fetch_and_store(entry, folder, accept_changed)
+
+
+def _read_raw(entry: Entry, data_dir: str | Path | None) -> RawTable | None:
+    """The raw file in `data_dir`; None when there is none."""
+    if data_dir is None:
+        return None
+    folder = Path(data_dir).expanduser()
+    if not folder.is_dir():
+        raise UsageError(f"--data_dir={data_dir}: there is no such folder")
+    for name in entry.raw_files:
+        if (folder / name).is_file():
+            return readers.read_table(folder / name)
+    return None
+
+
+def _fetch_and_store(entry: Entry, folder: Path, accept_changed: bool) -> Dataset:
+    try:
+        if entry.source == "kaggle":
+            table = sources.fetch_from_kaggle(entry)
+        else:
+            table = sources.fetch_from_openml(entry)
+    except sources.SourceError as error:
+        condition = "with Kaggle credentials" if entry.source == "kaggle" else "with a network"
+        raise UsageError(
+            f"{entry.name} is neither cached nor to be had from {entry.origin}: {error}; run "
+            f"`python -m env.datasets fetch {entry.name}` {condition}, or put "
+            f"{entry.raw_files[0]} into a folder and give it as --data_dir"
+        ) from None
+    return _store(entry, table, folder, accept_changed)
+
+
+def _store(entry: Entry, table: RawTable, folder: Path, accept_changed: bool) -> Dataset:
+    if entry.checksum is None and table.num_rows != entry.raw_rows and not accept_changed:
+        raise UsageError(
+            f"{entry.name}: {table.num_rows} rows instead of the published {entry.raw_rows}, which "
+            "no checksum can tell apart later; --accept_changed_data caches them all the same"
+        )
+    dataset = _prepare(entry, table, accept_changed)
+    cache.store(folder, dataset)
+    return dataset
+
+
+def _prepare(entry: Entry, table: RawTable, accept_changed: bool) -> Dataset:
+    try:
+        features, labels, feature_names = preparation.prepare(entry, table)
+    except UsageError as error:
+        raise UsageError(f"{entry.name}: {error}") from None
+    if not len(labels) or not np.isfinite(features).all():
+        raise UsageError(f"{entry.name}: no complete rows, or infinite values in them")
+    dataset = Dataset(entry.name, entry.description, features, labels, feature_names, entry.classes)
+    return _verified(entry, dataset, accept_changed)
+
+
+def _verified(entry: Entry, dataset: Dataset, accept_changed: bool) -> Dataset:
+    problem = _mismatch(entry, dataset)
+    if problem and not accept_changed:
+        raise UsageError(f"{problem}; --accept_changed_data takes them all the same")
+    if problem or entry.checksum is None:
+        from absl import logging
+
+        logging.warning(
+            "%s", problem or f"{entry.name}: no trusted checksum exists, the rows are unverified"
+        )
+    return dataset
+
+
+def _mismatch(entry: Entry, dataset: Dataset) -> str | None:
+    if entry.checksum in (None, dataset.checksum):
+        return None
+    return (
+        f"{entry.name}: the rows are not those of the paper: checksum {dataset.checksum}, "
+        f"expected {entry.checksum}"
+    )
+
+
+def _load_file(
+    name: str, target: str | None, description: str | None, max_rows: int, num_splits: int
+) -> Dataset:
+    path = Path(name.split(":", 1)[1]).expanduser()
+    table = readers.read_table(path)
+    if target is None:
+        names = ", ".join(column.name for column in table.columns)
+        raise UsageError(f"{name}: --target is missing; the columns are: {names}")
+    if description is None:
+        words = path.stem.replace("_", " ").replace("-", " ").split()
+        description = " ".join(word[0].upper() + word[1:] for word in words)
+        _check_description(description)
+    try:
+        features, labels, feature_names, class_names = user_table.prepare_user_table(
+            table, target, max_rows=max_rows, num_splits=num_splits
+        )
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from None
+    return Dataset(path.stem, description, features, labels, feature_names, class_names)
+
+
+def _check_description(description: str) -> None:
+    # It stands in a docstring of every prompt.
+    if (
+        not description.strip()
+        or not description.isprintable()
+        or len(description) > MAX_DESCRIPTION_CHARS
+        or any(text in description for text in ('"""', "\\", "<FILL_ME>"))
+    ):
+        raise UsageError(
+            f"--task_description={description[:80]!r} must be one line of 1 to "
+            f"{MAX_DESCRIPTION_CHARS} printable characters without backslash, triple quotes or "
+            "<FILL_ME>"
+        )
