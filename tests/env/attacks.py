@@ -12,8 +12,20 @@ import dataclasses
 import re
 import textwrap
 
+from env.execution.code_executor import CodeExecutor
+from env.execution.results import Execution
+from env.execution.scheduler import Scheduler
+from env.execution.scoring import Scorer, Split
+from env.sandbox import wire
+from env.tables.table import Dataset
+
+_TRUSTED_CLASSES = {
+    kind.__name__ for kind in (CodeExecutor, Dataset, Execution, Scheduler, Scorer, Split)
+}
+"""Classes of the trusted side, which no program may find in its memory."""
+
 BENIGN = "from sklearn.naive_bayes import GaussianNB\nmodel = GaussianNB().fit(x_train, y_train)"
-"""What a body does that only wants to be scored; every attack that sets no model ends with it."""
+"""A harmless program, with which every attack ends that sets no model."""
 
 BENIGN_BODY = textwrap.indent(BENIGN, "    ").lstrip()
 
@@ -25,9 +37,9 @@ class Attack:
     """A hostile body.
 
     Attributes:
-      name: of the test.
+      name: name of the test.
       code: the body, without indentation.
-      error: a regular expression that the reported error must match; empty: anything but a breach.
+      error: a regular expression that the reported error must match; empty allows all but a breach.
       is_slow: whether it runs until a limit ends it.
       is_raw: whether the code is the action as it stands.
     """
@@ -383,12 +395,15 @@ for item in gc.get_objects():
     ),
     Attack(
         "search_for_the_scorer",
-        """
+        f"""
 import gc, sys
-names = {type(item).__name__ for item in gc.get_objects()}
-found = names & {'Scorer', 'Split', 'CodeExecutor', 'Dataset', 'Scheduler', 'Execution'}
-if found or {'env.execution.scoring', 'env.executor', 'env.datasets', 'jax'} & set(sys.modules):
-    raise RuntimeError(f'BREACH {found}')
+found = {{type(item).__name__ for item in gc.get_objects()}} & {_TRUSTED_CLASSES}
+for name in sys.modules:
+    room = name.split('.')[:2]
+    if room[0] in ('jax', 'etpo_jax', 'models') or room[0] == 'env' and room[1:] != ['sandbox']:
+        found.add(name)
+if found - {{'env'}}:
+    raise RuntimeError(f'BREACH {{found}}')
 """,
     ),
     Attack(
@@ -943,9 +958,9 @@ model = 1
     Attack("clear_modules", "import sys\nsys.modules.clear()\nmodel = 1", "."),
     Attack(
         "patch_protocol",
-        """
+        f"""
 import sys
-wire = sys.modules['env.sandbox.wire']
+wire = sys.modules[{wire.__name__!r}]
 real = wire.send
 def send(sock, kind, *parts):
     if kind == wire.PREDICTIONS:

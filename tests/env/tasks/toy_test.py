@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from env.base import State, UsageError
-from env.tasks import toy, toy_optimum
+from env.tasks import toy
+from tests.env.tasks import toy_optimum
 
 BETAS = (0.05, 0.5)
 GAMMA = 0.9

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from env.tasks import toy, toy_optimum
+from env.tasks import toy
 from env.tasks.toy import LETTERS, PLACES, ToyTask
 from etpo_jax import build
 from etpo_jax.acting.rollout import TokenPrompts
@@ -20,6 +20,7 @@ from etpo_jax.config import Config
 from etpo_jax.devices.mesh import build_mesh
 from etpo_jax.loop import Loop
 from models.transformer import Decoder, positions
+from tests.env.tasks import toy_optimum
 from tests.etpo_jax.algorithms import algorithms_test
 from tests.etpo_jax.algorithms.algorithms_test import STOP, WORDS, Memory, WordTokenizer
 
