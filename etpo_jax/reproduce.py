@@ -1,11 +1,11 @@
-"""The paper's tables and figures from runs made here: algorithms x data sets x seeds.
+"""Reproduces the paper's tables and figures: runs algorithms x data sets x seeds and reports.
 
   python -m etpo_jax.reproduce --tables=2,4 --figures=3,10 --datasets=balance_scale,tic_tac_toe \
       --seeds=0,1,2,3,4 --output=results/reproduce
 
-Every cell is an ordinary run of etpo_jax.train with launch/paper/ALGORITHM.flags, in a run
-directory of its own. The same command again goes on where it was stopped; cells that fail are named
-and left out. The paper's published figures stand beside ours in the tables.
+Every cell of the grid is an ordinary run of etpo_jax.train with launch/paper/ALGORITHM.flags, in a
+run directory of its own. The same command again resumes a stopped grid; cells that fail are named
+and left out. The tables show the published results beside ours.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from env import command_line
 from env.base import UsageError
 from env.tables.registry import REGISTRY
 from etpo_jax import perplexity
+from etpo_jax.launch_files import launch_folder
 from etpo_jax.reproduction import grid, measures, page
 from etpo_jax.reproduction.grid import Cell, Outcome, Progress
 from etpo_jax.reproduction.measures import Results, Run
@@ -29,33 +30,35 @@ from etpo_jax.reproduction.page import Origin
 from etpo_jax.runs import versions
 from etpo_jax.runs.stopping import StopSignals
 
-_LAUNCH = Path(__file__).resolve().parents[1] / "launch" / "paper"
-_TABLES = flags.DEFINE_list("tables", ["2", "3", "4", "5"], "Tables of the paper.")
-_FIGURES = flags.DEFINE_list("figures", ["1", "3", "4", "10"], "Figures of the paper.")
+_PAPER = launch_folder() / "paper"
+_TABLES = flags.DEFINE_list("tables", ["2", "3", "4", "5"], "Numbers of the tables to make.")
+_FIGURES = flags.DEFINE_list("figures", ["1", "3", "4", "10"], "Numbers of the figures to make.")
 _ALGORITHMS = flags.DEFINE_list(
     "algorithms",
     [],
-    "Names of launch/paper/NAME.flags; without, what the tables and figures compare.",
+    "Names of launch/paper/NAME.flags; by default those that the tables and figures compare.",
 )
-_DATASETS = flags.DEFINE_list("datasets", ["balance_scale", "tic_tac_toe"], "Data sets.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds.")
+_DATASETS = flags.DEFINE_list(
+    "datasets", ["balance_scale", "tic_tac_toe"], "Names of the data sets, or csv:PATH."
+)
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds of the runs.")
 _NUM_ENV_STEPS = flags.DEFINE_integer(
-    "num_env_steps", 500, "Environment steps of a run.", lower_bound=5
+    "num_env_steps", 500, "Environment steps of each run.", lower_bound=5
 )
-_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", "results/reproduce", "Folder of runs, tables and figures.")
+_JOBS = flags.DEFINE_integer("jobs", 1, "Number of runs at the same time.", lower_bound=1)
+_OUTPUT = flags.DEFINE_string("output", "results/reproduce", "Folder for runs, tables and figures.")
 _SETUP = flags.DEFINE_string(
-    "setup", None, "Flagfile read after each algorithm's: another model, other sizes."
+    "setup", None, "Flagfile that is read after each algorithm's, for another model or other sizes."
 )
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder with raw tables, see docs/tasks.md.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder with raw tables; see docs/tasks.md.")
 _PERPLEXITY_FILES = flags.DEFINE_list(
-    "perplexity_files", [str(perplexity.HELD_OUT)], "Texts of Table 3."
+    "perplexity_files", [str(perplexity.HELD_OUT)], "Text files for the perplexities of Table 3."
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is wanted, checked."""
+    """The checked flags of the program."""
 
     tables: tuple[str, ...]
     figures: tuple[str, ...]
@@ -70,7 +73,7 @@ class Request:
 
     @property
     def cells(self) -> list[Cell]:
-        """Seed by seed, so that a grid that is stopped has compared something already."""
+        """All cells, seed by seed: a grid that is stopped early can compare algorithms already."""
         return [
             Cell(algorithm, dataset, seed)
             for seed in self.seeds
@@ -79,10 +82,10 @@ class Request:
         ]
 
     def command(self, cell: Cell, folder: Path) -> list[str]:
-        """The training program of a cell."""
+        """The training command of a cell."""
         return [
             *(sys.executable, "-m", "etpo_jax.train"),
-            f"--flagfile={_LAUNCH / cell.algorithm}.flags",
+            f"--flagfile={_PAPER / cell.algorithm}.flags",
             *self.train_flags,
             f"--num_workers={max(1, (os.cpu_count() or 1) // self.jobs)}",
             f"--num_env_steps={self.num_env_steps}",
@@ -105,13 +108,13 @@ def main() -> int:
             on_change=lambda progress: _show(progress, request.output),
         )
         if stop.received:
-            print("\nStopped; the same command goes on.")
+            print("\nStopped; the same command resumes the grid.")
             return 128 + stop.received
     failures = [outcome for outcome in outcomes if outcome.error]
     finished = [outcome.cell for outcome in outcomes if not outcome.error]
     if not finished:
         raise UsageError(
-            f"no cell has finished; the first: {failures[0].cell}: {failures[0].error}"
+            f"no cell has finished; the first failure: {failures[0].cell}: {failures[0].error}"
         )
     runs = [measures.read(cell, cell.folder(request.output)) for cell in finished]
     order = {cell: index for index, cell in enumerate(request.cells)}
@@ -152,8 +155,8 @@ def _request() -> Request:
     if not algorithms:
         raise UsageError("--algorithms, --tables and --figures are all empty: nothing to run")
     for name in algorithms:
-        if not (_LAUNCH / f"{name}.flags").is_file():
-            present = ", ".join(sorted(path.stem for path in _LAUNCH.glob("*.flags")))
+        if not (_PAPER / f"{name}.flags").is_file():
+            present = ", ".join(sorted(path.stem for path in _PAPER.glob("*.flags")))
             raise UsageError(f"--algorithms={name}: must be among {present}")
     for name in _DATASETS.value:
         if ":" not in name and name not in REGISTRY and name != "toy":
@@ -186,7 +189,7 @@ def _request() -> Request:
 
 
 def _show(progress: Progress, output: Path) -> None:
-    """A line per cell, the table at both ends; `progress.md` always has the table."""
+    """Prints the table at both ends and a line per cell; `progress.md` always has the table."""
     output.mkdir(parents=True, exist_ok=True)
     progress.write(output / "progress.md")
     if progress.is_at_an_end:
@@ -197,14 +200,14 @@ def _show(progress: Progress, output: Path) -> None:
 
 
 def _of_table_3(results: Results) -> list[Run]:
-    """The trained runs whose perplexity is measured: ETPO's, or else everybody's."""
+    """Runs whose perplexity is measured: those of ETPO, or else of all algorithms that train."""
     names = [name for name in page.TABLES["3"] if name in results]
     names = names or [name for name in results if name != "reflection"]
     return [run for name in names for runs in results[name].values() for run in runs]
 
 
 def _measure_perplexity(run: Run, request: Request) -> list[tuple[str, str, float, float]]:
-    """Rows of Table 3 by `etpo_jax.evaluate`, whose answer is kept beside the run.
+    """Measures rows of Table 3 with `etpo_jax.evaluate`; the result is kept beside the run.
 
     Raises:
       UsageError: if the program fails.

@@ -16,12 +16,12 @@ _NUM_RESAMPLES = 400
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """One curve with its band per algorithm, over all data sets that every algorithm has.
+    """One curve with its band per algorithm, over the data sets that all algorithms have in common.
 
     Attributes:
-      y_label: what is shown, with its unit.
-      note: what it was aggregated over, and how.
-      env_step_k: where the curves have points.
+      y_label: quantity on the y axis, with its unit.
+      note: number of data sets and kind of aggregate.
+      env_step_k: environment steps at the points of the curves.
       bands: algorithm to interquartile mean, lower and upper end of its 95 % bootstrap interval.
     """
 
@@ -32,12 +32,12 @@ class Curves:
 
 
 def best_reward(results: Results) -> Curves:
-    """Figures 3 and 10: the best reward until environment step k."""
-    return _curves(results, "best reward until then", lambda run, k: run.best_until(k))
+    """Best reward up to environment step k (Figures 3 and 10)."""
+    return _curves(results, "best reward so far", lambda run, k: run.best_until(k))
 
 
 def average_reward(results: Results) -> Curves:
-    """Figure 4: the average reward of what was executed just before step k."""
+    """Average reward of the actions just before environment step k (Figure 4)."""
     window = max(1, _num_env_steps(results) // 10)
     return _curves(
         results,
@@ -74,6 +74,6 @@ def _band(
 
 
 def _num_env_steps(results: Results) -> int:
-    """Those of the shortest run."""
+    """Number of environment steps of the shortest run."""
     runs = (run for rows in results.values() for runs in rows.values() for run in runs)
     return min(len(run.reward_t) for run in runs)

@@ -1,7 +1,7 @@
-"""Many runs, each an ordinary training program in a run directory of its own.
+"""Grids of runs, each an ordinary training program in a run directory of its own.
 
-A grid may be killed at any time and started again: finished cells are kept, the others go on from
-their checkpoints. A cell that fails is noted with its reason, and the others go on.
+A grid may be killed at any time and started again: finished cells are kept, and the others resume
+from their checkpoints. The reason of a cell that fails is noted, and the other cells go on.
 """
 
 import collections
@@ -22,7 +22,7 @@ _POLL_S = 0.1
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Cell:
-    """One run: which algorithm (a flagfile's name) learns which data set from which seed."""
+    """One run: an algorithm (name of its flagfile), a data set and a seed."""
 
     algorithm: str
     dataset: str
@@ -32,30 +32,30 @@ class Cell:
         return f"{self.algorithm} on {self.dataset}, seed {self.seed}"
 
     def folder(self, output: Path) -> Path:
-        """Its run directory within the grid's folder."""
+        """Run directory of the cell within the grid's folder."""
         return output / "runs" / self.algorithm / folder_name(self.dataset) / str(self.seed)
 
     def log(self, output: Path) -> Path:
-        """What its program printed."""
+        """File with the output of the cell's program."""
         name = f"{self.algorithm}-{folder_name(self.dataset)}-{self.seed}.log"
         return output / "logs" / name
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a cell ended; `error` is one line, "" for a finished cell."""
+    """End of a cell; `error` is one line, "" for a finished cell."""
 
     cell: Cell
     error: str
 
 
 def folder_name(dataset: str) -> str:
-    """A data set's name, which may be a path, as the name of a folder."""
+    """Turns the name of a data set, which may be a path, into the name of a folder."""
     return re.sub(r"[^\w.-]+", "_", dataset)
 
 
 def is_finished(path: Path, num_env_steps: int) -> bool:
-    """Whether a run directory holds a run that has done these environment steps."""
+    """True for the run directory of a finished run with at least these environment steps."""
     file = path / directory.FINISHED
     return file.exists() and files.read_json(file)["env_step"] >= num_env_steps
 
@@ -71,19 +71,20 @@ def run(
     on_change: Callable[["Progress"], None],
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Outcome]:
-    """Runs what is not finished yet, `jobs` cells at a time.
+    """Runs all cells that are not finished yet, `jobs` cells at a time.
 
     Args:
-      cells: in the order in which they are started.
+      cells: the cells, in the order in which they are started.
       output: folder of the grid.
-      command: the training program for a cell and its run directory.
-      num_env_steps: when a cell counts as finished.
-      jobs: programs at the same time.
-      is_stopped: asked all the time; then the programs are told to save and stop.
+      command: makes the training command for a cell and its run directory.
+      num_env_steps: number of environment steps of a finished cell.
+      jobs: number of programs at the same time.
+      is_stopped: polled between programs; once true, all programs are told to save and stop.
       on_change: called with the progress at the start and after every cell.
+      clock: seconds from any origin.
 
     Returns:
-      What became of the cells that ended; a stopped grid leaves some out.
+      The outcomes of the cells that ended; those of a stopped grid may be fewer than `cells`.
     """
     progress = Progress(cells, jobs, clock)
     waiting: collections.deque[Cell] = collections.deque()
@@ -93,37 +94,33 @@ def run(
         else:
             waiting.append(cell)
     running: dict[Cell, tuple[subprocess.Popen, float]] = {}
-    is_told = False
+    is_told_to_stop = False
     on_change(progress)
     try:
         while waiting or running:
-            if is_stopped() and not is_told:
-                is_told = True
+            if is_stopped() and not is_told_to_stop:
+                is_told_to_stop = True
                 waiting.clear()
-                _tell(process for process, _ in running.values())
+                _tell_to_stop(process for process, _ in running.values())
             while waiting and len(running) < jobs:
                 cell = waiting.popleft()
                 running[cell] = (_start(cell, output, command), clock())
-            for cell, (process, started) in list(running.items()):
-                code = process.poll()
-                if code is None:
+            for cell, code, started in _take_ended(running):
+                if is_told_to_stop and code:
                     continue
-                del running[cell]
-                if is_told and code:
-                    continue  # it stopped because it was told to
                 error = _error(cell, output, code, num_env_steps)
                 progress.end(Outcome(cell, error), seconds=clock() - started)
                 on_change(progress)
             time.sleep(_POLL_S)
     finally:
-        _tell(process for process, _ in running.values())
+        _tell_to_stop(process for process, _ in running.values())
         for process, _ in running.values():
             process.wait()
     return progress.outcomes
 
 
 class Progress:
-    """Which cells of a grid are done, and how long the rest takes."""
+    """Counts the finished cells of a grid and estimates the remaining time."""
 
     def __init__(self, cells: Sequence[Cell], jobs: int, clock: Callable[[], float]) -> None:
         self._cells = list(cells)
@@ -134,14 +131,14 @@ class Progress:
         self.outcomes: list[Outcome] = []
 
     def end(self, outcome: Outcome, *, seconds: float | None) -> None:
-        """Notes a cell; `seconds` is None for one that an earlier call of the grid finished."""
+        """Notes an outcome; `seconds` is None for a cell that an earlier call finished."""
         self.outcomes.append(outcome)
         if seconds is not None:
             self._seconds.append(seconds)
 
     @property
     def is_at_an_end(self) -> bool:
-        """Whether no cell has been run yet, or none is left to run."""
+        """True before the first cell has run and after the last one has."""
         return not self._seconds or len(self.outcomes) == len(self._cells)
 
     @property
@@ -149,14 +146,14 @@ class Progress:
         return [outcome for outcome in self.outcomes if outcome.error]
 
     def line(self) -> str:
-        """The state of the grid in one line."""
+        """State of the grid in one line."""
         total, done = len(self._cells), len(self.outcomes)
         failed = f", {len(self.failures)} failed" if self.failures else ""
         elapsed = tqdm.format_interval(self._clock() - self._start)
         return f"{done} of {total} cells{failed}, {elapsed} so far, ETA {self._remaining()}"
 
     def table(self) -> str:
-        """Markdown: cells done of each algorithm (rows) and data set (columns)."""
+        """Markdown table of the finished cells of each algorithm (row) and data set (column)."""
         datasets = list(dict.fromkeys(cell.dataset for cell in self._cells))
         lines = [
             f"| {' | '.join(['algorithm', *datasets])} |",
@@ -170,7 +167,7 @@ class Progress:
         return "\n".join(lines) + "\n"
 
     def write(self, path: Path) -> None:
-        """Makes `path` hold the table."""
+        """Writes the table to a file."""
         files.replace(path, self.table())
 
     def _count(self, algorithm: str, dataset: str) -> str:
@@ -191,6 +188,18 @@ class Progress:
         return tqdm.format_interval(sum(self._seconds) / len(self._seconds) * left / self._jobs)
 
 
+def _take_ended(
+    running: dict[Cell, tuple[subprocess.Popen, float]],
+) -> list[tuple[Cell, int, float]]:
+    """Removes the programs that have ended; returns each cell, exit code and time of its start."""
+    ended = []
+    for cell, (process, started) in list(running.items()):
+        if (code := process.poll()) is not None:
+            del running[cell]
+            ended.append((cell, code, started))
+    return ended
+
+
 def _start(
     cell: Cell, output: Path, command: Callable[[Cell, Path], Sequence[str]]
 ) -> subprocess.Popen:
@@ -198,7 +207,7 @@ def _start(
     folder.parent.mkdir(parents=True, exist_ok=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as file:
-        # A session of its own: Ctrl-C comes through `_tell` once, and not from the terminal too.
+        # In a session of its own, Ctrl-C does not reach it beside the signal of `_tell_to_stop`.
         return subprocess.Popen(
             command(cell, folder),
             stdin=subprocess.DEVNULL,
@@ -208,13 +217,13 @@ def _start(
         )
 
 
-def _tell(processes: Iterable[subprocess.Popen]) -> None:
+def _tell_to_stop(processes: Iterable[subprocess.Popen]) -> None:
     for process in processes:
         process.send_signal(signal.SIGTERM)
 
 
 def _error(cell: Cell, output: Path, code: int, num_env_steps: int) -> str:
-    """Why a cell is not finished, from the end of its log; "" if it is."""
+    """Returns why a cell is not finished, from the end of its log; "" for a finished cell."""
     if code == 0 and is_finished(cell.folder(output), num_env_steps):
         return ""
     text = cell.log(output).read_text(errors="replace").strip()

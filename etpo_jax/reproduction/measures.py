@@ -1,4 +1,4 @@
-"""What a finished run contributes to tables and figures, read from its directory."""
+"""Measures of finished runs, read from their directories for tables and figures."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,13 @@ class Run:
     """One finished cell.
 
     Attributes:
-      path: its run directory.
-      reward_t: reward of each executed action, -1 for one that failed.
-      batch_step_u, batch_reward_u: environment steps after each update, mean reward of its actions.
+      cell: algorithm, data set and seed.
+      path: the run directory.
+      reward_t: reward of each executed action, -1 for a failed one.
+      batch_step_u: environment steps after each update.
+      batch_reward_u: mean reward of the actions of each update.
       best: the best program; None if none ran.
-      measures: see `MEASURES`.
+      measures: value of each name in `MEASURES`.
     """
 
     cell: Cell
@@ -35,7 +37,7 @@ class Run:
     measures: Mapping[str, float]
 
     def best_until(self, env_steps: int) -> float:
-        """The highest reward among the first `env_steps` actions (the paper's criterion)."""
+        """Highest reward among the first `env_steps` actions, the paper's criterion."""
         return float(self.reward_t[:env_steps].max())
 
 
@@ -48,7 +50,7 @@ MEASURES = {
     "entropy": "entropy, nats per action",
     "kl_to_reference": "KL to the reference, nats per action",
 }
-"""Name of a measure to what it means; the last four are means over the last fifth of the run."""
+"""Name of a measure to its title; the last four are means over the last fifth of the run."""
 
 Results = Mapping[str, Mapping[str, Sequence[Run]]]
 """Algorithm to data set to finished runs, by seed."""
@@ -58,13 +60,13 @@ def read(cell: Cell, path: Path) -> Run:
     """Reads the run directory of a finished cell.
 
     Raises:
-      UsageError: the folder holds no run, or one too short to be measured.
+      UsageError: the folder holds no run, or a run too short to be measured.
     """
     log = RunLog.read(path)
     fifths = log.episodes.fifths()
     if fifths is None:
         raise UsageError(f"{path}: a run of {log.env_steps} environment steps cannot be measured")
-    # The count of distinct programs looks back by itself: its last value is that of the last 64.
+    # The last count of distinct programs covers the last 64 programs by itself.
     last = slice(-max(1, len(log.metrics) // 5), None)
     return Run(
         cell=cell,
@@ -86,7 +88,7 @@ def read(cell: Cell, path: Path) -> Run:
 
 
 def group(runs: Sequence[Run]) -> Results:
-    """Runs by algorithm and data set, each list ordered by seed."""
+    """Groups runs by algorithm and data set; each list is ordered by seed."""
     found: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         found.setdefault(run.cell.algorithm, {}).setdefault(run.cell.dataset, []).append(run)
@@ -97,18 +99,18 @@ def group(runs: Sequence[Run]) -> Results:
 
 
 def common_datasets(results: Results) -> list[str]:
-    """Data sets of which every algorithm has a run: what may be aggregated and compared."""
+    """Data sets on which every algorithm has a run, so that aggregates can be compared."""
     names = dict.fromkeys(name for by_dataset in results.values() for name in by_dataset)
     return [n for n in names if all(n in by_dataset for by_dataset in results.values())]
 
 
 def scores(by_dataset: Mapping[str, Sequence[Run]], measure: str, datasets: list[str]) -> Scores:
-    """One measure of an algorithm on these data sets, as `statistics` takes it."""
+    """One measure of an algorithm on these data sets, in the form that `statistics` takes."""
     return [np.array([run.measures[measure] for run in by_dataset[name]]) for name in datasets]
 
 
 def paired(ours: Results, names: tuple[str, str], measure: str) -> tuple[Scores, Scores]:
-    """One measure of two algorithms on the cells that both have, in the same order."""
+    """One measure of two algorithms on the cells that they have in common, in the same order."""
     one, other = (ours[name] for name in names)
     columns: tuple[list, list] = [], []
     for dataset in one:

@@ -1,8 +1,8 @@
-"""The pages of a grid: which tables and figures are made of which runs."""
+"""Pages of a grid, with the tables and figures that its runs allow."""
 
 import dataclasses
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from etpo_jax.reproduction import curves, figures, html_sections, measures, published, tables
@@ -14,15 +14,15 @@ from etpo_jax.runs import files, html_page
 _METHODS = ("reflection", "ppo_kl", "etpo")
 _ABLATIONS = ("etpo_disc", "etpo_1step", "etpo")
 TABLES = {"2": _METHODS, "3": ("etpo",), "4": _ABLATIONS, "5": ("etpo",)}
-"""Number of a table of the paper to the algorithms that it is made of."""
+"""Number of a table of the paper to the algorithms that it compares."""
 FIGURES = {"1": ("etpo",), "3": _METHODS, "4": _METHODS, "10": _ABLATIONS}
-"""Number of a figure of the paper to the algorithms that it is made of."""
+"""Number of a figure of the paper to the algorithms that it compares."""
 REPORT = "report.md"
 HTML_REPORT = "report.html"
 
 _FIGURE_1 = "Figure 1: evolution of the best program"
 
-# Algorithm to the paper's columns that stand before ours.
+# Algorithm to the paper's columns in front of its own.
 _TABLE_2 = {
     "reflection_gpt4": (published.GPT_4,),
     "reflection": (published.REFLECTION,),
@@ -39,7 +39,7 @@ _TABLE_5 = {"etpo": (published.CAAFE, published.ETPO)}
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What made a grid: its code, its length and its command."""
+    """Origin of a grid: commit of the code, environment steps of a run, command."""
 
     commit: str | None
     num_env_steps: int
@@ -59,23 +59,17 @@ def write(
     """Writes tables and figures, and the two pages that show them.
 
     Args:
-      folder: where everything goes.
+      folder: folder for all files.
       results: the finished runs, at least one.
-      origin: what was run.
-      failures: cells without a run.
+      origin: code and command that made the runs.
+      failures: cells without a finished run.
       wanted_tables, wanted_figures: keys of `TABLES` and `FIGURES`.
-      perplexities: rows of Table 3, see `tables.perplexity`.
+      perplexities: rows of Table 3, as `tables.perplexity` takes them.
 
     Returns:
       The paths of `report.md` and `report.html`.
     """
-    made = [tables.methods(results), tables.by_dataset(results)]
-    made += [
-        tables.pairs(results, name)
-        for name in ("reflection", "ppo_kl")
-        if name in results and len(results) > 1
-    ]
-    made += _published(results, wanted_tables)
+    made = _tables(results, wanted_tables)
     if "3" in wanted_tables:
         made.append(tables.perplexity(perplexities))
     for table in made:
@@ -87,7 +81,34 @@ def write(
     if evolution is not None:
         figures.save(figures.evolution(evolution), folder, "figure1")
     left_out = [f"Failed and left out: {failure.cell}: {failure.error}" for failure in failures]
+    markdown = _markdown(origin, left_out, made, charts, evolution)
+    files.replace(folder / REPORT, markdown)
+    sections = [
+        *(f"<p>{html.escape(line)}</p>" for line in left_out),
+        html_sections.cards(charts.values()),
+        *map(html_sections.table, made),
+        html_sections.evolution(evolution) if evolution is not None else "",
+        html_sections.runs(results, folder),
+        html_sections.command(origin.command, origin.commit),
+    ]
+    datasets = list(dict.fromkeys(name for rows in results.values() for name in rows))
+    subtitle = (
+        f"{', '.join(results)} on {', '.join(datasets)}; {origin.num_env_steps} environment steps "
+        "a run"
+    )
+    page = html_page.page("Reproduction", subtitle, sections, style=html_sections.STYLE)
+    files.replace(folder / HTML_REPORT, page)
+    return folder / REPORT, folder / HTML_REPORT
 
+
+def _markdown(
+    origin: Origin,
+    left_out: Sequence[str],
+    made: Sequence[tables.Table],
+    charts: Mapping[str, tuple[str, Curves]],
+    evolution: Run | None,
+) -> str:
+    """The content of `report.md`."""
     parts = [
         "# Reproduction",
         f"Commit `{origin.commit}`, {origin.num_env_steps} environment steps a run, made by\n\n"
@@ -99,30 +120,22 @@ def write(
     if evolution is not None:
         parts.append(f"### {_FIGURE_1}\n\n![{_FIGURE_1}](figure1.svg)")
         parts.append(figures.evolution_text(evolution))
-    files.replace(folder / REPORT, "\n\n".join(part.strip() for part in parts) + "\n")
+    return "\n\n".join(part.strip() for part in parts) + "\n"
 
-    sections = [
-        *(f"<p>{html.escape(line)}</p>" for line in left_out),
-        html_sections.cards(charts.values()),
-        *map(html_sections.table, made),
-        html_sections.evolution(evolution) if evolution is not None else "",
-        html_sections.runs(results, folder),
-        html_sections.command(origin.command, origin.commit),
+
+def _tables(results: Results, wanted: Sequence[str]) -> list[tables.Table]:
+    """Our own tables, and the paper's without Table 3."""
+    made = [tables.methods(results), tables.by_dataset(results)]
+    made += [
+        tables.pairs(results, name)
+        for name in ("reflection", "ppo_kl")
+        if name in results and len(results) > 1
     ]
-    datasets = list(dict.fromkeys(name for rows in results.values() for name in rows))
-    text = html_page.page(
-        "Reproduction",
-        f"{', '.join(results)} on {', '.join(datasets)}; {origin.num_env_steps} environment steps "
-        "a run",
-        sections,
-        style=html_sections.STYLE,
-    )
-    files.replace(folder / HTML_REPORT, text)
-    return folder / REPORT, folder / HTML_REPORT
+    return made + _published(results, wanted)
 
 
 def _published(results: Results, wanted: Sequence[str]) -> list[tables.Table]:
-    """Tables 2, 4 and 5; algorithms that the paper does not have get a column in Table 2."""
+    """Tables 2, 4 and 5; algorithms that the paper does not compare get a column in Table 2."""
     others: dict[str, tuple[str, ...]] = {
         name: () for name in results if name not in _TABLE_2 and name not in _TABLE_4
     }
@@ -138,7 +151,7 @@ def _published(results: Results, wanted: Sequence[str]) -> list[tables.Table]:
 
 
 def _charts(results: Results, wanted: Sequence[str]) -> dict[str, tuple[str, Curves]]:
-    """The figures for which there are runs: name of the files to title and curves."""
+    """Title and curves of each figure that the runs allow, by the name of its files."""
     ablations = {name: results[name] for name in _ABLATIONS if name in results}
     methods = {name: rows for name, rows in results.items() if name not in _ABLATIONS[:2]}
     return {
@@ -153,7 +166,7 @@ def _charts(results: Results, wanted: Sequence[str]) -> dict[str, tuple[str, Cur
 
 
 def _best_run(results: Results) -> Run:
-    """Of ETPO if it was run, the run with the highest reward on the first data set."""
+    """The best run of ETPO, or else of the first algorithm, on the first data set."""
     by_dataset = results["etpo"] if "etpo" in results else next(iter(results.values()))
     runs = next(iter(by_dataset.values()))
     return max(runs, key=lambda run: run.measures["reward_best"])

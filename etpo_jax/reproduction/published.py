@@ -1,7 +1,7 @@
-"""The figures that the paper prints, to stand beside ours: arXiv 2402.06700, Tables 2 to 5.
+"""Published results of the paper (arXiv 2402.06700, Tables 2 to 5), for comparison with ours.
 
-Its scores are ROC AUC of the best program of one run, with the deviation over the five splits; no
-seeds, no intervals.
+A score is the ROC AUC of the best program of one run, with the deviation over its five splits; the
+paper gives neither seeds nor intervals.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ GPT_4, REFLECTION, PPO_KL, ETPO = "GPT-4 reflection", "reflection", "PPO-KL", "E
 DISCOUNTED, ONE_STEP, CAAFE = "ETPO(DISC.)", "ETPO(1-STEP)", "CAAFE (GPT-4)"
 
 _COLUMNS = (GPT_4, REFLECTION, PPO_KL, ETPO, DISCOUNTED, ONE_STEP, CAAFE)
-# Table 2, then the two ablations of Table 4, then CAAFE of Table 5.
+# Mean and deviation per column: Table 2, the two ablations of Table 4, CAAFE of Table 5.
 _ROWS: Mapping[str, str] = {
     "pharyngitis": ".6902 .008 .7129 .010 .7134 .009 .7317 .006 .7134 .009 .7357 .007 .7078 .040",
     "kidney_stone": ".7833 .019 .7825 .018 .7840 .015 .7881 .011 .7881 .011 .7861 .012 .7903 .040",
@@ -50,11 +50,11 @@ def _scores(row: str) -> dict[str, Score]:
 
 
 SCORES: Mapping[str, Mapping[str, Score]] = {name: _scores(row) for name, row in _ROWS.items()}
-"""Data set to method to score, in the order of the paper."""
+"""Scores by data set and method, in the order of the paper."""
 
 PERPLEXITY: Mapping[str, tuple[float, float]] = {
     "Github": (2.0633, 2.0648),
     "Wikitext": (5.9850, 5.9874),
     "arXiv": (3.5768, 3.5787),
 }
-"""Table 3: CodeLlama-7B before and after."""
+"""Perplexity of CodeLlama-7B before and after training (Table 3)."""

@@ -1,4 +1,4 @@
-"""Tables of a grid as Markdown and CSV: the paper's own with its figures beside ours, and ours."""
+"""Tables of a grid as Markdown and CSV: our comparisons, and the paper's tables beside our runs."""
 
 import csv
 import dataclasses
@@ -18,14 +18,14 @@ MISSING = "-"
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of text.
+    """A table of text.
 
     Attributes:
-      name: of its files.
-      title: what it is.
-      header: one text per column.
-      rows: as long as the header.
-      notes: sentences below it.
+      name: name of its files, without suffix.
+      title: heading of the table.
+      header: title of each column.
+      rows: one text per column in each row.
+      notes: sentences below the table.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Table:
     notes: Sequence[str] = ()
 
     def markdown(self) -> str:
-        """The table with its title and notes."""
+        """Formats the table with title and notes."""
         lines = [
             f"### {self.title}",
             "",
@@ -55,7 +55,7 @@ class Table:
 
 
 def methods(results: Results) -> Table:
-    """Every algorithm over all common data sets: reward, diversity, distance to the reference."""
+    """Compares algorithms over common data sets: reward, diversity, KL to the reference."""
     datasets = measures.common_datasets(results)
     columns = {
         name: measures.scores(by_dataset, "reward_last_fifth", datasets)
@@ -94,7 +94,7 @@ def methods(results: Results) -> Table:
 
 
 def by_dataset(results: Results) -> Table:
-    """Mean reward of the last fifth, data set by data set, and each algorithm's rank there."""
+    """Compares the mean rewards and ranks of the algorithms data set by data set."""
     datasets = list(dict.fromkeys(name for rows in results.values() for name in rows))
     rows = []
     for dataset in datasets:
@@ -121,7 +121,7 @@ def by_dataset(results: Results) -> Table:
 
 
 def pairs(results: Results, baseline: str) -> Table:
-    """Differences to one algorithm, paired by data set and seed."""
+    """Compares all algorithms with one, run by run with the same data set and seed."""
     names = ("reward_last_fifth", "reward_best", "distinct_programs", "kl_to_reference")
     rows = []
     for name in results:
@@ -149,14 +149,14 @@ def pairs(results: Results, baseline: str) -> Table:
 def published_scores(
     name: str, title: str, results: Results, columns: Mapping[str, Sequence[str]]
 ) -> Table:
-    """Best reward by data set beside the paper's figures (Tables 2, 4 and 5).
+    """Puts our best rewards by data set beside the published ones (Tables 2, 4 and 5).
 
     Args:
-      name: of the table's files.
-      title: its title.
+      name: name of the table's files.
+      title: heading of the table.
       results: finished runs.
-      columns: algorithm of ours to the paper's columns that stand before it; an algorithm without
-        runs leaves out its own column only.
+      columns: our algorithm to the paper's columns in front of its own; an algorithm without runs
+        leaves out its own column only.
     """
     datasets = list(dict.fromkeys(dataset for rows in results.values() for dataset in rows))
     header = ["data set"]
@@ -178,19 +178,19 @@ def published_scores(
         header,
         rows,
         [
-            "The paper's figures are of CodeLlama-7B: the best program of one run and its "
-            "deviation over five splits. Ours are of the model that was run: interquartile mean "
-            "over seeds of the best reward, in brackets the 95 % bootstrap interval, after ± the "
-            "mean over seeds of the best program's deviation over its splits."
+            "The paper's results are for CodeLlama-7B: the best program of one run and its "
+            "deviation over five splits. Our results are for the model that was run: interquartile "
+            "mean over seeds of the best reward, in brackets the 95 % bootstrap interval, after ± "
+            "the mean over seeds of the best program's deviation over its splits."
         ],
     )
 
 
 def perplexity(rows: Sequence[tuple[str, str, float, float]]) -> Table:
-    """Table 3: perplexity before and after, ours below the paper's.
+    """Puts our perplexities before and after training below the published ones (Table 3).
 
     Args:
-      rows: what was trained, on which text, before, after.
+      rows: name of the run, name of the text, perplexity before, perplexity after.
     """
 
     def row(name: str, text: str, before: float, after: float) -> list[str]:
@@ -213,7 +213,7 @@ def _aggregate(scores: statistics.Scores) -> str:
     if not scores:
         return MISSING
     if sum(len(runs) for runs in scores) == 1:
-        return f"{statistics.aggregate(scores):.3f}"  # one run has no interval
+        return f"{float(statistics.aggregate(scores)):.3f}"  # one run has no interval
     return _text(statistics.bootstrap(statistics.aggregate, scores))
 
 
@@ -233,7 +233,7 @@ def _best(runs: Sequence[Run]) -> str:
     if not runs:
         return MISSING
     best = np.array([run.measures["reward_best"] for run in runs])
-    text = f"{statistics.interquartile_mean(best):.4f}"
+    text = f"{float(statistics.interquartile_mean(best)):.4f}"
     if len(runs) > 1:
         interval = statistics.bootstrap(statistics.aggregate, [best])
         text += f" [{interval.low:.4f}, {interval.high:.4f}]"
