@@ -1,0 +1,237 @@
+"""Training runs of named settings on data sets and seeds, compared in one table.
+
+    python -m benchmarks.study --setting='preset:' --setting='beta 0.1: --beta=0.1' --seeds=0,1,2
+    python -m benchmarks.study --vary=beta=0.05,0.1,0.2 --vary=temperature=0.7,1 --jobs=2
+    python -m benchmarks.study --setting='reflection: --algorithm=reflection' --soft_optimum=0.2,0.1
+
+Every run is an ordinary run of `etpo_jax.train` with a run directory of its own below --output. The
+same command again keeps finished runs and continues the others. One row per run goes to runs.csv in
+--output; the printed table has the mean over seeds and, for the reward, the range over seeds.
+"""
+
+import csv
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags
+
+from env import command_line
+from env.base import UsageError
+from etpo_jax.reproduction import grid
+from etpo_jax.reproduction.grid import Cell, Progress
+from etpo_jax.runs import directory, json_files
+from etpo_jax.runs.stopping import StopSignals
+
+_SETTINGS = flags.DEFINE_multi_string(
+    "setting", [], "A setting as 'NAME: FLAGS', its flags added to --preset; may be repeated."
+)
+_VARY = flags.DEFINE_multi_string(
+    "vary", [], "A setting for each value, as FLAG=VALUE,VALUE,...; may be repeated."
+)
+_PRESET = flags.DEFINE_string("preset", "launch/tiny.flags", "Flagfile that every run starts from.")
+_SETUP = flags.DEFINE_string("setup", None, "Flagfile read after --preset and before a setting.")
+_DATASETS = flags.DEFINE_list("datasets", ["balance_scale"], "Data sets.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
+_NUM_ENV_STEPS = flags.DEFINE_integer(
+    "num_env_steps", 480, "Environment steps of a run.", lower_bound=5
+)
+_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time.", lower_bound=1)
+_OUTPUT = flags.DEFINE_string("output", "results/study", "Folder of the runs and runs.csv.")
+_SOFT_OPTIMUM = flags.DEFINE_list(
+    "soft_optimum", [], "Values of beta for which runs of reflection give the soft optimum."
+)
+
+_FIFTHS = tuple(f"reward_fifth_{number}" for number in range(1, 6))
+_LAST_FIFTH = ("kl_to_reference", "entropy", "distinct_programs")
+_SHOWN = (_FIFTHS[0], _FIFTHS[2], _FIFTHS[4], *_LAST_FIFTH, "reward_best", "seconds")
+
+Row = dict[str, Any]
+
+
+class Tilted(NamedTuple):
+    """Programs of the reference, weighted with exp(reward / beta).
+
+    Attributes:
+      reward: mean reward under the weights.
+      kl: KL to the reference, nats per action.
+      effective: Kish's effective number of programs, 1 / sum of squared weights.
+    """
+
+    reward: float
+    kl: float
+    effective: float
+
+
+def main() -> int:
+    settings = _settings()
+    if not all(seed.isdecimal() for seed in _SEEDS.value):
+        raise UsageError(f"--seeds={','.join(_SEEDS.value)}: must be whole numbers from 0 on")
+    cells = [
+        Cell(grid.folder_name(name), dataset, int(seed))
+        for seed in _SEEDS.value
+        for dataset in _DATASETS.value
+        for name in settings
+    ]
+    by_folder = {grid.folder_name(name): (name, given) for name, given in settings.items()}
+    if len(by_folder) < len(settings):
+        raise UsageError("--setting: two names differ in punctuation alone")
+    output = Path(_OUTPUT.value)
+    with StopSignals() as stop:
+        outcomes = grid.run(
+            cells,
+            output,
+            lambda cell, folder: _command(cell, folder, by_folder[cell.algorithm][1]),
+            num_env_steps=_NUM_ENV_STEPS.value,
+            jobs=_JOBS.value,
+            is_stopped=stop.is_stopped,
+            on_change=_show,
+        )
+    finished = {outcome.cell for outcome in outcomes if not outcome.error}
+    rows = []
+    for cell in cells:
+        if cell in finished:
+            name, given = by_folder[cell.algorithm]
+            rows.append({"setting": name, "flags": given, **measure(cell.folder(output))})
+    if rows:
+        with open(output / "runs.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        print(table(rows))
+    if _SOFT_OPTIMUM.value:
+        print(
+            "\n" + _soft_optimum_table([cell.folder(output) for cell in cells if cell in finished])
+        )
+    return 0 if len(finished) == len(cells) else 1
+
+
+def _settings() -> dict[str, str]:
+    """Flags of every setting by its name."""
+    settings = {}
+    for text in _SETTINGS.value:
+        name, colon, given = text.partition(":")
+        if not colon or not name.strip():
+            raise UsageError(f"--setting={text}: must be 'NAME: FLAGS'")
+        settings[name.strip()] = given.strip()
+    for text in _VARY.value:
+        name, _, values = text.partition("=")
+        if not values:
+            raise UsageError(f"--vary={text}: must be FLAG=VALUE,VALUE,...")
+        settings |= {f"{name}={value}": f"--{name}={value}" for value in values.split(",")}
+    return settings or {"preset": ""}
+
+
+def _command(cell: Cell, folder: Path, given: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "etpo_jax.train", f"--flagfile={_PRESET.value}"),
+        *([f"--flagfile={_SETUP.value}"] if _SETUP.value else []),
+        *(f"--num_workers={max(1, (os.cpu_count() or 1) // _JOBS.value)}", *shlex.split(given)),
+        *(f"--dataset={cell.dataset}", f"--seed={cell.seed}", f"--run_dir={folder}"),
+        f"--num_env_steps={_NUM_ENV_STEPS.value}",
+    ]
+
+
+def _show(progress: Progress) -> None:
+    for failure in progress.failures[-1:]:
+        print(f"{failure.cell}: {failure.error}", file=sys.stderr)
+    print(progress.line(), file=sys.stderr, flush=True)
+
+
+def measure(path: Path) -> Row:
+    """Measures a finished run.
+
+    Returns:
+      What was run, the mean reward of each fifth of the executed programs (a failure counts -1),
+      the best reward, and means over the last fifth of the updates: KL to the reference and entropy
+      in nats per action, and distinct programs among the last 64. `seconds` excludes the start.
+    """
+    config, setup = (
+        json_files.read(path / name) for name in (directory.CONFIG, directory.VERSIONS)
+    )
+    metrics = list(json_files.read_rows(path / directory.METRICS))
+    episodes = list(json_files.read_rows(path / directory.EPISODES))
+    fifths = np.array_split(np.array([row["reward"] for row in episodes]), 5)
+    failures = [bool(row["error"]) for row in episodes]
+    last = metrics[-max(1, len(metrics) // 5) :]
+    phases = ("generate_s", "execute_s", "update_s")
+    measures = {name: np.mean([row.get(name, np.nan) for row in last]) for name in _LAST_FIFTH}
+    measures |= {name: part.mean() for name, part in zip(_FIFTHS, fifths, strict=True)}
+    measures["runnable_last_fifth"] = 1 - np.mean(failures[-len(fifths[-1]) :])
+    measures["reward_best"] = metrics[-1]["reward_best"]
+    measures["seconds"] = sum(row.get(phase, 0.0) for row in metrics for phase in phases)
+    return {
+        **{name: config[name] for name in ("algorithm", "dataset", "seed")},
+        "commit": setup["git_commit"],
+        **{name: round(float(value), 4) for name, value in measures.items()},
+    }
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table with one row per setting and data set, means over seeds."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["setting"], row["dataset"]), []).append(row)
+    columns = ["setting", "dataset", "seeds", *_SHOWN]
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    for names, group in groups.items():
+        cells = [*names, str(len(group))]
+        for column in _SHOWN:
+            values = [row[column] for row in group]
+            cells.append(f"{np.mean(values):.3f}")
+            if column == _FIFTHS[-1]:
+                cells[-1] += f" ({min(values):.3f} to {max(values):.3f})"
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _soft_optimum_table(paths: Sequence[Path]) -> str:
+    """Reward and KL of the soft optimum on each table, from programs that the reference wrote."""
+    rewards: dict[str, list[float]] = {}
+    for path in paths:
+        config = json.loads((path / directory.CONFIG).read_text())
+        if config["algorithm"] == "reflection":
+            episodes = json_files.read_rows(path / directory.EPISODES)
+            rewards.setdefault(config["dataset"], []).extend(row["reward"] for row in episodes)
+    if not rewards:
+        raise UsageError("--soft_optimum: needs a finished setting with --algorithm=reflection")
+    lines = [
+        "| data set | programs | mean reward | beta | reward | KL, nats | effective programs |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, values in rewards.items():
+        for beta in map(float, _SOFT_OPTIMUM.value):
+            reward, kl, effective = tilted(values, beta)
+            lines.append(
+                f"| {name} | {len(values)} | {np.mean(values):.3f} | {beta:g} | {reward:.3f} | "
+                f"{kl:.2f} | {effective:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def tilted(rewards: Sequence[float], beta: float) -> Tilted:
+    """Estimates the soft optimum rho(a) exp(r(a) / beta) / Z by importance sampling from rho.
+
+    Nothing is learnt. Each action counts for itself: all prompts of a table are taken as one, and
+    the value of a next step is left out. N programs show at most log N nats, and where few of them
+    carry the weight the estimate is rough.
+
+    Args:
+      rewards: rewards of programs that the reference sampled.
+      beta: reward per nat.
+    """
+    reward_n = np.asarray(rewards, np.float64)
+    weight_n = np.exp((reward_n - reward_n.max()) / beta)
+    weight_n /= weight_n.sum()
+    seen_n = weight_n > 0
+    kl = float(np.sum(weight_n[seen_n] * np.log(weight_n[seen_n] * len(reward_n))))
+    return Tilted(float(weight_n @ reward_n), kl, float(1 / np.sum(np.square(weight_n))))
+
+
+if __name__ == "__main__":
+    command_line.run(main)
