@@ -1,21 +1,31 @@
-"""Random weights in the shape of a real decoder, for measuring speed where there are none."""
+"""Random weights in the shape of a real decoder, for measuring speed without a checkpoint."""
 
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from etpo_jax.algorithms.learner import Etpo
+from etpo_jax.algorithms.networks import Networks
+from etpo_jax.config import Config
 from models.config import DecoderConfig
 from models.convert import abstract_parameters
+from models.transformer import Decoder
 
-Sizes = tuple[int, int, int, int, int, int, int]
-"""Vocabulary, width, MLP, layers, heads, key heads, size of a head."""
+SIZES = {
+    # name: vocabulary, width, MLP, layers, heads, key heads, size of a head
+    "tiny": (1024, 64, 176, 2, 4, 2, 16),
+    "medium": (2048, 256, 688, 4, 8, 4, 32),
+    "codellama_7b": (32016, 4096, 11008, 32, 32, 32, 128),
+}
+"""Shapes by name; tiny is the stand-in's."""
 
 
-def decoder_config(sizes: Sizes, window: int) -> DecoderConfig:
-    """A plain Llama of these sizes that reads up to `window` tokens."""
-    vocabulary, width, mlp, layers, heads, kv_heads, head_dim = sizes
+def decoder_config(size: str, window: int) -> DecoderConfig:
+    """A plain Llama of one of `SIZES` that reads up to `window` tokens."""
+    vocabulary, width, mlp, layers, heads, kv_heads, head_dim = SIZES[size]
     return DecoderConfig(
         vocab_size=vocabulary,
         hidden_size=width,
@@ -34,22 +44,21 @@ def decoder_config(sizes: Sizes, window: int) -> DecoderConfig:
 
 
 def num_parameters(config: DecoderConfig) -> int:
-    """Of one network."""
+    """Number of weights of one network."""
     shapes = jax.tree.leaves(abstract_parameters(config, jnp.float32))
     return sum(math.prod(leaf.shape) for leaf in shapes)
 
 
-def random_parameters(config: DecoderConfig, dtype: Any, *, stop_id: int, seed: int = 0) -> Any:
-    """Normal with deviation 0.02, norms 1, and a stop token that is hardly ever drawn.
+def random_parameters(config: DecoderConfig, dtype: Any, *, stop_id: int) -> Any:
+    """Normal weights with deviation 0.02 and norms of 1.
 
     Args:
       config: sizes.
-      dtype: of all weights.
-      stop_id: its logit is always 0, which top-k never lets through.
-      seed: other weights for another number.
+      dtype: type of all weights.
+      stop_id: stop token; its logit is always 0, so that top-k hardly ever lets it through.
     """
     leaves, structure = jax.tree.flatten_with_path(abstract_parameters(config, dtype))
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    keys = jax.random.split(jax.random.key(0), len(leaves))
     params: Any = jax.tree.unflatten(
         structure,
         [
@@ -66,3 +75,15 @@ def random_parameters(config: DecoderConfig, dtype: Any, *, stop_id: int, seed: 
         embedding = params["embedder"]["embedding"]
         params["embedder"]["embedding"] = embedding.at[stop_id].set(0)
     return params
+
+
+def build_learner(config: Config, decoder: DecoderConfig, base: Any, mesh: Mesh) -> Etpo:
+    """The learner of ETPO over one architecture, called within `jax.set_mesh(mesh)`."""
+    model = Decoder(
+        decoder,
+        dtype=jnp.dtype(config.model.dtype),
+        remat=config.model.remat,
+        lora=config.finetune.lora,
+        attention_implementation=config.model.attention,
+    )
+    return Etpo(Networks.of(model, config), base, config, mesh)

@@ -10,7 +10,6 @@ same command again keeps finished runs and continues the others. One row per run
 """
 
 import csv
-import json
 import os
 import shlex
 import sys
@@ -25,7 +24,7 @@ from env import command_line
 from env.base import UsageError
 from etpo_jax.reproduction import grid
 from etpo_jax.reproduction.grid import Cell, Progress
-from etpo_jax.runs import directory, json_files
+from etpo_jax.runs import directory, files
 from etpo_jax.runs.stopping import StopSignals
 
 _SETTINGS = flags.DEFINE_multi_string(
@@ -152,10 +151,10 @@ def measure(path: Path) -> Row:
       in nats per action, and distinct programs among the last 64. `seconds` excludes the start.
     """
     config, setup = (
-        json_files.read(path / name) for name in (directory.CONFIG, directory.VERSIONS)
+        files.read_json(path / name) for name in (directory.CONFIG, directory.VERSIONS)
     )
-    metrics = list(json_files.read_rows(path / directory.METRICS))
-    episodes = list(json_files.read_rows(path / directory.EPISODES))
+    metrics = list(files.read_rows(path / directory.METRICS))
+    episodes = list(files.read_rows(path / directory.EPISODES))
     fifths = np.array_split(np.array([row["reward"] for row in episodes]), 5)
     failures = [bool(row["error"]) for row in episodes]
     last = metrics[-max(1, len(metrics) // 5) :]
@@ -194,9 +193,9 @@ def _soft_optimum_table(paths: Sequence[Path]) -> str:
     """Reward and KL of the soft optimum on each table, from programs that the reference wrote."""
     rewards: dict[str, list[float]] = {}
     for path in paths:
-        config = json.loads((path / directory.CONFIG).read_text())
+        config = files.read_json(path / directory.CONFIG)
         if config["algorithm"] == "reflection":
-            episodes = json_files.read_rows(path / directory.EPISODES)
+            episodes = files.read_rows(path / directory.EPISODES)
             rewards.setdefault(config["dataset"], []).extend(row["reward"] for row in episodes)
     if not rewards:
         raise UsageError("--soft_optimum: needs a finished setting with --algorithm=reflection")

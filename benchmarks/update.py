@@ -1,52 +1,36 @@
-"""CPU time of an update step beside the same mathematics in PyTorch: `benchmarks.update`.
+"""CPU time of a gradient step, ours and the same mathematics in PyTorch.
 
-The jitted step of ETPO against `benchmarks.update_torch`: same weights, same batch,
-float32, one process and one core for both. First both take steps whose metrics and gradients must
-agree; then they take turns, so that a busy machine slows both alike. Needs torch, which nothing
-else here does.
+    python -m benchmarks.update --remat=none
+
+The jitted step of ETPO against `benchmarks.update_torch`: the same weights and batch, float32, one
+process and one core. Both first take steps whose metrics and gradients must agree, then they are
+measured in turns. Needs torch (requirements-parity.txt).
 """
 
-import dataclasses
 import os
 import pathlib
-import statistics
-import time
-from collections.abc import Callable
-from typing import Any
 
 import jax
 from absl import flags
 
-from benchmarks import update_parity
+from benchmarks import turns, update_parity
 from benchmarks.random_model import decoder_config
+from benchmarks.turns import Times
 from env import command_line
 from models.transformer import REMAT
 
-_SIZES = {
-    # name: vocabulary, width, MLP, layers, heads, key heads, size of a head
-    "tiny": (1024, 64, 176, 2, 4, 2, 16),
-    "medium": (2048, 256, 688, 4, 8, 4, 32),
-}
 _TRANSITIONS = 16
 _SHAPES = ((128, 64), (64, 32))
-"""Tokens of prompt and action: the demonstration's bucket, and a short one."""
+"""Lengths in tokens of prompt and action: the demonstration's bucket and a short one."""
 _ROUND_S = 0.5
 
-_SIZE = flags.DEFINE_enum("size", "tiny", list(_SIZES), "Shape of the model; tiny: the stand-in's.")
+_SIZE = flags.DEFINE_enum(
+    "size", "tiny", ["tiny", "medium"], "Shape of the model; tiny: the stand-in's."
+)
 _MODE = flags.DEFINE_enum("mode", "retrace", list(update_parity.MODES), "Critic loss.")
-_REMAT = flags.DEFINE_enum("remat", "full", REMAT, "Of etpo_jax; torch keeps everything.")
+_REMAT = flags.DEFINE_enum("remat", "full", REMAT, "Recomputation in our backward pass.")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Measured rounds of each program.", lower_bound=5)
 _OUTPUT = flags.DEFINE_string("output", None, "File for the table as well.")
-
-Program = Callable[[], Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Times:
-    """Seconds of one step in each round."""
-
-    cpu: list[float]
-    wall: list[float]
 
 
 def main() -> None:
@@ -70,7 +54,7 @@ def main() -> None:
     ]
     for prompt, action in _SHAPES:
         problem = update_parity.make_problem(
-            decoder_config(_SIZES[_SIZE.value], 1024),
+            decoder_config(_SIZE.value, 1024),
             _MODE.value,
             _TRANSITIONS,
             prompt,
@@ -80,40 +64,21 @@ def main() -> None:
         ours = update_parity.Ours(problem)
         theirs = update_parity.make_theirs(update_torch, problem)
         difference = update_parity.largest_difference(ours, theirs)
-        times = _measure([ours, theirs], _REPEATS.value)
-        lines.append(_row(f"{prompt} + {action}", *times, difference))
+        times = turns.measure(
+            {"ours": ours, "theirs": theirs}, rounds=_REPEATS.value, round_s=_ROUND_S
+        )
+        lines.append(_row(f"{prompt} + {action}", times["ours"], times["theirs"], difference))
     text = "\n".join(lines) + "\n"
     print(text, end="")
     if _OUTPUT.value:
         pathlib.Path(_OUTPUT.value).write_text(text)
 
 
-def _measure(programs: list[Program], repeats: int) -> list[Times]:
-    """Rounds in which each program runs for a while, first one and then the other in front."""
-    counts = []
-    for program in programs:
-        start = time.perf_counter()
-        program()
-        counts.append(max(1, round(_ROUND_S / (time.perf_counter() - start))))
-    times = [Times([], []) for _ in programs]
-    for index in range(repeats):
-        order = range(len(programs)) if index % 2 else reversed(range(len(programs)))
-        for position in order:
-            cpu_start, wall_start = time.process_time(), time.perf_counter()
-            for _ in range(counts[position]):
-                programs[position]()
-            wall_s, cpu_s = time.perf_counter() - wall_start, time.process_time() - cpu_start
-            times[position].wall.append(wall_s / counts[position])
-            times[position].cpu.append(cpu_s / counts[position])
-    return times
-
-
 def _row(name: str, ours: Times, theirs: Times, difference: float) -> str:
     cells = [name]
     for clock in ("cpu", "wall"):
-        our_s, their_s = getattr(ours, clock), getattr(theirs, clock)
-        ratios = [b / a for a, b in zip(our_s, their_s, strict=True)]
-        our_ms, their_ms = 1e3 * statistics.median(our_s), 1e3 * statistics.median(their_s)
+        our_ms, their_ms = 1e3 * ours.median(clock), 1e3 * theirs.median(clock)
+        ratios = ours.ratios(clock, theirs)
         cells += [f"{our_ms:.1f}", f"{their_ms:.1f}"]
         cells.append(f"{their_ms / our_ms:.2f}x ({min(ratios):.2f} to {max(ratios):.2f})")
     return f"| {' | '.join([*cells, f'{difference:.0e}'])} |"

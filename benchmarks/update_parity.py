@@ -1,6 +1,7 @@
 """One ETPO update as two programs from the same start: ours and its peer in PyTorch.
 
-What `benchmarks.update` measures and its test compares; torch is imported only when asked for.
+`benchmarks.update` measures the two programs and its test compares their results. Torch is imported
+when the peer is asked for.
 """
 
 import dataclasses
@@ -12,45 +13,44 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.random_model import build_learner
 from env.base import UsageError
 from etpo_jax.acting.transitions import Batch
-from etpo_jax.algorithms import etpo
-from etpo_jax.algorithms.hyperparameters import Hyperparameters
-from etpo_jax.algorithms.networks import Networks
-from etpo_jax.algorithms.train_state import Critic, TrainState
 from etpo_jax.config import Config
 from etpo_jax.devices.mesh import build_mesh
 from models.config import DecoderConfig
 from models.convert import abstract_parameters
-from models.transformer import Decoder
 
 MODES = {"retrace": "residual", "path": "dueling", "one_step": "residual"}
 """Critic losses that the peer knows, each with the reading of Q that it is trained with."""
 TOLERANCE = 1e-4
 _CHECKED_STEPS = 3
+# Everything that the peer leaves out is switched off.
+_PLAIN = {"policy_loss": "exact", "trust_region": 0.0, "support_threshold": 0.0, "temperature": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Where both programs start. Arrays are NumPy's, so that neither can change the other's.
+    """The common start of both programs, in NumPy arrays so that neither changes the other's.
 
     Attributes:
       config: settings of the update.
       decoder: sizes of every network.
       base: weights of the reference.
-      state: the other networks, all different from it, and empty optimisers.
+      state: `TrainState` with random networks, all different from the reference, and empty
+        optimisers.
       batch: padded transitions.
     """
 
     config: Config
     decoder: DecoderConfig
     base: Any
-    state: TrainState
+    state: Any
     batch: Batch
 
 
 def import_peer() -> Any:
-    """`benchmarks.update_torch`.
+    """Imports `benchmarks.update_torch`.
 
     Raises:
       UsageError: torch is not installed.
@@ -71,51 +71,62 @@ def make_problem(
     action: int,
     remat: str = "none",
 ) -> Problem:
-    """Random networks and transitions.
+    """Makes random networks and transitions.
 
     Args:
       decoder: sizes.
       mode: a critic loss of `MODES`.
-      transitions: of the batch; every other one ends its episode.
+      transitions: rows of the batch; every other one ends its episode.
       prompt, action: padded lengths in tokens.
-      remat: what our backward pass computes again; the peer keeps everything.
+      remat: `--remat` of our backward pass; the peer keeps every activation.
     """
     config = Config.from_dict(
-        {"critic_loss": mode, "q_parameterization": MODES[mode], "remat": remat}
+        {**_PLAIN, "critic_loss": mode, "q_parameterization": MODES[mode], "remat": remat}
     )
     rng = np.random.default_rng(0)
-    leaves, tree = jax.tree.flatten_with_path(abstract_parameters(decoder, jnp.float32))
-
-    def parameters() -> Any:
-        arrays = []
-        for path, leaf in leaves:
-            noise = rng.normal(size=leaf.shape)
-            is_norm = "norm" in jax.tree_util.keystr(path)
-            array = 1 + 0.1 * noise if is_norm else noise / math.sqrt(leaf.shape[-2])
-            arrays.append(array.astype(np.float32))
-        return tree.unflatten(arrays)
-
-    base = parameters()
+    base = _random_parameters(rng, decoder)
+    state = jax.tree.map(np.array, _learner(config, decoder, base).state)
 
     def near_base() -> Any:
         # As after some training: where all networks are equal the policy's gradient is zero.
-        mix = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, base, parameters())
-        return {"params": jax.tree.map(lambda leaf: leaf.astype(np.float32), mix)}
-
-    def critic() -> Critic:
-        width = decoder.hidden_size
-        value = rng.normal(size=width) / width if MODES[mode] == "dueling" else None
-        return Critic(
-            trunk=near_base(),
-            offset=np.float32(0.3),
-            value=None if value is None else value.astype(np.float32),
+        other = _random_parameters(rng, decoder)
+        mix = jax.tree.map(
+            lambda old, new: np.float32(0.9) * old + np.float32(0.1) * new, base, other
         )
+        return {"params": mix}
 
-    networks = Networks(Decoder(decoder), MODES[mode], tie_policy=False)
-    state = jax.tree.map(np.array, etpo.initial_state(networks, base, config))
-    state = dataclasses.replace(state, policy=near_base(), critic=critic(), target_critic=critic())
+    def critic(initial: Any) -> Any:
+        value = initial.value
+        if value is not None:
+            value = (rng.normal(size=value.shape) / decoder.hidden_size).astype(np.float32)
+        return dataclasses.replace(initial, trunk=near_base(), offset=np.float32(0.3), value=value)
+
+    state = dataclasses.replace(
+        state,
+        policy=near_base(),
+        critic=critic(state.critic),
+        target_critic=critic(state.target_critic),
+    )
     batch = _make_batch(rng, decoder.vocab_size, transitions, prompt, action)
     return Problem(config, decoder, base, state, batch)
+
+
+def _random_parameters(rng: np.random.Generator, decoder: DecoderConfig) -> Any:
+    """Float32 weights with activations of the order of one."""
+
+    def array(path: Any, leaf: Any) -> np.ndarray:
+        noise = rng.normal(size=leaf.shape)
+        is_norm = "norm" in jax.tree_util.keystr(path)
+        value = 1 + 0.1 * noise if is_norm else noise / math.sqrt(leaf.shape[-2])
+        return value.astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(array, abstract_parameters(decoder, jnp.float32))
+
+
+def _learner(config: Config, decoder: DecoderConfig, base: Any) -> Any:
+    mesh = build_mesh()
+    with jax.set_mesh(mesh):
+        return build_learner(config, decoder, jax.tree.map(jnp.array, base), mesh)
 
 
 def _make_batch(
@@ -147,49 +158,43 @@ def _make_batch(
 
 
 class Ours:
-    """The jitted update step, called as training does; every call takes one step."""
+    """The learner as training calls it; every call takes one gradient step."""
 
     def __init__(self, problem: Problem):
-        config = problem.config
-        model = Decoder(problem.decoder, remat=config.model.remat)
-        networks = Networks(model, config.learning.q_parameterization, tie_policy=False)
+        self._learner = _learner(problem.config, problem.decoder, problem.base)
         self._mesh = build_mesh()
-        with jax.set_mesh(self._mesh):
-            self._step = etpo.make_update_step(networks, config, self._mesh)
-        self._hyper = Hyperparameters.of(config)
         # Copies: the state is donated.
-        self._state, self._base, self._batch = jax.tree.map(
-            jnp.array, (problem.state, problem.base, problem.batch)
-        )
+        self._learner.state = jax.tree.map(jnp.array, problem.state)
+        self._batch = jax.tree.map(jnp.array, problem.batch)
 
-    def __call__(self) -> etpo.Metrics:
+    def __call__(self) -> dict[str, Any]:
         with jax.set_mesh(self._mesh):
-            self._state, metrics = self._step(self._state, self._base, self._batch, self._hyper)
-        jax.block_until_ready((self._state, metrics))
+            metrics = self._learner.learn(self._batch)
+        jax.block_until_ready((self._learner.state, metrics))
         return metrics
 
     def moments(self) -> dict[str, Any]:
-        """AdamW's first moments: after one step its share of the clipped gradients."""
+        """AdamW's first moments, which after one step are a share of the clipped gradients."""
+        state = self._learner.state
         policy, critic = (
-            optimizer[1].mu
-            for optimizer in (self._state.policy_optimizer, self._state.critic_optimizer)
+            optimizer[1].mu for optimizer in (state.policy_optimizer, state.critic_optimizer)
         )
         parts = {"trunk": critic.trunk["params"], "offset": critic.offset, "value": critic.value}
         return {"policy": policy["params"], "critic": parts}
 
 
 def make_theirs(update_torch: Any, problem: Problem) -> Any:
-    """The peer at the same start."""
+    """Makes the peer at the same start."""
     return update_torch.Update(
         problem.config, problem.decoder, problem.base, problem.state, problem.batch
     )
 
 
 def largest_difference(ours: Any, theirs: Any) -> float:
-    """Relative difference of metrics and gradients over a few steps of both; the largest one.
+    """Largest relative difference of metrics and gradients over a few steps of both programs.
 
     Raises:
-      RuntimeError: it is above `TOLERANCE`, or a step was not finite.
+      RuntimeError: the difference is above `TOLERANCE`, or a step was not finite.
     """
     differences = {}
     for step in range(_CHECKED_STEPS):
@@ -216,7 +221,7 @@ def largest_difference(ours: Any, theirs: Any) -> float:
 
 
 def _relative(actual: Any, expected: Any, floor: float = 0.0) -> float:
-    """Norm of the difference over that of `expected`, or over `floor` if that is larger."""
+    """Norm of the difference over the larger of the norm of `expected` and `floor`."""
     actual, expected = np.asarray(actual), np.asarray(expected)
     if actual.shape != expected.shape:
         return math.inf
