@@ -2,8 +2,8 @@
 
 Generation with `generate` of transformers; then three networks score the actions and their logits
 are copied to the host; targets are computed there, token by token, in a Python loop; then policy
-and critic take a step of Lion with the uniform policy loss, and the target critic follows. What
-`benchmarks.iteration` measures against; nothing else needs torch.
+and critic take a step of Lion with the uniform policy loss, and the target critic follows. This is
+the peer of `benchmarks.iteration`.
 """
 
 import copy
@@ -118,7 +118,7 @@ class AuthorsStages:
             torch.cuda.synchronize()
 
     def peak_bytes(self) -> int | None:
-        """Of the device, so far; None on a CPU."""
+        """Largest use of device memory so far; None on a CPU."""
         return None if self._device == "cpu" else torch.cuda.max_memory_allocated()
 
     def _lion(self, network: Any, rate: float) -> None:

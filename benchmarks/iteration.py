@@ -1,12 +1,12 @@
-"""One whole iteration, stage by stage, beside the stages of the authors' PyTorch implementation.
+"""Seconds of one iteration by stage, ours and the authors' stages rewritten in PyTorch.
 
     python -m benchmarks.iteration --flagfile=launch/tiny.flags
     python -m benchmarks.iteration --flagfile=launch/codellama_7b_h200.flags --sequential
 
-Takes the flags of `etpo_jax.train`: the model's shape (its weights are random), numbers of
-environments and transitions, lengths, precision, optimiser. Programs are not executed: rewards are
-random. On a CPU both run on one core and processor time counts, on an accelerator wall time.
-`--nopeer` leaves torch out.
+Takes the flags of `etpo_jax.train`: shape of the model (its weights are random), numbers of
+environments and transitions, lengths, precision, optimiser. No program is executed; rewards are
+random. On a CPU both run on one core and processor time is reported, on an accelerator wall time.
+`--nopeer` needs no torch.
 """
 
 import dataclasses
@@ -28,21 +28,23 @@ import numpy as np
 from absl import flags
 
 import models
-from benchmarks.random_model import num_parameters, random_parameters
+from benchmarks.random_model import (
+    build_decoder,
+    build_learner,
+    num_parameters,
+    random_parameters,
+)
 from env import command_line
 from env.base import UsageError
 from etpo_jax import config as config_lib
 from etpo_jax.acting.rollout import make_unstack
 from etpo_jax.acting.sampler import Sampler
 from etpo_jax.acting.transitions import Transition, collate
-from etpo_jax.algorithms.learner import Etpo
-from etpo_jax.algorithms.networks import Networks
 from etpo_jax.config import Config
 from etpo_jax.devices.mesh import build_mesh
 from models.config import DecoderConfig
 from models.errors import ModelError
 from models.repository import config_folder
-from models.transformer import Decoder
 
 _STOP, _PAD = 2, 0
 
@@ -61,12 +63,12 @@ Stages = dict[str, float]
 
 @dataclasses.dataclass
 class Result:
-    """What a program took.
+    """Measurements of one program.
 
     Attributes:
       stages: seconds of every stage in each round.
-      traffic: bytes between host and device of one iteration.
-      peak: bytes of device memory at most; None where the device does not say.
+      traffic: bytes between host and device in one iteration.
+      peak: largest use of device memory in bytes; None where the device does not report it.
     """
 
     stages: list[Stages]
@@ -74,7 +76,7 @@ class Result:
     peak: int | None
 
     def median_s(self, stage: str | None = None) -> float:
-        """Of one stage, or of the whole iteration."""
+        """Median seconds of one stage, or of the whole iteration."""
         return statistics.median(
             sum(stages.values()) if stage is None else stages.get(stage, 0.0)
             for stages in self.stages
@@ -82,7 +84,7 @@ class Result:
 
 
 class Clock:
-    """Seconds of stages: of the processor on a CPU, of the wall elsewhere."""
+    """Seconds of stages: processor time on a CPU, wall time elsewhere."""
 
     def __init__(self, synchronize: Callable[[], None] = lambda: None):
         self._now = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
@@ -95,7 +97,7 @@ class Clock:
         self._last = self._now()
 
     def stop(self, stage: str) -> None:
-        """Everything since the last call belongs to `stage`."""
+        """Adds the time since the last call to `stage`."""
         self._synchronize()
         now = self._now()
         self.stages[stage] = self.stages.get(stage, 0.0) + now - self._last
@@ -111,15 +113,8 @@ class Ours:
         dtype = jnp.dtype(config.model.dtype)
         with jax.set_mesh(self._mesh):
             self._base = jax.jit(lambda: random_parameters(decoder, dtype, stop_id=_STOP))()
-            model = Decoder(
-                decoder,
-                dtype=dtype,
-                remat=config.model.remat,
-                lora=config.finetune.lora,
-                attention_implementation=config.model.attention,
-            )
-            self._learner = Etpo(Networks.of(model, config), self._base, config, self._mesh)
-            self._weights = make_unstack(model)
+            self._learner = build_learner(config, decoder, self._base, self._mesh)
+            self._weights = make_unstack(build_decoder(config, decoder))
         # A support mask would sample with two networks, which the peer does not.
         sampling = dataclasses.replace(config.sampling, support_threshold=0.0)
         self._sampler = Sampler(
@@ -270,7 +265,7 @@ def _import_peer() -> Any:
 
 
 def _measure(makers: dict[str, Any], config: Config, decoder: DecoderConfig) -> dict[str, Result]:
-    """Rounds of all programs in turn, or of one after the other."""
+    """Measures all programs in turns, or one after the other."""
     groups = [[name] for name in makers] if _SEQUENTIAL.value else [list(makers)]
     results: dict[str, Result] = {}
     for names in groups:

@@ -77,13 +77,17 @@ def random_parameters(config: DecoderConfig, dtype: Any, *, stop_id: int) -> Any
     return params
 
 
-def build_learner(config: Config, decoder: DecoderConfig, base: Any, mesh: Mesh) -> Etpo:
-    """The learner of ETPO over one architecture, called within `jax.set_mesh(mesh)`."""
-    model = Decoder(
+def build_decoder(config: Config, decoder: DecoderConfig) -> Decoder:
+    """The architecture of all networks of a run."""
+    return Decoder(
         decoder,
         dtype=jnp.dtype(config.model.dtype),
         remat=config.model.remat,
         lora=config.finetune.lora,
         attention_implementation=config.model.attention,
     )
-    return Etpo(Networks.of(model, config), base, config, mesh)
+
+
+def build_learner(config: Config, decoder: DecoderConfig, base: Any, mesh: Mesh) -> Etpo:
+    """The learner of ETPO over one architecture; call it within `jax.set_mesh(mesh)`."""
+    return Etpo(Networks.of(build_decoder(config, decoder), config), base, config, mesh)
