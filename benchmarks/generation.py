@@ -127,7 +127,7 @@ def _import_torch() -> Any:
 
 
 def _hugging_face(torch: Any, peers: list[str], config: DecoderConfig, params: Any) -> dict:
-    """The same weights in `transformers`, checked by comparing logits."""
+    """Writes the weights, reads them with `transformers` and checks that the logits agree."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
