@@ -1,20 +1,23 @@
-# make demo   trains the stand-in model; make test   runs the tests. Both install what they need.
+# make demo   trains the stand-in model; make test   runs the tests. Both install what they need into
+# VENV. With `source .venv/bin/activate` the commands of the documentation work as they stand.
 PYTHON ?= python3
 VENV ?= .venv
 RUN_DIR ?= runs/demo
 SOAK ?= 1000
 BIN := $(VENV)/bin
 
-.PHONY: demo test parity lint types soak ray clean
+.PHONY: demo test parity lint types soak ray package clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/python -m etpo_jax.train --flagfile=launch/tiny.flags --run_dir=$(RUN_DIR)
+	@echo
+	@echo "Before other commands (python -m etpo_jax.evaluate ...): source $(BIN)/activate"
 
-# Two processes: most of the time is compilation, on one core each.
+# Two processes, as most of the time goes into compilation on one core.
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
-# Live comparison with PyTorch, transformers' models and PEFT, which are installed for it.
+# Compares with PyTorch, the models of transformers and PEFT, which are installed for it.
 parity: $(VENV)/parity.stamp
 	$(BIN)/python -m pytest tests/models/parity_test.py tests/benchmarks tests/etpo_jax/export_test.py
 
@@ -25,11 +28,11 @@ lint: $(VENV)/test.stamp
 types: $(VENV)/test.stamp
 	$(BIN)/mypy
 
-# Many hostile and benign programs; fails if anything grows.
+# Executes many hostile and benign programs; fails if memory, files or processes grow.
 soak: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks.soak --num_executions=$(SOAK)
 
-# Execution on a Ray cluster of two nodes on this machine; installs Ray.
+# Executes programs on a Ray cluster of two nodes on this machine; installs Ray.
 ray: $(VENV)/ray.stamp
 	$(BIN)/python -m pytest tests/env/execution/ray_executor_test.py
 
@@ -51,5 +54,9 @@ $(VENV)/ray.stamp: requirements-ray.txt $(VENV)/test.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-ray.txt
 	touch $@
 
+# Installs this project into an empty environment of the newest Python and trains outside the clone.
+package:
+	.ci/installed
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
