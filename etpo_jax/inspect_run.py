@@ -1,9 +1,9 @@
-"""Says what a run or a checkpoint holds, without loading its arrays.
+"""Shows the content of a run or a checkpoint without loading its arrays.
 
   python -m etpo_jax.inspect_run --run_dir=runs/tiny
 
 The folder may be a run directory, a folder of numbered orbax checkpoints or one orbax checkpoint. A
-run may be under way meanwhile.
+run may be under way.
 """
 
 import dataclasses
@@ -22,26 +22,26 @@ from orbax.checkpoint import v1 as ocp
 from env import command_line
 from env.base import UsageError
 from etpo_jax.runs import directory, files
-from etpo_jax.runs.checkpoint import METADATA, committed_steps
+from etpo_jax.runs.checkpoint import METADATA, choose, committed_steps
 from etpo_jax.runs.run_log import RunLog
 
 _JSON_FILE = "data.json"
-# What orbax keeps beside the checkpointables and shows no metadata of.
+# Entry that orbax keeps beside the checkpointables, without metadata.
 _METRICS = "metrics"
-# Where the listing of a checkpointable stops; `--json` has everything.
+# Number of values that the text lists for a checkpointable; `--json` has all.
 _MAX_VALUES = 12
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One entry of a stored tree.
+    """One array or value of a stored tree.
 
     Attributes:
       path: keys from the root, joined by "/".
-      shape: None for a value that is no array.
-      dtype: of the array, or the type of the value.
-      num_bytes: of the array as it is in memory, unsharded; 0 for other values.
-      sharding: as stored; "" where none is.
+      shape: shape of the array; None for a value that is no array.
+      dtype: dtype of the array, or type of the value.
+      num_bytes: bytes of the unsharded array in memory; 0 for other values.
+      sharding: the stored sharding in words; "" where there is none.
     """
 
     path: str
@@ -53,7 +53,7 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """One orbax checkpoint: its checkpointables (trees) by name."""
+    """One orbax checkpoint: the trees of its checkpointables by name."""
 
     path: Path
     committed: str
@@ -62,10 +62,10 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Reads shapes, dtypes and shardings of one checkpoint; no array is loaded.
+    """Reads shapes, dtypes and shardings of one checkpoint.
 
     Raises:
-      UsageError: there is no checkpoint, or it is damaged.
+      UsageError: the folder is no checkpoint, or a damaged one.
     """
     if not (path / METADATA).is_file():
         raise UsageError(f"{path} is no orbax checkpoint")
@@ -92,9 +92,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def main() -> None:
     """Prints the summary of `--run_dir`."""
-    # A look at files must not take an accelerator from the run that is under way.
+    # Reading metadata must not take an accelerator from a run that is under way.
     jax.config.update("jax_platforms", "cpu")
-    # What orbax says about a damaged checkpoint becomes one line of ours.
+    # A damaged checkpoint is reported in one line by this program, not by orbax.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     folder = _flags["run_dir"].value
@@ -106,14 +106,14 @@ def main() -> None:
 
 
 def summary(path: Path, step: int | None = None, as_json: bool = False) -> str:
-    """What is in a folder, as text for people or as a JSON object.
+    """Describes the content of a folder as text for people or as a JSON object.
 
     Args:
       path: a run directory, a folder of numbered checkpoints or one checkpoint.
-      step: the number of the checkpoint; None is the newest.
-      as_json: everything, as one JSON object.
+      step: number of the checkpoint; None for the newest.
+      as_json: return all details as one JSON object.
     Raises:
-      UsageError: there is no such thing, or it is damaged.
+      UsageError: the folder holds no run and no checkpoint, or a damaged checkpoint.
     """
     if not path.is_dir():
         raise UsageError(f"--run_dir={path}: there is no such folder")
@@ -127,23 +127,20 @@ def summary(path: Path, step: int | None = None, as_json: bool = False) -> str:
 def _find_checkpoint(
     path: Path, step: int | None, *, is_run: bool
 ) -> tuple[list[int], Checkpoint | None]:
-    """The steps in a folder and the wanted checkpoint; None in a run that has none yet."""
+    """Finds the steps in a folder and the wanted checkpoint; None in a run that has none yet."""
     parent = path / directory.CHECKPOINTS if is_run else path
     steps = committed_steps(parent)
-    if not steps and not is_run and step is None and (path / METADATA).is_file():
-        return [], read_checkpoint(path)
-    if step is not None and step not in steps:
-        known = ", ".join(map(str, steps)) or "none"
-        raise UsageError(f"--checkpoint={step}: {parent} holds {known}")
-    if steps:
-        return steps, read_checkpoint(parent / str(steps[-1] if step is None else step))
-    if not is_run:
+    if steps or step is not None:
+        return steps, read_checkpoint(parent / str(choose(parent, step)))
+    if is_run:
+        return [], None
+    if not (path / METADATA).is_file():
         raise UsageError(f"{path} holds neither a run nor an orbax checkpoint")
-    return steps, None
+    return [], read_checkpoint(path)
 
 
 def _stored_names(path: Path) -> set[str]:
-    """What the checkpoint was saved with; orbax itself passes over what is lost since."""
+    """Names of the checkpointables that were saved; orbax itself ignores those that are lost."""
     try:
         handlers = files.read_json(path / METADATA).get("item_handlers")
     except UsageError:
@@ -156,7 +153,7 @@ def _leaves(tree: Any) -> Iterator[Leaf]:
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
         shape = getattr(leaf, "shape", None)
         if shape is None:
-            # Values are stored with the arrays; their metadata is a placeholder of their type.
+            # The metadata of a value is a placeholder of its type.
             yield Leaf(path, None, "str" if isinstance(leaf, str) else type(leaf).__name__, 0, "")
             continue
         sharding = _sharding(getattr(leaf, "sharding_metadata", None))
@@ -165,7 +162,7 @@ def _leaves(tree: Any) -> Iterator[Leaf]:
 
 
 def _sharding(metadata: Any) -> str:
-    """Such as "(None, fsdp) on fsdp:2 tensor:4"."""
+    """Describes a sharding, such as "(None, fsdp) on fsdp:2 tensor:4"."""
     if metadata is None:
         return ""
     spec = getattr(metadata, "partition_spec", None)
@@ -255,31 +252,21 @@ def _tree_lines(name: str, leaves: Sequence[Leaf]) -> Iterator[str]:
     total = bytes_text(sum(leaf.num_bytes for leaf in arrays))
     yield f"{name}: {len(arrays)} arrays of {elements:,} elements, {total}; {len(values)} values"
     cells = [
-        (leaf.path, _shape(leaf), leaf.dtype, bytes_text(leaf.num_bytes), leaf.sharding)
+        (leaf.path, str(list(leaf.shape or ())), leaf.dtype, bytes_text(leaf.num_bytes))
         for leaf in arrays
     ]
-    widths = [max((len(row[i]) for row in cells), default=0) for i in range(4)]
-    for path, shape, dtype, size, sharding in cells:
-        columns = (
-            path.ljust(widths[0]),
-            shape.ljust(widths[1]),
-            dtype.ljust(widths[2]),
-            size.rjust(widths[3]),
-            sharding,
-        )
-        yield "  " + "  ".join(columns).rstrip()
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for leaf, (*texts, size) in zip(arrays, cells, strict=True):
+        left = (text.ljust(width) for text, width in zip(texts, widths, strict=False))
+        yield "  ".join(["", *left, size.rjust(widths[-1]), leaf.sharding]).rstrip()
     for leaf in values[:_MAX_VALUES]:
         yield f"  {leaf.path}  {leaf.dtype}"
     if len(values) > _MAX_VALUES:
-        yield f"  and {len(values) - _MAX_VALUES} values more (--json lists all)"
-
-
-def _shape(leaf: Leaf) -> str:
-    return f"[{', '.join(map(str, leaf.shape or ()))}]"
+        yield f"  and {len(values) - _MAX_VALUES} more values (--json lists all)"
 
 
 def bytes_text(num_bytes: int) -> str:
-    """Such as "512 B" or "1.5 MiB"."""
+    """Formats a size, such as "512 B" or "1.5 MiB"."""
     value, units = float(num_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
     while value >= 1024 and len(units) > 1:
         value, units = value / 1024, units[1:]
@@ -287,11 +274,13 @@ def bytes_text(num_bytes: int) -> str:
 
 
 _flags = flags.FlagValues()
-flags.DEFINE_string("run_dir", None, "Run directory or orbax checkpoint(s).", flag_values=_flags)
-flags.DEFINE_integer(
-    "checkpoint", None, "Number of the checkpoint; the newest by default.", flag_values=_flags
+flags.DEFINE_string(
+    "run_dir", None, "Run directory, folder of checkpoints or one checkpoint.", flag_values=_flags
 )
-flags.DEFINE_bool("json", False, "Print one JSON object instead of a text.", flag_values=_flags)
+flags.DEFINE_integer(
+    "checkpoint", None, "Number of the checkpoint (default: the newest).", flag_values=_flags
+)
+flags.DEFINE_bool("json", False, "Print one JSON object instead of text.", flag_values=_flags)
 
 if __name__ == "__main__":
     command_line.run(main, flag_values=_flags)

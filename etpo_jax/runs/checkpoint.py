@@ -1,4 +1,4 @@
-"""Checkpoints of a whole run with orbax: train state, replay, and the host's counters."""
+"""Checkpoints of a whole run with orbax: algorithm, replay, and the counters of the host."""
 
 import contextlib
 import logging
@@ -21,18 +21,18 @@ METADATA = "_CHECKPOINT_METADATA"
 class Checkpoints:
     """Numbered checkpoints in one folder, written in the background; a context manager.
 
-    Each holds the checkpointables `state` (a pytree of arrays), `replay` (NumPy arrays) and `host`
-    (a JSON value). The step of a checkpoint is the number of updates done.
+    Each checkpoint holds the checkpointables `state` (a pytree of arrays), `replay` (NumPy arrays)
+    and `host` (a JSON value). Its number is the number of updates done.
     """
 
     def __init__(self, path: Path, keep: int):
         training = ocp.training
         self._context = contextlib.ExitStack()
         logger = logging.getLogger("absl")
-        logger.addFilter(_is_news)
-        self._context.callback(logger.removeFilter, _is_news)
+        logger.addFilter(_is_not_raised)
+        self._context.callback(logger.removeFilter, _is_not_raised)
         self._context.enter_context(_context())
-        # The default policies skip saves silently; which updates are saved is the caller's choice.
+        # The default policies skip saves silently, but the caller chooses which updates to save.
         self._checkpointer = self._context.enter_context(
             training.Checkpointer(
                 str(path.absolute()),
@@ -43,14 +43,14 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """The newest committed checkpoint, None without any."""
+        """Number of the newest committed checkpoint, or None."""
         latest = self._checkpointer.latest
         return None if latest is None else int(latest.step)
 
     def save(
         self, update: int, state: Any, replay: dict[str, np.ndarray], host: dict[str, Any]
     ) -> None:
-        """Starts to write a checkpoint; the arrays may be donated once this returns."""
+        """Starts to write a checkpoint; the arrays may be donated once this call returns."""
         self._checkpointer.save_checkpointables_async(
             update, {"state": state, "replay": replay, "host": host}
         )
@@ -58,8 +58,9 @@ class Checkpoints:
     def restore(
         self, update: int, state: Any, replay: dict[str, np.ndarray]
     ) -> tuple[Any, dict[str, np.ndarray], dict[str, Any]]:
-        """Reads a checkpoint onto the shapes, dtypes and shardings of `state` and `replay`.
+        """Reads a checkpoint with the shapes, dtypes and shardings of `state` and `replay`.
 
+        Returns: the state, the replay and the host's counters.
         Raises:
           UsageError: if the checkpoint holds other shapes.
         """
@@ -72,19 +73,19 @@ class Checkpoints:
         return loaded["state"], loaded["replay"], loaded["host"]
 
     def wait(self) -> None:
-        """Returns when every started checkpoint is committed."""
+        """Waits until every checkpoint that was started is committed."""
         self._checkpointer.wait()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Waits for what is being written."""
+        """Waits for checkpoints that are being written."""
         self._context.close()
 
 
 def committed_steps(path: Path) -> list[int]:
-    """The numbered checkpoints in a folder that are committed, the newest last."""
+    """Lists the numbers of the committed checkpoints in a folder, the newest last."""
     if not path.is_dir():
         return []
     return sorted(
@@ -95,32 +96,30 @@ def committed_steps(path: Path) -> list[int]:
 
 
 def choose(path: Path, wanted: int | None) -> int:
-    """The step of a committed checkpoint in a folder: the wanted one, or the newest for None.
+    """Finds the number of the wanted checkpoint in a folder, or of the newest one for None.
 
     Raises:
-      UsageError: there is none, or not that one.
+      UsageError: the folder has no committed checkpoint, or not that one.
     """
     steps = committed_steps(path)
-    if not steps:
+    if wanted is None and not steps:
         raise UsageError(f"{path.parent} has no checkpoint yet")
-    if wanted is None:
-        return steps[-1]
-    if wanted not in steps:
-        present = ", ".join(map(str, steps))
-        raise UsageError(f"--checkpoint={wanted}: the run has those of updates {present}")
-    return wanted
+    if wanted is not None and wanted not in steps:
+        present = ", ".join(map(str, steps)) or "none"
+        raise UsageError(f"--checkpoint={wanted}: {path} holds {present}")
+    return steps[-1] if wanted is None else wanted
 
 
 def read_role(path: Path, keys: tuple[str, ...], mesh: Mesh) -> Role:
-    """The variables of one network out of a checkpoint; nothing else is read.
+    """Reads the variables of one network from a checkpoint, and nothing else.
 
     Args:
-      path: the folder of the checkpoint itself.
-      keys: where they are in the train state, such as ("critic", "trunk").
-      mesh: what they are split over, whatever they were split over when they were saved.
+      path: folder of the checkpoint itself.
+      keys: path to the variables in the state, such as ("critic", "trunk").
+      mesh: devices that get the variables, whatever sharding they were saved with.
 
     Raises:
-      UsageError: the checkpoint cannot be read, or holds no such thing.
+      UsageError: the checkpoint cannot be read, or has no variables under these keys.
     """
     try:
         subtree: Any = ocp.checkpointables_metadata(path.absolute()).metadata["state"]
@@ -145,11 +144,11 @@ def read_role(path: Path, keys: tuple[str, ...], mesh: Mesh) -> Role:
 
 
 def read_state(path: Path, state: Any) -> Any:
-    """The `state` of one checkpoint, without disturbing whoever writes beside it.
+    """Reads the `state` of one checkpoint; a run that writes others meanwhile is not disturbed.
 
     Args:
-      path: the folder of the checkpoint itself.
-      state: arrays of the same shapes; values are not read.
+      path: folder of the checkpoint itself.
+      state: arrays with the shapes, dtypes and shardings of the result; their values do not matter.
 
     Raises:
       UsageError: if the checkpoint holds other shapes.
@@ -160,14 +159,14 @@ def read_state(path: Path, state: Any) -> Any:
         raise UsageError(f"checkpoint {path} does not fit its run: {error}") from error
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Orbax logs, with its traceback, what a background save raises in the trainer anyway."""
+def _is_not_raised(record: logging.LogRecord) -> bool:
+    """Hides errors of background saves, which orbax logs although it raises them as well."""
     is_raised = record.exc_info or "raised an exception" in record.getMessage()
     return not ("orbax" in record.pathname and is_raised)
 
 
 def _context() -> ocp.Context:
-    """`host` as one JSON file; by default it would be stored leaf by leaf."""
+    """Orbax context that stores `host` as one JSON file instead of leaf by leaf."""
     registry = ocp.handlers.local_registry()
     registry.add(ocp.handlers.JsonHandler, checkpointable_name="host")
     context = ocp.Context()
@@ -176,6 +175,7 @@ def _context() -> ocp.Context:
 
 
 def _abstract(tree: Any) -> Any:
+    """Shapes, dtypes and shardings of the arrays of a tree."""
     return jax.tree.map(
         lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding), tree
     )

@@ -1,13 +1,13 @@
-"""Ctrl-C and SIGTERM as a wish to stop at the next safe point."""
+"""Ctrl-C and SIGTERM as a request to stop at the next safe point."""
 
 import signal
 from types import FrameType, TracebackType
 
 
 class StopSignals:
-    """Context in which the first SIGINT or SIGTERM is noted and the second acts at once.
+    """Context that notes the first SIGINT or SIGTERM; a second one acts at once.
 
-    Without it SIGTERM kills a process that has started jax, and Ctrl-C lands in the middle of an
+    Outside this context SIGTERM kills a process that has started jax, and Ctrl-C interrupts an
     update.
     """
 
@@ -18,7 +18,7 @@ class StopSignals:
         self._previous: dict[int, object] = {}
 
     def is_stopped(self) -> bool:
-        """Whether a signal has come."""
+        """True once a signal has arrived."""
         return self.received is not None
 
     def __enter__(self) -> "StopSignals":

@@ -1,4 +1,7 @@
-"""The token inspector of `report.html`: actions coloured by what each token was credited with."""
+"""The token inspector of `report.html`: actions whose tokens are coloured by their credit.
+
+The credit of a token is its target less the soft value before it.
+"""
 
 import html
 import json
@@ -10,7 +13,7 @@ _SHOWN = ("target", "value", "q", "log_prob", "log_reference", "kl")
 
 
 def inspector(actions: Sequence[dict[str, Any]]) -> str:
-    """The section as HTML, "" without actions.
+    """Makes the section of the page, "" without actions.
 
     Args:
       actions: rows of `tokens.jsonl`.
@@ -21,11 +24,12 @@ def inspector(actions: Sequence[dict[str, Any]]) -> str:
     largest = max(map(abs, credits), default=0.0) or 1.0
     return "\n".join(
         [
-            "<h2>What each token was credited with</h2>",
-            "<p>The newest actions. A token is the darker the more its target differs from the "
-            'soft value before it: <span class="token up" style="--w:.6">better</span> or '
+            "<h2>Credit of each token</h2>",
+            "<p>The newest actions of the run. The colour of a token is the stronger, the more its "
+            "target differs from the soft value before it: "
+            '<span class="token up" style="--w:.6">better</span> or '
             '<span class="token down" style="--w:.6">worse</span> than the policy expected. Point '
-            "at a token or tap it.</p>",
+            "at a token or tap it to see its numbers.</p>",
             *(_action(action, largest) for action in actions),
         ]
     )
@@ -40,7 +44,7 @@ def _action(action: dict[str, Any], largest: float) -> str:
         + [[[_label(text), probability, q] for text, probability, q in token["top"]]]
         for token in tokens
     ]
-    outcome = "then the next prompt" if action["continues"] else "the episode ended"
+    outcome = "the episode continued" if action["continues"] else "the episode ended"
     title = f"reward {action['reward']:.4f}, {len(tokens)} tokens, {outcome}"
     return (
         f'<div class="inspector" data-tokens="{html.escape(json.dumps(numbers))}">'
@@ -53,7 +57,7 @@ def _action(action: dict[str, Any], largest: float) -> str:
 
 def _span(index: int, token: dict[str, Any], largest: float) -> str:
     credit = _credit(token)
-    # The root brings out small credits beside a single large one.
+    # The square root brings out small credits beside a single large one.
     weight = (abs(credit) / largest) ** 0.5
     shown = html.escape(token["text"]) or f'<i class="mark">{_END}</i>'
     # A line break has no width to point at.

@@ -1,4 +1,4 @@
-"""What a run was made with: code, interpreter, machine and libraries."""
+"""Versions that a run depends on: code, interpreter, machine and libraries."""
 
 import importlib.metadata
 import os
@@ -25,7 +25,7 @@ _LIBRARIES = (
 
 
 def current() -> dict[str, Any]:
-    """Name to version; None for a library that is not installed and without a git checkout."""
+    """Versions by name; None for a missing library and for the commit outside a checkout."""
     return {
         "git_commit": _git_commit(),
         "python": platform.python_version(),
@@ -35,7 +35,7 @@ def current() -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line of this process, quoted for a shell."""
+    """Command line of this process, quoted for a shell."""
     return shlex.join(["python", *sys.orig_argv[1:]])
 
 
@@ -47,10 +47,10 @@ def _library(name: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of this code, with "+changes" behind it where tracked files differ from it."""
+    """Commit of this code, followed by "+changes" where tracked files differ from it."""
     root = Path(__file__).resolve().parents[2]
     top = _git(root, "rev-parse", "--show-toplevel")
-    # A package installed inside somebody else's checkout has no commit of its own.
+    # A package that is installed inside another checkout has no commit of its own.
     if top is None or Path(top).resolve() != root:
         return None
     commit = _git(root, "rev-parse", "HEAD")

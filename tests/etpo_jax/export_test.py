@@ -206,7 +206,7 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, base, full):
     run_path, _ = full
     for arguments, message in (
         ({"run_path": tmp_path}, "is no run directory"),
-        ({"checkpoint": 7}, "--checkpoint=7: the run has those of updates 1, 2"),
+        ({"checkpoint": 7}, "checkpoints holds 1, 2"),
         ({"as_adapter": True}, "--format=peft: the run trained all weights"),
         ({"output": base}, "is there already"),
         ({"model": "no/such/model"}, "no such model folder"),

@@ -113,7 +113,7 @@ def test_a_run_leaves_everything_it_promises(uninterrupted):
     assert json.loads((path / "versions.json").read_text())["isolation"]
     assert str(path / "best_code.py") in output
     assert len((path / "tokens.jsonl").read_text().splitlines()) == 8
-    assert "What each token was credited with" in (path / "report.html").read_text()
+    assert "Credit of each token" in (path / "report.html").read_text()
 
 
 def test_the_best_program_runs_as_it_stands(uninterrupted):
