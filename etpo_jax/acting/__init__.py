@@ -1,1 +1,1 @@
-"""Sampling actions, playing episodes with them, and keeping the transitions."""
+"""Acting: sampling actions, playing episodes with them, and keeping the transitions."""

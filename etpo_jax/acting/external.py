@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from env.base import ChatTask, State, Task, UsageError
-from etpo_jax.acting.rollout import Actions
+from etpo_jax.acting.rollout import Actions, Prompt
 from etpo_jax.config import Config, SamplingConfig
 from etpo_jax.roles import Role
 
@@ -114,9 +114,9 @@ class TextPrompts:
     def __init__(self, task: Task):
         self._task = task
 
-    def encode(self, state: State) -> tuple[str, np.ndarray]:
+    def encode(self, state: State) -> Prompt:
         """The whole text of a state, without token ids."""
-        return self._task.render(state), _NO_TOKENS
+        return Prompt(self._task.render(state), _NO_TOKENS)
 
 
 class _Answer(NamedTuple):
@@ -202,7 +202,7 @@ class ExternalModel:
     def act(
         self,
         weights: None,
-        encoded: Sequence[tuple[str, np.ndarray]],
+        prompts: Sequence[Prompt],
         key: jax.Array,
         *,
         reference_weights: None = None,
@@ -218,7 +218,7 @@ class ExternalModel:
                 f"--endpoint: {cost:.4g} USD of the budget of {limit:g} USD are spent; the same "
                 "command with a larger budget resumes the run"
             )
-        texts = [text for text, _ in encoded]
+        texts = [prompt.text for prompt in prompts]
         answers = self._ask_all(texts)
         self.state = {
             name: total + sum(getattr(answer, name) for answer in answers)

@@ -1,4 +1,4 @@
-"""The data buffer D of Algorithm 1: the newest transitions, in NumPy on the host."""
+"""The replay buffer D of Algorithm 1: the newest transitions, in NumPy on the host."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ import numpy as np
 
 from etpo_jax.acting.transitions import Transition
 
-_ABSENT = -1  # length of a next state that there is not
+_ABSENT = -1  # length of the next state where an episode ended
 
 
 class Replay:
-    """A ring of transitions in arrays of fixed shape: every checkpoint has one layout."""
+    """A ring buffer in arrays of fixed shapes, so that all checkpoints of a run have one layout."""
 
     def __init__(
         self,
@@ -20,7 +20,14 @@ class Replay:
         *,
         has_targets: bool = False,
     ):
-        """Room for `capacity` transitions, with targets of their tokens or without."""
+        """Allocates an empty buffer.
+
+        Args:
+          capacity: transitions that the buffer holds.
+          max_prompt_length: longest prompt in tokens.
+          max_new_tokens: longest action in tokens.
+          has_targets: whether transitions come with critic targets (`--targets=collection`).
+        """
         self._arrays: dict[str, np.ndarray] = {
             "prompt_tokens": np.zeros((capacity, max_prompt_length), np.int32),
             "prompt_length": np.zeros(capacity, np.int32),
@@ -40,11 +47,11 @@ class Replay:
         return min(int(self._arrays["num_added"]), self._capacity)
 
     def add(self, transitions: Sequence[Transition]) -> None:
-        """Appends, overwriting the oldest.
+        """Appends transitions in place of the oldest.
 
         Raises:
-          ValueError: if there are more transitions than the ring holds, one is too long, or one has
-            targets or lacks them where the replay does not.
+          ValueError: if the transitions outnumber the capacity, one is too long, or one has targets
+            and the buffer has none, or the other way round.
         """
         if len(transitions) > self._capacity:
             raise ValueError(
@@ -68,7 +75,9 @@ class Replay:
             arrays["num_added"] += 1
 
     def sample(self, size: int, rng: np.random.Generator) -> list[Transition]:
-        """Uniform draws without repetition; with, if fewer than `size` are stored.
+        """Draws transitions uniformly.
+
+        None is drawn twice, unless fewer than `size` are stored.
 
         Raises:
           ValueError: if nothing is stored.
@@ -79,7 +88,7 @@ class Replay:
         return [self._get(int(slot)) for slot in slots]
 
     def newest(self, count: int) -> list[Transition]:
-        """The last `count` that were added, or all if there are fewer; the newest last."""
+        """The last `count` transitions added, or all if there are fewer; the newest last."""
         end = int(self._arrays["num_added"])
         first = end - min(count, len(self))
         return [self._get(index % self._capacity) for index in range(first, end)]
@@ -100,11 +109,11 @@ class Replay:
         )
 
     def state(self) -> dict[str, np.ndarray]:
-        """A copy of the contents, for a checkpoint."""
+        """Copies the contents for a checkpoint."""
         return {name: array.copy() for name, array in self._arrays.items()}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Takes over what `state` gave.
+        """Takes over contents that `state` returned.
 
         Raises:
           ValueError: if an array has another shape.

@@ -1,10 +1,14 @@
-"""The host's side of acting: prompts, sampling, decoding, and execution in the background."""
+"""Acting as the host sees it: prompts of states, actions from prompts, episodes of a task.
+
+A loop of `Episodes.encode`, `Actor.act`, `Episodes.start`, `Episodes.collect` and
+`Episodes.finish` plays; the device is free between `start` and `collect`.
+"""
 
 import concurrent.futures
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -20,24 +24,32 @@ from models.tokenizer import Tokenizer
 from models.transformer import Decoder
 
 
-class Prompts(Protocol):
-    """Texts of states as a model takes them."""
+class Prompt(NamedTuple):
+    """Text of a state, and its int32 ids [p]; no ids for a model that takes text."""
 
-    def encode(self, state: State) -> tuple[str, np.ndarray]:
-        """The text of a state and its token ids; none for a model that takes text."""
+    text: str
+    tokens: np.ndarray
+
+
+class Prompts(Protocol):
+    """Renders the states of a task as one kind of actor reads them."""
+
+    def encode(self, state: State) -> Prompt:
+        """The prompt of a state; equal states give equal prompts."""
 
 
 class TokenPrompts:
-    """Texts of states as token ids that fit the model's window."""
+    """Renders states as token ids that fit the model's window."""
 
     def __init__(self, task: Task, tokenizer: Tokenizer, max_prompt_length: int):
+        """Prompts of `task` with at most `max_prompt_length` ids."""
         self._task = task
         self._max_prompt_length = max_prompt_length
         self._has_shortened = False
         self._encode = functools.lru_cache(maxsize=4096)(tokenizer.encode_prompt)
 
-    def encode(self, state: State) -> tuple[str, np.ndarray]:
-        """The longest rendering of `state` that fits, and its ids; the first shorter one is told.
+    def encode(self, state: State) -> Prompt:
+        """The longest rendering of `state` that fits; the first that is shortened logs a warning.
 
         Raises:
           UsageError: if even the shortest rendering does not fit.
@@ -54,7 +66,7 @@ class TokenPrompts:
                         self._max_prompt_length,
                         state.t,
                     )
-                return text, np.array(ids, np.int32)
+                return Prompt(text, np.array(ids, np.int32))
         raise UsageError(
             f"--max_prompt_length={self._max_prompt_length}: the shortest prompt of "
             f"{self._task.name} has {len(ids)} tokens"
@@ -63,14 +75,16 @@ class TokenPrompts:
 
 @dataclasses.dataclass(frozen=True)
 class Actions:
-    """What one step of every episode sampled.
+    """Actions of one step, one for each prompt and in the order of the prompts.
 
     Attributes:
-      prompts, prompt_tokens: the states as text and ids.
-      texts: the actions as text.
-      tokens, log_probs: their ids, stop token included, and log mu of each; none of a model that
-        gives text only.
-      num_tokens: of all actions, as far as the model says.
+      prompts: texts of the states.
+      prompt_tokens: int32 ids [p] of each state.
+      texts: texts of the actions.
+      tokens: int32 ids [j] of each action, stop token included; empty for a model that gives text
+        only, as are prompt_tokens and log_probs.
+      log_probs: float32 [j], log mu of each token: the distribution that it was drawn from.
+      num_tokens: tokens of all actions together, or 0 where the model does not count them.
     """
 
     prompts: list[str]
@@ -82,24 +96,44 @@ class Actions:
 
 
 class Actor(Protocol):
-    """Whatever turns prompts into actions."""
+    """Turns prompts into actions.
+
+    Implementations hold no policy: `act` gets the weights of the policy that is to act, so that
+    one actor serves every update, and evaluation as well.
+    """
 
     def weights(self, trunk: Role) -> Any:
-        """A role's variables as `act` takes them; made once per update."""
+        """The variables of a role in the form that `act` takes; called once per update.
+
+        An actor whose model is elsewhere returns None.
+        """
 
     def act(
         self,
         weights: Any,
-        encoded: Sequence[tuple[str, np.ndarray]],
+        prompts: Sequence[Prompt],
         key: jax.Array,
         *,
         reference_weights: Any = None,
     ) -> Actions:
-        """One action for each encoded prompt."""
+        """Chooses one action for each prompt.
+
+        Args:
+          weights: the policy, from `weights`.
+          prompts: at least one prompt.
+          key: typed random key, the only source of randomness on our side.
+          reference_weights: the reference, from `weights`; set where `--support_threshold` is.
+
+        Raises:
+          UsageError: if no action can be had, for reasons that the user can remove.
+        """
 
 
 def make_unstack(model: Decoder) -> Callable[[Any, Role], Any]:
-    """The jitted (base, trunk) -> the role's weights laid out for generation, adapters merged."""
+    """Builds the jitted function of (base, role) that lays out weights for `Sampler.generate`.
+
+    Adapters are merged into the weights.
+    """
 
     def unstack(base: Any, trunk: Role) -> Any:
         adapters = trunk.get("lora")
@@ -115,7 +149,7 @@ def make_unstack(model: Decoder) -> Callable[[Any, Role], Any]:
 
 
 class SamplingActor:
-    """Samples actions from a model on our own devices."""
+    """Samples actions from a model on the devices of this process."""
 
     def __init__(
         self,
@@ -126,6 +160,7 @@ class SamplingActor:
         max_prompt_length: int,
         length_multiple: int,
     ):
+        """Prompts are padded to a multiple of `length_multiple`, up to `max_prompt_length`."""
         self._base = base
         self._sampler = sampler
         self._tokenizer = tokenizer
@@ -134,33 +169,27 @@ class SamplingActor:
         self._unstack = make_unstack(model)
 
     def weights(self, trunk: Role) -> Any:
-        """A role's variables laid out for generation."""
+        """The variables of a role, laid out for generation."""
         return self._unstack(self._base, trunk)
 
     def act(
         self,
         weights: Any,
-        encoded: Sequence[tuple[str, np.ndarray]],
+        prompts: Sequence[Prompt],
         key: jax.Array,
         *,
         reference_weights: Any = None,
     ) -> Actions:
-        """Samples one action for each encoded prompt.
-
-        Args:
-          weights: `models.decode.unstack` of the policy.
-          encoded: text and ids of each state.
-          key: row i uses `fold_in(key, i)`.
-          reference_weights: of the reference, needed for a support mask.
-        """
-        prompt_tokens = [ids for _, ids in encoded]
+        """Samples one action for each prompt; row i draws with `fold_in(key, i)`."""
+        prompt_tokens = [prompt.tokens for prompt in prompts]
         length = bucket(
             max(len(ids) for ids in prompt_tokens), self._length_multiple, self._max_prompt_length
         )
-        # All at their first prompt, as when a run starts: it is read once for all of them.
-        distinct = prompt_tokens[:1] if len({text for text, _ in encoded}) == 1 else prompt_tokens
+        # Episodes that begin together share one prompt, which the model then reads once.
+        is_shared = len({prompt.text for prompt in prompts}) == 1
+        distinct = prompt_tokens[:1] if is_shared else prompt_tokens
         tokens_bp, mask_bp = pad_left(distinct, length, self._tokenizer.pad_id)
-        keys_b = jax.vmap(functools.partial(jax.random.fold_in, key))(np.arange(len(encoded)))
+        keys_b = jax.vmap(functools.partial(jax.random.fold_in, key))(np.arange(len(prompts)))
         generation = hosts.fetch(
             self._sampler.generate(
                 weights, tokens_bp, mask_bp, keys_b, reference_weights=reference_weights
@@ -171,7 +200,7 @@ class SamplingActor:
             row[:length] for row, length in zip(generation.action_tokens_bj, lengths_b, strict=True)
         ]
         return Actions(
-            prompts=[text for text, _ in encoded],
+            prompts=[prompt.text for prompt in prompts],
             prompt_tokens=prompt_tokens,
             texts=[self._tokenizer.decode(row.tolist()) for row in tokens],
             tokens=tokens,
@@ -183,19 +212,24 @@ class SamplingActor:
 
 
 class Episodes:
-    """Episodes side by side; each starts anew when it ends. The state is a JSON value."""
+    """Episodes of one task side by side; an episode that ends is followed by a new one.
+
+    A step has three parts, `start`, `collect` and `finish`, so that other work fits in while the
+    task executes the actions.
+    """
 
     def __init__(self, task: Task, prompts: Prompts, num_envs: int, seed: int):
+        """Begins `num_envs` episodes, whose randomness depends on `seed` and their numbers."""
         self._task = task
         self._prompts = prompts
         self._seed = seed
         self._next_episode = 0
         self._env_step = 0
-        self._episodes: list[int] = []
-        self._states: list[State] = []
-        for _ in range(num_envs):
-            self._append_new(len(self._states))
-        # One thread: it only waits for the executor, so that the device can work meanwhile.
+        self._episodes = [-1] * num_envs
+        self._states = [State(0, {})] * num_envs
+        for index in range(num_envs):
+            self._renew(index)
+        # One thread is enough: it only waits for the executor while the device works.
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "execution")
 
     @property
@@ -203,14 +237,14 @@ class Episodes:
         """Actions executed so far."""
         return self._env_step
 
-    def encode(self) -> list[tuple[str, np.ndarray]]:
-        """Text and ids of every current state."""
+    def encode(self) -> list[Prompt]:
+        """Prompts of all current states."""
         return [self._prompts.encode(state) for state in self._states]
 
     def start(self, texts: Sequence[str]) -> concurrent.futures.Future[list[Step]]:
-        """Begins to apply the first `len(texts)` episodes' actions in the background.
+        """Begins to apply one action to each of the first `len(texts)` episodes, in the background.
 
-        Of several hosts each executes every n-th of them; `collect` brings them together.
+        With n hosts, each host executes every n-th action, and `collect` exchanges the outcomes.
         """
         mine = range(hosts.index(), len(texts), hosts.count())
         return self._thread.submit(
@@ -221,7 +255,7 @@ class Episodes:
         )
 
     def collect(self, executing: concurrent.futures.Future[list[Step]]) -> list[Step]:
-        """The outcome of every action that `start` was given, on every host."""
+        """Waits for the outcomes of all actions given to `start`; every host gets all of them."""
         steps = executing.result()
         if hosts.count() == 1:
             return steps
@@ -234,10 +268,10 @@ class Episodes:
     def finish(
         self, actions: Actions, steps: Sequence[Step]
     ) -> tuple[list[Transition], list[dict[str, Any]]]:
-        """Moves on by one step of the first `len(steps)` episodes.
+        """Moves the first `len(steps)` episodes on by one step.
 
         Returns:
-          The transitions, and a row for `episodes.jsonl` of each.
+          The transitions, and for each its row of `episodes.jsonl`.
         """
         transitions, rows = [], []
         for index, step in enumerate(steps):
@@ -263,7 +297,7 @@ class Episodes:
                 self._renew(index)
             else:
                 self._states[index] = step.next_state
-                next_tokens = self._prompts.encode(step.next_state)[1]
+                next_tokens = self._prompts.encode(step.next_state).tokens
             transitions.append(
                 Transition(
                     prompt_tokens=actions.prompt_tokens[index],
@@ -276,7 +310,7 @@ class Episodes:
         return transitions, rows
 
     def state(self) -> dict[str, Any]:
-        """A JSON value that `restore` takes."""
+        """Contents for a checkpoint, as a JSON value that `restore` takes."""
         return {
             "next_episode": self._next_episode,
             "env_step": self._env_step,
@@ -285,14 +319,14 @@ class Episodes:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continues from what `state` gave."""
+        """Continues from a value that `state` returned."""
         self._next_episode = state["next_episode"]
         self._env_step = state["env_step"]
         self._episodes = list(state["episodes"])
         self._states = [State(value["t"], value["data"]) for value in state["states"]]
 
     def close(self) -> None:
-        """Ends the background thread; what it executes is waited for."""
+        """Ends the background thread once it has executed everything that was started."""
         self._thread.shutdown()
 
     def _rng(self, episode: int, t: int) -> np.random.Generator:
@@ -303,8 +337,3 @@ class Episodes:
         self._next_episode += 1
         self._episodes[index] = episode
         self._states[index] = self._task.reset(self._rng(episode, 0))
-
-    def _append_new(self, index: int) -> None:
-        self._episodes.append(-1)
-        self._states.append(State(0, {}))
-        self._renew(index)

@@ -1,9 +1,9 @@
-"""Choosing one token from logits: temperature, support mask, top-k, top-p, and the draw itself.
+"""Sampling one token from logits: temperature, support mask, top-k, top-p, and the draw itself.
 
-Nothing here sorts. What top-k and top-p keep are the tokens above a threshold, and the threshold is
-found by bisection: some 15 sums over the vocabulary, whatever k is. (XLA's own top_k of 50 out of
-1,024 takes over twenty times as long on a CPU.) The draw inverts the cumulative distribution at one
-uniform number, where Gumbel noise would need one per token (twenty times as long).
+Nothing is sorted. Top-k and top-p keep the tokens above a threshold, which bisection finds with
+about 15 sums over the vocabulary, whatever k is. (XLA's top_k of 50 out of 1,024 takes over twenty
+times as long on a CPU.) The draw inverts the cumulative distribution at one uniform number; Gumbel
+noise needs one number per token and takes twenty times as long.
 """
 
 from typing import NamedTuple
@@ -17,16 +17,16 @@ from etpo_jax.distribution import Distribution
 
 
 class Truncation(NamedTuple):
-    """What the distribution that is sampled from is made of; None turns a part off.
+    """Parts that make the sampled distribution out of logits; None turns a part off.
 
-    The values are traced: another one does not compile again, turning a part on or off does.
+    The values are traced: only turning a part on or off compiles another program.
 
     Attributes:
-      temperature: logits are divided by it.
-      support_threshold: only tokens to which the reference gives at least this probability at the
-        same temperature, and its most likely one.
-      top_k: then only as many of the most likely tokens.
-      top_p: then only the fewest most likely tokens that hold this share of what is left.
+      temperature: divisor of the logits.
+      support_threshold: keeps the tokens with at least this probability under the reference at the
+        same temperature, and its most likely token.
+      top_k: of those, keeps the k most likely tokens.
+      top_p: of those, keeps the fewest most likely tokens that hold this share of the probability.
     """
 
     temperature: Float[Array, ""]
@@ -36,7 +36,7 @@ class Truncation(NamedTuple):
 
     @classmethod
     def of(cls, config: SamplingConfig, temperature: float | None = None) -> "Truncation":
-        """The parts that are on; `temperature` takes the place of the configured one."""
+        """The truncation of these settings; `temperature` overrides the configured temperature."""
         return cls(
             temperature=jnp.float32(config.temperature if temperature is None else temperature),
             support_threshold=_unless(config.support_threshold, 0.0),
@@ -54,17 +54,17 @@ def weights(
     truncation: Truncation,
     reference_logits_bv: Float[Array, "b v"] | None = None,
 ) -> Float[Array, "b v"]:
-    """The distribution that is sampled from, not normalised: the largest weight is 1.
+    """Unnormalised probabilities of the sampled distribution; the largest weight is 1.
 
     Tokens as likely as the last one that top-k or top-p keeps are kept as well.
 
     Args:
-      logits_bv: the policy's, unprocessed.
-      truncation: how they are processed.
-      reference_logits_bv: the reference's, unprocessed; for a support mask.
+      logits_bv: unprocessed logits of the policy.
+      truncation: temperature, support mask, top-k and top-p.
+      reference_logits_bv: unprocessed logits of the reference; required for a support mask.
 
     Raises:
-      ValueError: a support mask without the reference's logits.
+      ValueError: if there is a support mask and no logits of the reference.
     """
     if truncation.support_threshold is None:
         scaled_bv = logits_bv / truncation.temperature
@@ -89,10 +89,10 @@ def _keep_largest(
     amount_bv: Float[Array, "b v"],
     wanted: Float[Array, "b 1"] | Float[Array, ""],
 ) -> Float[Array, "b v"]:
-    """Zeroes the smallest weights as long as the amounts of the others sum up to `wanted`.
+    """Sets the smallest weights to 0 while the amounts of the others still sum to `wanted`.
 
-    Weights lie in [0, 1]. The bits of floats that are not negative are ordered like integers, so
-    that halving an interval of integers finds the threshold exactly in at most 30 steps.
+    Weights lie in [0, 1]. Floats that are not negative have the order of their bits read as
+    integers, so bisection over integers finds the threshold exactly, in at most 30 steps.
     """
 
     def is_open(bounds: tuple[Int[Array, "b 1"], Int[Array, "b 1"]]) -> Bool[Array, ""]:
@@ -102,14 +102,14 @@ def _keep_largest(
     def halve(
         bounds: tuple[Int[Array, "b 1"], Int[Array, "b 1"]],
     ) -> tuple[Int[Array, "b 1"], Int[Array, "b 1"]]:
-        """Bits of the highest threshold that leaves enough lie within the bounds, ends included."""
+        """Halves the interval that holds the bits of the highest threshold that keeps enough."""
         lower_b1, upper_b1 = bounds
         middle_b1 = (lower_b1 + upper_b1 + 1) // 2
         kept_bv = weights_bv >= jax.lax.bitcast_convert_type(middle_b1, jnp.float32)
         sum_b1 = jnp.sum(jnp.where(kept_bv, amount_bv, 0), axis=-1, keepdims=True)
         lower_b1 = jnp.where(sum_b1 >= wanted, middle_b1, lower_b1)
         upper_b1 = jnp.where(sum_b1 > wanted, upper_b1, middle_b1 - 1)
-        # Exactly enough: a higher threshold could only keep the same tokens.
+        # A sum of exactly `wanted` ends the search: higher thresholds keep the same or too few.
         return lower_b1, jnp.maximum(lower_b1, upper_b1)
 
     zero_b1 = jnp.zeros((weights_bv.shape[0], 1), jnp.int32)
@@ -120,9 +120,10 @@ def _keep_largest(
 
 
 def uniform(keys_b: Key[Array, "b"], step: Int[Array, ""]) -> Float[Array, "b"]:
-    """One number in (0, 1) per row, of its key folded with the step; multiples of 2^-24.
+    """One uniform number in (0, 1) per row, drawn with the row's key folded with the step.
 
-    Zero is left out, for it would choose the first token however small its weight.
+    The numbers are multiples of 2^-24. Zero is left out, because it would choose the first token
+    however small its weight.
     """
     numbers_b = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, step)))(keys_b)
     return numbers_b + 2.0**-24
@@ -134,15 +135,15 @@ def draw(
     """The token at a quantile of each row's distribution, and the log of its probability.
 
     Args:
-      weights_bv: of `weights`.
-      uniform_b: of `uniform`.
+      weights_bv: unnormalised probabilities, from `weights`.
+      uniform_b: quantiles, from `uniform`.
 
     Returns:
-      int32 ids, whose weight is never 0, and float32 nats.
+      int32 ids, whose weight is never 0, and float32 log probabilities in nats.
     """
     b, v = weights_bv.shape
-    # Two levels, blocks and tokens within one: a cumulative sum costs more than its length on
-    # some backends.
+    # Search in two levels, blocks and tokens of one block: the cost of a cumulative sum grows
+    # faster than its length on some backends.
     width = 1 << ((v - 1).bit_length() + 1) // 2
     blocks_bcw = jnp.pad(weights_bv, ((0, 0), (0, -v % width))).reshape(b, -1, width)
     sums_bc = jnp.sum(blocks_bcw, axis=-1)
@@ -157,11 +158,11 @@ def draw(
 def _invert(
     weights_bw: Float[Array, "b w"], target_b: Float[Array, "b"]
 ) -> tuple[Int[Array, "b"], Float[Array, "b"]]:
-    """First index whose cumulative weight exceeds the target, and what of the target lies in it."""
+    """First index whose cumulative weight exceeds the target, and the target's distance into it."""
     cumulative_bw = jnp.cumsum(weights_bw, axis=-1)
     index_w = jnp.arange(weights_bw.shape[-1], dtype=jnp.int32)
-    # Rounding may leave the target at the very end, or sums of other order uneven: never choose a
-    # weight of zero.
+    # Rounding may put the target at the very end, and sums in another order differ: require a
+    # weight above zero.
     is_beyond_bw = (cumulative_bw > target_b[:, None]) & (weights_bw > 0)
     first_b = jnp.min(jnp.where(is_beyond_bw, index_w, index_w.size), axis=-1)
     last_b = jnp.max(jnp.where(weights_bw > 0, index_w, 0), axis=-1)

@@ -13,16 +13,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class Transition:
-    """One executed action (s, a, r, s') with ids unpadded.
+    """One executed action (s, a, r, s'), with unpadded ids.
 
     Attributes:
-      prompt_tokens: int32 [p], the state.
-      action_tokens: int32 [j], what was sampled, its stop token included.
-      log_probs: float32 [j], log mu of each token: the distribution that was really sampled from.
-      reward: of the whole action.
-      next_prompt_tokens: int32 [p'] of the next state, None where the episode ended.
-      targets: float32 [j], what the critic regresses on at each token, where that is computed at
-        collection (`--targets=collection`).
+      prompt_tokens: int32 [p], ids of the state.
+      action_tokens: int32 [j], ids of the sampled action, stop token included.
+      log_probs: float32 [j], log mu of each token: the distribution that it was drawn from.
+      reward: reward of the whole action.
+      next_prompt_tokens: int32 [p'], ids of the next state; None where the episode ended.
+      targets: float32 [j], regression target of the critic at each token, with
+        `--targets=collection`; None where targets are computed at each update.
     """
 
     prompt_tokens: np.ndarray
@@ -39,14 +39,14 @@ class Batch:
     """Padded transitions. Prompts are left padded, so that logits at index P - 1 + j score token j.
 
     Attributes:
-      prompt_tokens_bp, prompt_mask_bp: the states; True is a real token.
-      action_tokens_bj, action_mask_bj: the actions, right padded.
+      prompt_tokens_bp, prompt_mask_bp: states, left padded; the mask is True for real tokens.
+      action_tokens_bj, action_mask_bj: actions, right padded.
       log_probs_bj: log mu of the action tokens, 0 on padding.
-      reward_b: rewards.
+      reward_b: reward of each action.
       continues_b: 1 where there is a next state, 0 where the episode ended.
-      next_prompt_tokens_bp, next_prompt_mask_bp: next states; one arbitrary real token in rows
-        without any, so that attention stays defined.
-      targets_bj: targets that came with the transitions, 0 on padding; None without any.
+      next_prompt_tokens_bp, next_prompt_mask_bp: next states, left padded; rows without a next
+        state hold one arbitrary real token, so that attention stays defined.
+      targets_bj: targets of the transitions, 0 on padding; None if they have none.
     """
 
     prompt_tokens_bp: Int[Array, "b p"]
@@ -65,15 +65,15 @@ def bucket(length: int, multiple: int, maximum: int) -> int:
     """Length of the bucket that `length` tokens are padded to.
 
     Args:
-      length: tokens, from 0 to `maximum`.
+      length: number of tokens, from 0 to `maximum`.
       multiple: buckets are multiples of this, at least 1.
-      maximum: the largest bucket, whether or not it is a multiple.
+      maximum: the largest bucket, which need not be a multiple.
 
     Returns:
-      The smallest positive multiple that holds `length`, or `maximum` where that is smaller.
+      The smallest positive multiple that is at least `length`, or `maximum` if that is smaller.
 
     Raises:
-      ValueError: a length outside [0, maximum], or a multiple or maximum below 1.
+      ValueError: if the length is outside [0, maximum], or multiple or maximum is below 1.
     """
     if multiple < 1:
         raise ValueError(f"multiple={multiple}: must be at least 1")
@@ -87,7 +87,7 @@ def bucket(length: int, multiple: int, maximum: int) -> int:
 def pad_left(
     sequences: Sequence[np.ndarray], length: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences at the right end of int32 [b, length], and the mask of what is real."""
+    """Sequences at the right end of int32 [b, length], and the mask of their tokens."""
     tokens_bp = np.full((len(sequences), length), pad_id, np.int32)
     mask_bp = np.zeros((len(sequences), length), bool)
     for row, sequence in enumerate(sequences):
@@ -99,7 +99,7 @@ def pad_left(
 def pad_right(
     sequences: Sequence[np.ndarray], length: int, fill: int | float, dtype: type
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences at the left end of [b, length] of this dtype, and the mask of what is real."""
+    """Sequences at the left end of [b, length] of this dtype, and the mask of their elements."""
     values_bj: np.ndarray = np.full((len(sequences), length), fill, dtype)
     mask_bj = np.zeros((len(sequences), length), bool)
     for row, sequence in enumerate(sequences):
@@ -116,9 +116,9 @@ def collate(
     max_prompt_length: int,
     max_new_tokens: int,
 ) -> Batch:
-    """Pads transitions to length buckets.
+    """Pads transitions to a batch whose lengths are buckets.
 
-    States and next states share one bucket, so that the update is compiled for few shapes.
+    States and next states have one length, so that the update is compiled for few shapes.
     """
     absent = np.array([pad_id], np.int32)
     next_prompts = [

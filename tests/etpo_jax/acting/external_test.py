@@ -5,12 +5,14 @@ import re
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from env.base import UsageError
 from env.tasks.toy import ToyTask
 from etpo_jax import plan
 from etpo_jax.acting.external import EndpointOptions, ExternalModel
+from etpo_jax.acting.rollout import Prompt
 from etpo_jax.config import Config, SamplingConfig
 from tests.etpo_jax.acting.chat_server import ChatServer
 from tests.etpo_jax.train_test import column, run
@@ -36,7 +38,7 @@ def shout(request):
 
 
 def reflect(request):
-    """Wrong at the first prompt, right at a reflective one."""
+    """Answers wrongly to the first prompt and rightly to a reflective one."""
     is_reflective = "An error was reported" in request["messages"][-1]["content"]
     return GOOD if is_reflective else "model = Unknown()"
 
@@ -59,7 +61,7 @@ def external(url, *, sampling=None, **options):
 
 
 def ask(model, *prompts):
-    return model.act(None, [(prompt, None) for prompt in prompts], jax.random.key(0))
+    return model.act(None, [Prompt(prompt, np.zeros(0)) for prompt in prompts], jax.random.key(0))
 
 
 def test_answers_come_in_the_order_of_the_prompts_and_are_billed(server):

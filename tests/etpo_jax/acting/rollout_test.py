@@ -1,4 +1,4 @@
-"""Prompts that fit the window."""
+"""Prompts are shortened until they fit the model's window."""
 
 import pytest
 
@@ -32,10 +32,10 @@ def messages(monkeypatch):
 
 def test_the_longest_text_that_fits_is_taken_and_shortening_is_told_once(messages):
     prompts = TokenPrompts(Repeat(), Words(), max_prompt_length=10)
-    assert len(prompts.encode(State(0, {"words": 10}))[1]) == 10
+    assert len(prompts.encode(State(0, {"words": 10})).tokens) == 10
     assert messages == []
-    assert len(prompts.encode(State(1, {"words": 13}))[1]) == 9
-    assert len(prompts.encode(State(2, {"words": 18}))[1]) == 10
+    assert len(prompts.encode(State(1, {"words": 13})).tokens) == 9
+    assert len(prompts.encode(State(2, {"words": 18})).tokens) == 10
     assert len(messages) == 1
     assert "--max_prompt_length=10" in messages[0]
 

@@ -223,7 +223,7 @@ def test_bad_arguments_are_named(call, named):
 
 
 def test_a_mesh_changes_nothing(tmp_path):
-    """On 8 simulated devices, which a process can only choose before jax starts."""
+    """On 8 simulated devices, in a process of their own: jax fixes their number when it starts."""
     path = tmp_path / "generation.npz"
     output_on_devices(8, __file__, path)
     expected = build().generate(weights(), *prompts(), keys())
@@ -248,7 +248,7 @@ def save_generation_of_mesh(path: str) -> None:
 
 
 def check_that_weights_stay(split_weights):
-    """From token to token activations travel between devices, and no kernel does."""
+    """Checks that activations travel between devices at each token, and kernels do not."""
     generate = jax.jit(build().generate)
     program = generate.lower(split_weights, *prompts(), keys()).compile().as_text()
     collectives = re.compile(

@@ -19,14 +19,14 @@ def logits(seed=0, rows=5, scale=2.0):
 
 
 def probabilities(logits_bv, reference_bv=None, **options):
-    """What `sampling.weights` keeps, normalised."""
+    """Probabilities from `sampling.weights`, normalised."""
     truncation = Truncation.of(SamplingConfig(**options))
     weights_bv = np.asarray(sampling.weights(logits_bv, truncation, reference_bv), np.float64)
     return weights_bv / weights_bv.sum(axis=1, keepdims=True)
 
 
 def expected_probabilities(logits_v, reference_v, temperature, support_threshold, top_k, top_p):
-    """One row, by sorting."""
+    """The truncated distribution of one row, computed by sorting."""
     p_v = scipy.special.softmax(logits_v.astype(np.float64) / temperature)
     rho_v = scipy.special.softmax(reference_v.astype(np.float64) / temperature)
     p_v[(rho_v < support_threshold) & (rho_v < rho_v.max())] = 0

@@ -41,7 +41,7 @@ STATES = list(itertools.product(range(MAX_STEPS), PLACES))
 
 
 def reference_parameters():
-    """Random, but for a constant in the residual stream that forbids all but letters and stop."""
+    """Random weights, and a constant in the residual stream that allows letters and stop only."""
     base = algorithms_test.random_parameters(MODEL)
     base["embedder"]["embedding"][:, 0] = 4.0
     base["final_norm"]["scale"][0] = 1.0
@@ -59,7 +59,7 @@ def prompt_of(step, place):
 
 
 def distribution(params):
-    """(step, place, letters) -> probabilities of `toy.TOKENS`, by the network alone."""
+    """Function of (step, place, letters): the network's probabilities of `toy.TOKENS`."""
     prefixes = [
         (step, place, letters)
         for step, place in STATES
@@ -81,7 +81,7 @@ def distribution(params):
 
 @pytest.fixture(scope="module")
 def trained():
-    """rho, and the learner after its last update."""
+    """The reference's probabilities, and the learner after its last update."""
     config = Config.from_dict(
         {
             "dataset": "toy",
