@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from etpo_jax.reproduction import measures, statistics
 from etpo_jax.reproduction.measures import Results, Run
 
-X_LABEL = "environment steps k"
+X_LABEL = "environment steps"
 _NUM_POINTS = 25
 _NUM_RESAMPLES = 400
 
@@ -41,7 +41,7 @@ def average_reward(results: Results) -> Curves:
     window = max(1, _num_env_steps(results) // 10)
     return _curves(
         results,
-        f"mean reward of the last {window} actions (a failure is -1)",
+        f"mean reward of the last {window} actions",
         lambda run, k: float(run.reward_t[max(0, k - window) : k].mean()),
     )
 
@@ -53,7 +53,7 @@ def _curves(results: Results, y_label: str, value: Callable[[Run, int], float]) 
     count = f"{len(datasets)} data set" + "s" * (len(datasets) != 1)
     return Curves(
         y_label,
-        f"{count}; interquartile mean, 95 % bootstrap band",
+        f"{count}; interquartile mean, 95 % bootstrap band; a failure counts -1",
         points,
         {name: _band(by, datasets, points, value) for name, by in results.items()},
     )

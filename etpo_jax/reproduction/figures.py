@@ -47,7 +47,7 @@ def evolution(run: Run) -> Figure:
     for row in improvements(run.path):
         axes.plot(row["env_step"], row["reward"], "o", color=line.colour, ms=6)
     axes.set_xlim(0, len(steps) * 1.02)
-    charts.legend(axes, "lower right")
+    charts.legend(axes)
     return figure
 
 

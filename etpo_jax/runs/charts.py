@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -100,9 +100,9 @@ def label(axes: Axes, *, title: str = "", x: str = "", y: str = "") -> None:
     axes.set_ylabel(y)
 
 
-def legend(axes: Axes, place: Literal["best", "lower right"] = "best") -> None:
+def legend(axes: Axes) -> None:
     """Adds a legend of all labelled curves."""
-    axes.legend(loc=place, frameon=False, labelcolor=_TEXT)
+    axes.legend(frameon=False, labelcolor=_TEXT)
 
 
 def draw_lines(axes: Axes, x: Float[np.ndarray, "u"], lines: Sequence[Line]) -> None:
@@ -183,17 +183,14 @@ def to_svg(made: Figure, shown: Sequence[tuple[float, str]] = ()) -> str:
     for colour, variable in _PAGE_COLOURS.items():
         text = text.replace(colour, variable)
     axes = made.axes[0]
-    box = axes.get_position()
-    width, height = 72 * made.get_size_inches()
+    # A picture has 72 points per inch, whatever the pixels of its figure.
+    points_per_pixel = 72 / made.dpi
     places = [
-        (round(float(made.transFigure.inverted().transform(point)[0]) * width, 1), words)
-        for point, (_, words) in zip(
-            axes.transData.transform([(x, axes.get_ylim()[0]) for x, _ in shown] or [(0, 0)]),
-            shown,
-            strict=False,
-        )
+        [round(float(axes.transData.transform((x, 0))[0]) * points_per_pixel, 1), words]
+        for x, words in shown
     ]
-    top, bottom = ((1 - y) * height for y in (box.y1, box.y0))
+    height = 72 * made.get_figheight()
+    top, bottom = ((1 - y) * height for y in (axes.get_position().y1, axes.get_position().y0))
     cursor = f'<path class="cursor" d="M0 {top:.1f}V{bottom:.1f}"/></svg>'
     data = html.escape(json.dumps(places, separators=(",", ":")))
     head = f'<svg role="img" data-readouts="{data}"' if places else '<svg role="img"'

@@ -208,6 +208,7 @@ def _error_chart(episodes: Episodes) -> str:
     figure, (axes,) = charts.figure(*_LARGE)
     charts.label(axes, x=_X_LABEL, y="share of the programs")
     charts.draw_bars(axes, edges, layers)
+    axes.set_xlim(0, edges[-1] * 1.02)
     charts.show_shares(axes)
     shown = [
         (float(edges[i : i + 2].mean()), f"to {edges[i + 1]:g}: {_shares(layers, i) or 'none'}")
