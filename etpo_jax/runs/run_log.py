@@ -142,5 +142,5 @@ def running_mean(values: Sequence[float] | np.ndarray, window: int) -> Float[np.
 
 
 def smoothing_window(num_points: int) -> int:
-    """Odd number of points, about a tenth of the curve; 1 for curves too short to smooth."""
+    """Width of the running mean: an odd number, a tenth of the points; 1 for short curves."""
     return 1 if num_points < 8 else 2 * max(1, num_points // 20) + 1

@@ -1,4 +1,4 @@
-"""What a checkpoint holds is told from its metadata, and damage in one line."""
+"""inspect_run shows a checkpoint from its metadata and reports damage in one line."""
 
 import json
 import shutil

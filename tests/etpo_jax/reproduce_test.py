@@ -1,5 +1,6 @@
-"""The program as its users run it, on the toy task; what a grid does is in reproduction/."""
+"""The program as its users run it, from a folder that is not the checkout, on the toy task."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -7,10 +8,11 @@ import sys
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
-def run(*arguments):
+def run(folder, *arguments):
     return subprocess.run(
         [sys.executable, "-m", "etpo_jax.reproduce", *map(str, arguments)],
-        cwd=ROOT,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,
@@ -26,8 +28,9 @@ def test_a_grid_of_one_run_makes_its_tables_and_figures(tmp_path):
     )
     output = tmp_path / "grid"
     result = run(
+        tmp_path,
         *("--algorithms=reflection", "--datasets=toy", "--seeds=3", "--num_env_steps=8"),
-        *("--tables=2", "--figures=3", f"--setup={setup}", f"--output={output}"),
+        *("--tables=2", "--figures=3", f"--setup={setup}", "--output=grid"),
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "1 of 1 cells" in result.stdout
@@ -40,8 +43,8 @@ def test_a_grid_of_one_run_makes_its_tables_and_figures(tmp_path):
     assert len(log.read_text().splitlines()) == 2
 
 
-def test_bad_input_is_one_clear_line():
-    result = run("--tables=7")
+def test_bad_input_is_one_clear_line(tmp_path):
+    result = run(tmp_path, "--tables=7")
     assert result.returncode == 2
     (line,) = result.stderr.strip().splitlines()
     assert line == "error: --tables=7: must be among 2, 3, 4, 5"
