@@ -1,1 +1,1 @@
-"""Scoring and scheduling of generated programs: the trusted side."""
+"""Scheduling and scoring of generated programs: the trusted side of execution."""

@@ -12,20 +12,20 @@ _BUFFERS_PER_CALL = 64
 
 
 class CellClosedError(Exception):
-    """The cell closed its end of the connection: it ended, or its program did that to it."""
+    """The cell closed its end of the connection: its process ended, or its program closed it."""
 
 
 class Cell:
-    """A forked process that waits for a program, or runs one; nothing here ever blocks.
+    """A forked process that waits for a program or runs one; no method blocks.
 
     Args:
-      cell_id: its name at the zygote.
-      sock: the connection; the cell holds the only other end.
-      max_prediction_bytes: the largest predictions that are accepted.
+      cell_id: number that the zygote gave the cell.
+      sock: connection to the cell, which holds the only other end.
+      max_prediction_bytes: size of the largest predictions that are accepted.
 
     Attributes:
-      started_at: when it was given its program.
-      has_fitted: whether `build_model` has returned.
+      started_at: time at which the cell was given its program.
+      has_fitted: whether the function of the program has returned.
     """
 
     def __init__(self, cell_id: int, sock: socket.socket, max_prediction_bytes: int):
@@ -43,12 +43,12 @@ class Cell:
         )
 
     def send(self, buffers: Iterable[memoryview] = ()) -> bool:
-        """Sends what the connection takes now, and keeps the rest for the next call.
+        """Sends as much as the connection takes now, and keeps the rest for the next call.
 
-        Returns: whether something is left.
+        Returns: whether something is left to send.
 
         Raises:
-          CellClosedError: when the cell does not listen any more.
+          CellClosedError: when the cell has closed the connection.
         """
         self._outgoing.extend(buffers)
         while self._outgoing:
@@ -68,11 +68,11 @@ class Cell:
         return False
 
     def receive(self) -> Iterator[tuple[bytes, bytes]]:
-        """The frames that are complete now, `(kind, payload)`.
+        """Yields the frames that are complete now as `(kind, payload)`.
 
         Raises:
           CellClosedError: at the end of the stream.
-          wire.WireError: for bytes that no cell of ours would send.
+          wire.WireError: for bytes that the protocol does not allow.
         """
         try:
             data = self.sock.recv(_READ_BYTES)

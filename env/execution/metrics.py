@@ -1,7 +1,7 @@
-"""What a validation half pays for predicted probabilities: Eq. 10's ROC AUC, and other choices.
+"""Metrics that score predicted probabilities: the ROC AUC of Eq. 10, and others.
 
-Every built-in metric is better when larger and lies within [-1, 1], so that no program that runs is
-worth less than one that fails.
+Built-in metrics lie within [-1, 1], larger is better: no program that runs gets less than one that
+fails.
 """
 
 import dataclasses
@@ -21,18 +21,18 @@ DEFAULT_METRIC = "roc_auc"
 
 
 class MetricError(ValueError):
-    """Predictions have no score under a metric; the text is meant for the author of the program."""
+    """Predictions have no score under a metric; the text is fit for the next prompt."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A score of predictions.
+    """A function that scores predictions.
 
     Attributes:
-      name: as given to `--metric`.
+      name: value of `--metric`.
       function: takes labels, int64 [n] codes 0..K-1, and probabilities, float64 [n, K], finite;
         returns the score.
-      version: changes when a scorer of the user's changes; "" for built-in metrics.
+      version: hash of the source of a user's function; "" for built-in metrics.
     """
 
     name: str
@@ -40,10 +40,10 @@ class Metric:
     version: str = ""
 
     def __call__(self, labels_n: np.ndarray, probabilities_nk: np.ndarray) -> float:
-        """The score.
+        """Returns the score.
 
         Raises:
-          MetricError: when these predictions have none, whatever a scorer of the user's raised.
+          MetricError: when the function raises, or its result is not finite.
         """
         try:
             score = float(self.function(labels_n, probabilities_nk))
@@ -57,12 +57,10 @@ class Metric:
 
 
 def find(name: str) -> Metric:
-    """A built-in metric, or a scorer of the user's as `module:function`.
-
-    The module is imported from the current folder or the Python path, into this process.
+    """Returns a built-in metric, or the user's function that `module:function` names.
 
     Raises:
-      UsageError: for a name that is neither, or a scorer that cannot be imported.
+      UsageError: for an unknown name, or a function that cannot be imported.
     """
     if name in _BUILT_IN:
         return Metric(name, _BUILT_IN[name])
@@ -93,7 +91,7 @@ def _accuracy(labels_n: np.ndarray, probabilities_nk: np.ndarray) -> float:
 
 
 def _log_loss(labels_n: np.ndarray, probabilities_nk: np.ndarray) -> float:
-    """exp(-log loss): the geometric mean of the probability given to the true class."""
+    """Returns exp(-log loss), the geometric mean of the probability of the true class."""
     if (probabilities_nk < 0).any() or not np.allclose(probabilities_nk.sum(axis=1), 1, atol=1e-6):
         raise MetricError("predict_proba returned rows that are no probabilities with the sum 1")
     given = probabilities_nk[np.arange(len(labels_n)), labels_n]
@@ -101,7 +99,7 @@ def _log_loss(labels_n: np.ndarray, probabilities_nk: np.ndarray) -> float:
 
 
 def _average_precision(labels_n: np.ndarray, probabilities_nk: np.ndarray) -> float:
-    """Area under precision over recall; above two classes the mean of one against the rest."""
+    """Returns the area under precision over recall; above two classes the mean over classes."""
     from sklearn.metrics import average_precision_score
 
     num_classes = probabilities_nk.shape[1]

@@ -1,4 +1,4 @@
-"""A zygote with its cells: those that wait, those that work, those that have yet to be reaped."""
+"""A zygote together with its cells, which wait, work or end."""
 
 import collections
 import dataclasses
@@ -9,12 +9,12 @@ from env.execution.cell import Cell
 from env.execution.results import Execution
 from env.execution.zygote import CellBorn, CellEnded, ForkFailed, Ready, Zygote
 
-# A loaded host takes its time; these only tell a hung zygote from a working one.
+# Long enough for a loaded host: these times only tell a hung zygote from a working one.
 _START_S = 60.0
 _ANSWER_S = 15.0
-# Between requests when the operating system has no process or descriptor left.
+# Time between requests when the operating system has no process or descriptor left.
 _PAUSE_S = 0.1
-# How long a process and its connection may take to end one after the other.
+# Time in which both a process and its connection should end once one of them has.
 _LINGER_S = 0.3
 
 
@@ -23,9 +23,9 @@ class Job:
     """One split of an execution, in a cell.
 
     Attributes:
-      connection_ended: whether all that the cell has ever sent has been read.
+      connection_ended: whether everything that the cell sent has been read.
       death: how its process ended, once that is known.
-      linger_until: by then both of these should be known.
+      linger_until: time by which both of these should be known.
     """
 
     execution: Execution
@@ -36,18 +36,18 @@ class Job:
     linger_until: float | None = None
 
     def linger(self) -> None:
-        """One end of the cell has been seen; the other one is waited for."""
+        """Notes that process or connection has ended, and sets the time to wait for the other."""
         if self.linger_until is None:
             self.linger_until = time.monotonic() + _LINGER_S
 
 
 class Nursery:
-    """Cells of one zygote.
+    """The cells of one zygote.
 
     Args:
-      zygote: has just been started.
-      spare_cells: how many cells shall wait for programs.
-      max_prediction_bytes: the largest predictions that a cell may send.
+      zygote: a zygote that has just been started.
+      spare_cells: number of cells that wait for programs.
+      max_prediction_bytes: size of the largest predictions that a cell may send.
 
     Attributes:
       waiting: cells without a program.
@@ -66,7 +66,7 @@ class Nursery:
         self._pause_until = 0.0
 
     def request_cells(self, now: float) -> None:
-        """Asks for as many cells as are missing; raises `ZygoteError`."""
+        """Asks the zygote for as many cells as are missing; raises `ZygoteError`."""
         if not self.zygote.is_ready or now < self._pause_until:
             return
         while len(self.waiting) + len(self._requests) < self._spare_cells:
@@ -74,7 +74,7 @@ class Nursery:
             self._requests.append(now)
 
     def receive(self) -> Iterator[Ready | tuple[Job, CellEnded]]:
-        """Takes in what the zygote tells; yields what the scheduler has to know.
+        """Handles the messages of the zygote; yields those that concern the scheduler.
 
         Raises:
           ZygoteError: when the zygote is gone.
@@ -106,19 +106,19 @@ class Nursery:
                 return
 
     def end_cell(self, cell_id: int) -> None:
-        """Has a cell killed; raises `ZygoteError`."""
+        """Asks the zygote to kill a cell; raises `ZygoteError`."""
         self._ending[cell_id] = time.monotonic()
         self.zygote.end_cell(cell_id)
 
     def is_hung(self, now: float) -> bool:
-        """Whether the zygote has left something unanswered for too long."""
+        """Returns whether the zygote has left a request unanswered for too long."""
         if not self.zygote.is_ready:
             return self._started_at + _START_S <= now
         oldest = min([*self._ending.values(), *self._requests], default=now)
         return oldest + _ANSWER_S <= now
 
     def next_time(self, now: float) -> float | None:
-        """When `request_cells` or `is_hung` may have something to do."""
+        """Returns the next time at which `request_cells` or `is_hung` may have an effect."""
         times = [since + _ANSWER_S for since in [*self._ending.values(), *self._requests]]
         if not self.zygote.is_ready:
             times.append(self._started_at + _START_S)
@@ -137,7 +137,7 @@ class Nursery:
                 job.linger_until += late_s
 
     def close(self) -> str:
-        """Ends everything; returns the last words of the zygote."""
+        """Ends zygote and cells; returns what the zygote last wrote to standard error."""
         for cell in [*self.waiting, *(job.cell for job in self.working.values())]:
             cell.sock.close()
         self.waiting.clear()

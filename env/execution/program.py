@@ -1,4 +1,4 @@
-"""How the body that an agent writes becomes a program, and which of its functions is called."""
+"""Program templates, which turn the body that an agent writes into a program."""
 
 import dataclasses
 

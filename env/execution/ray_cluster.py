@@ -1,4 +1,4 @@
-"""A Ray cluster as the executor needs it: nodes, tiers, actors. Ray is an optional extra."""
+"""The connection to a Ray cluster: its nodes, their tiers, and actors. Ray is an optional extra."""
 
 import dataclasses
 import os
@@ -25,9 +25,9 @@ class Node:
     """A machine of the cluster.
 
     Attributes:
-      node_id: Ray's name for it.
-      address: for messages.
-      num_cores: processors that Ray has there.
+      node_id: identifier of the node in Ray.
+      address: network address, for messages.
+      num_cores: processors that Ray may use there.
     """
 
     node_id: str
@@ -36,17 +36,17 @@ class Node:
 
 
 class RayCluster:
-    """A connection to a cluster, which uses the one that this process has already, if any.
+    """A connection to a cluster; a connection that this process has already is shared.
 
     Args:
-      address: of a running cluster; empty is `RAY_ADDRESS`, or else this machine's, started if
-        there is none.
+      address: address of a running cluster; empty is `RAY_ADDRESS`, or else the cluster of this
+        machine, which is started if there is none.
 
     Raises:
       UsageError: without Ray, or when no cluster answers.
 
     Attributes:
-      ActorLost: what is raised for the calls of an actor that is gone or out of reach.
+      ActorLost: type of the errors of calls to an actor that is gone or out of reach.
     """
 
     def __init__(self, address: str = ""):
@@ -64,7 +64,7 @@ class RayCluster:
         self.ActorLost: type[Exception] = ray.exceptions.RayActorError
 
     def nodes(self) -> list[Node]:
-        """The nodes that are alive; those without processors for work only if none has any."""
+        """Returns the nodes that are alive; nodes without processors only if none has any."""
         alive = [
             Node(node["NodeID"], node["NodeManagerAddress"], int(node["Resources"].get("CPU", 0)))
             for node in self._ray.nodes()
@@ -73,10 +73,10 @@ class RayCluster:
         return [node for node in alive if node.num_cores] or alive
 
     def common_tier(self) -> str:
-        """The strongest tier that stands on all nodes.
+        """Returns the strongest tier that stands on all nodes.
 
         Raises:
-          IsolationError: when there is none.
+          IsolationError: when no tier stands on all of them.
         """
         nodes = self.nodes()
         standing = self._ray.remote(_standing)
@@ -94,7 +94,7 @@ class RayCluster:
         )
 
     def put(self, dataset: LabelledTable) -> Any:
-        """A reference to what scoring needs of a table."""
+        """Stores features and labels of a table in the cluster; returns a reference."""
         return self._ray.put(_Table(np.asarray(dataset.features), np.asarray(dataset.labels)))
 
     def start_actor(
@@ -102,17 +102,17 @@ class RayCluster:
     ) -> Any:
         """Starts an executor on `node`, or on another one should `node` be gone.
 
-        Its methods are those of `NodeExecutor`. Ray does not repeat calls of an actor that is lost:
-        it would count a call that has never reached the actor as one of its tries.
+        The actor's methods are those of `NodeExecutor`. Ray does not repeat the calls of a lost
+        actor, because it would count a call that never reached the actor as a try.
 
         Args:
-          node: where it should run.
-          table: from `put`.
+          node: preferred node.
+          table: reference from `put`.
           settings: keyword arguments of its `CodeExecutor`.
-          max_bodies: how many bodies it will be given at the same time.
+          max_bodies: number of bodies that it will be given at the same time.
         """
         actor = self._ray.remote(NodeExecutor)
-        # One more for `check`.
+        # One more thread runs `check`.
         options = self._on(node) | {"max_concurrency": max_bodies + 1, "max_restarts": 0}
         return actor.options(**options).remote(table, dict(settings))
 
@@ -122,7 +122,7 @@ class RayCluster:
         return {"num_cpus": 0, "scheduling_strategy": affinity(node.node_id, soft=True)}
 
     def get(self, references: Any) -> Any:
-        """What calls have returned; raises what one of them has raised, as it was raised there."""
+        """Returns the results of calls; raises the error of a call with its original type."""
         try:
             return self._ray.get(references)
         except self._ray.exceptions.RayTaskError as error:
@@ -134,20 +134,20 @@ class RayCluster:
             self._ray.kill(actor)
 
     def close(self) -> None:
-        """Ends the connection if it was made here."""
+        """Ends the connection if this object made it."""
         if self._is_owner:
             self._ray.shutdown()
 
 
 def _connect(ray: Any, address: str) -> None:
-    # Otherwise a cluster that is started here reports its use to the makers of Ray.
+    # Without this, a cluster that is started here reports its use to the makers of Ray.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = address or os.environ.get("RAY_ADDRESS", "")
     try:
-        _check_that_somebody_listens(address)
+        _check_that_a_server_listens(address)
         ray.init(
             address=address or None,
-            # So that nodes need no checkout of their own.
+            # Sends this package to the nodes, which need no checkout of their own.
             runtime_env={"py_modules": [str(Path(env.__file__).parent)]},
             log_to_driver=False,
             logging_level="error",
@@ -158,21 +158,21 @@ def _connect(ray: Any, address: str) -> None:
         raise UsageError(f"{where}: {reason}") from None
 
 
-def _check_that_somebody_listens(address: str) -> None:
-    """Raises OSError at once where Ray would try again for ten minutes."""
+def _check_that_a_server_listens(address: str) -> None:
+    """Raises OSError at once; Ray itself would try for ten minutes."""
     host, _, port = address.rpartition(":")
     if port.isdecimal() and "/" not in host:
         socket.create_connection((host, int(port)), _CONNECT_S).close()
 
 
 def _standing() -> list[str]:
-    """The tiers that stand on the node where this is called."""
+    """Returns the tiers that stand on the node that runs this function."""
     return [tier for tier in TIERS if not probe(tier)]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Table:
-    """A `LabelledTable` of a class that every node knows."""
+    """Features and labels, in a class that every node knows."""
 
     features: np.ndarray
     labels: np.ndarray
@@ -186,11 +186,11 @@ class NodeExecutor:
         try:
             self._executor = CodeExecutor(table, **settings)
         except (ValueError, UsageError, OSError) as error:
-            # Raised from here it would reach the trainer as the text of a traceback.
+            # If it were raised here, the trainer would get the text of a traceback.
             self._error = error
 
     def check(self) -> None:
-        """Raises what has kept the executor from starting."""
+        """Raises the error that has kept the executor from starting, if any."""
         if self._error is not None:
             raise self._error
 

@@ -1,4 +1,4 @@
-"""Executors on the nodes of a Ray cluster, used as if they were one."""
+"""An executor that spreads programs over the nodes of a Ray cluster."""
 
 import collections
 import concurrent.futures
@@ -15,10 +15,10 @@ from env.execution.results import FAILURE_REWARD, ExecutionResult
 from env.execution.scheduler import ExecutorError
 from env.execution.scoring import LabelledTable
 
-# What an actor has beyond what its workers run, so that none of them waits for the network.
+# Bodies that an actor is given per worker, so that no worker waits for the network.
 _BODIES_PER_WORKER = 2
 _QUEUE_PER_ACTOR = 128
-# Of each actor, without any result from one of them in between.
+# Failed starts per actor in a row, without a result in between, after which the executor gives up.
 _MAX_FAILED_STARTS = 3
 _LOST = "SystemError: the program ended its worker process"
 
@@ -28,7 +28,7 @@ class _Job:
     """One body on its way to a result.
 
     Attributes:
-      future: gets the result; cancelled when nobody waits for it any more.
+      future: receives the result; cancelled when the caller has stopped waiting.
       is_lost: whether an actor that had the body was lost.
     """
 
@@ -39,12 +39,12 @@ class _Job:
     is_lost: bool = False
 
     def finish(self, result: ExecutionResult) -> None:
-        """The result is known, for the first and last time."""
+        """Sets the result."""
         with contextlib.suppress(concurrent.futures.InvalidStateError):  # cancelled
             self.future.set_result(result)
 
     def fail(self, error: ExecutorError) -> None:
-        """There will be no result."""
+        """Reports that there will be no result."""
         with contextlib.suppress(concurrent.futures.InvalidStateError):  # cancelled, or finished
             self.future.set_exception(error)
 
@@ -54,11 +54,11 @@ class _Actor:
     """An executor on a node.
 
     Attributes:
-      node: where it was started.
-      handle: Ray's.
-      max_bodies: how many bodies it is given at the same time.
-      is_ready: whether it has said that its walls stand.
-      jobs: what it has been given and not answered.
+      node: node on which it was started.
+      handle: the actor in Ray.
+      max_bodies: number of bodies that it is given at the same time.
+      is_ready: whether it has reported that its walls stand.
+      jobs: bodies that it has been given and has not answered.
     """
 
     node: Node
@@ -69,25 +69,25 @@ class _Actor:
 
     @property
     def room(self) -> int:
-        """How many more bodies it may be given."""
+        """Number of further bodies that it may be given."""
         return self.max_bodies - len(self.jobs) if self.is_ready else 0
 
 
 class RayExecutor:
-    """Runs and scores bodies on the nodes of a Ray cluster; otherwise as `CodeExecutor`.
+    """Runs and scores bodies on the nodes of a Ray cluster; used like `CodeExecutor`.
 
-    One actor per node owns a `CodeExecutor`. An actor or node that is lost is replaced, and what it
-    had is executed once more; a body that is lost twice counts as the cause, as on one machine. The
-    nodes are given the table with its labels and this package: they are trusted as the trainer is.
+    One actor per node owns a `CodeExecutor`. A lost actor or node is replaced, and its bodies are
+    executed once more; a body that is lost twice counts as the cause, as on one machine. The nodes
+    receive this package and the table with its labels: they are trusted as the trainer is.
 
     Args:
       dataset: the table that programs are scored on.
-      address: of a running cluster; empty is `RAY_ADDRESS`, or else this machine's, started if
-        there is none. A connection that this process has made already is used instead.
-      num_actors: executors, spread over the nodes; 0 is one per node.
-      num_workers: programs that one of them runs at the same time; 0 is one per core of its node.
-      isolation: as for `CodeExecutor`, but `auto` is the strongest tier that stands on all nodes.
-      options: the other arguments of `CodeExecutor`.
+      address: address of a running cluster; empty is `RAY_ADDRESS`, or else the cluster of this
+        machine, which is started if there is none. A connection of this process comes first.
+      num_actors: number of executors, spread over the nodes; 0 is one per node.
+      num_workers: programs that each of them runs at the same time; 0 is one per core of its node.
+      isolation: tier by name; `auto` is the strongest tier that stands on all nodes.
+      options: further arguments of `CodeExecutor`, such as `limits`.
 
     Raises:
       UsageError: without Ray, or when no cluster answers at `address`.
@@ -129,9 +129,9 @@ class RayExecutor:
         self._lock = threading.Lock()
         self._failure: ExecutorError | None = None
         self._unfinished: set[_Job] = set()
-        # What has happened, as the calls that deal with it in the thread.
+        # Events, each as a call that handles it in the thread.
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        # The rest belongs to the thread.
+        # The attributes below belong to the thread.
         self._waiting: collections.deque[_Job] = collections.deque()
         self._failed_starts = 0
         self._thread = threading.Thread(target=self._main, name="ray executor", daemon=True)
@@ -139,11 +139,11 @@ class RayExecutor:
 
     @property
     def isolation(self) -> str:
-        """The tier that is in force, the same on all nodes."""
+        """Name of the isolation tier that is in force on all nodes."""
         return self._isolation
 
     def run(self, bodies: Sequence[str]) -> list[ExecutionResult]:
-        """Runs and scores every body; as `CodeExecutor.run`."""
+        """Runs and scores every body, like `CodeExecutor.run`."""
         jobs: list[_Job] = []
         try:
             for body in bodies:
@@ -154,7 +154,7 @@ class RayExecutor:
             return [job.future.result() for job in jobs]
         finally:
             for job in jobs:
-                job.future.cancel()  # changes nothing for those that are done
+                job.future.cancel()  # has no effect on those that are done
 
     def _submit(self, job: _Job) -> None:
         with self._lock:
@@ -214,7 +214,7 @@ class RayExecutor:
             self._when_done(actor.handle.run.remote(job.body), self._on_result, actor, job)
 
     def _when_done(self, reference: Any, deal_with: Callable[..., None], *arguments: Any) -> None:
-        """Has the thread call `deal_with(*arguments, future)` once a call of an actor is done."""
+        """Lets the thread call `deal_with(*arguments, future)` once a call of an actor is done."""
         reference.future().add_done_callback(
             lambda future: self._events.put(functools.partial(deal_with, *arguments, future))
         )
@@ -222,9 +222,7 @@ class RayExecutor:
     def _on_result(
         self, actor: _Actor, job: _Job, future: concurrent.futures.Future[ExecutionResult]
     ) -> None:
-        if (
-            job not in actor.jobs
-        ):  # the actor was given up, and the body has been executed elsewhere
+        if job not in actor.jobs:  # the actor was given up, and another one has the body
             return
         error = future.exception()
         if error is not None:
@@ -238,7 +236,7 @@ class RayExecutor:
     # Actors.
 
     def _start_actor(self) -> _Actor:
-        """Starts one more, on the node that has the fewest."""
+        """Starts an actor on the node that has the fewest."""
         nodes = self._cluster.nodes()
         taken = collections.Counter(actor.node.node_id for actor in self._actors)
         node = min(nodes, key=lambda node: taken[node.node_id])
@@ -251,7 +249,7 @@ class RayExecutor:
         return actor
 
     def _replace(self, actor: _Actor, error: BaseException) -> None:
-        """Gives an actor up, starts another one and has its bodies executed again, once."""
+        """Replaces an actor by a new one; its bodies are executed again, once."""
         self._actors.remove(actor)
         self._cluster.kill([actor.handle])
         had_begun = actor.is_ready and isinstance(error, self._cluster.ActorLost)
@@ -281,5 +279,5 @@ class RayExecutor:
 
 
 def _reason(error: BaseException) -> str:
-    """The last line of an error of Ray's, which carries tracebacks in its text."""
+    """Returns the last line of an error, since Ray puts tracebacks into its texts."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1]

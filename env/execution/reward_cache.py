@@ -1,7 +1,7 @@
-"""Rewards of programs that have been run before, kept on disk by content.
+"""A cache on disk of the rewards of programs, keyed by content.
 
-A reward is a function of the body, the table, the splits, the metric and the libraries, which are
-seeded per split. All of that is in the key, so that nothing ever has to be invalidated.
+A reward is a function of program, table, splits, metric and libraries, which are seeded per split.
+All of these are in the key, so that no entry ever has to be invalidated.
 """
 
 import dataclasses
@@ -25,28 +25,28 @@ from env.sandbox.limits import Limits
 from env.tables.table import Dataset
 
 _FORMAT = 1
-"""To be raised when programs come to be run in a way that changes rewards."""
+"""Part of the key; a change to how programs are run that changes rewards must raise it."""
 _LIBRARIES = ("numpy", "scipy", "scikit-learn", "pandas")
-# Outcomes that depend on the load and the memory of the machine are run again.
+# These outcomes depend on the load and the memory of the machine.
 _NOT_CACHED = ("TimeoutError", "MemoryError", "SystemError")
 
 
 class CachedExecutor:
-    """An executor that remembers; `run`, `isolation` and `close` as those of the one it wraps.
+    """An executor that remembers the results of another one.
 
     `run` may be called from many threads, and many processes may share a folder. A body that occurs
     several times among the unknown ones of a call is executed once.
 
     Args:
       executor: runs unknown bodies; closed with this one.
-      folder: where results lie; see `default_folder`.
+      folder: folder of the results; see `default_folder`.
       context: JSON values that rewards depend on beside program, libraries and machine; see
         `reward_context`.
       template: how the executor makes a program of a body.
 
     Attributes:
-      hits: bodies so far that did not have to be executed.
-      misses: bodies so far that were executed.
+      hits: number of bodies so far that did not have to be executed.
+      misses: number of bodies so far that were executed.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class CachedExecutor:
                 "python": platform.python_version(),
                 "machine": platform.machine(),
                 "versions": {name: _version(name) for name in _LIBRARIES},
-                # What runs without a wall around it could write into the cache as well.
+                # A program without a wall around it could write into the cache.
                 "isolation": executor.isolation,
             },
             sort_keys=True,
@@ -82,11 +82,11 @@ class CachedExecutor:
 
     @property
     def isolation(self) -> str:
-        """That of the executor."""
+        """Isolation tier of the wrapped executor."""
         return self._executor.isolation
 
     def run(self, bodies: Sequence[str]) -> list[ExecutionResult]:
-        """Results in the order of `bodies`, remembered or executed now."""
+        """Returns results in the order of `bodies`, remembered or executed now."""
         keys = [self._key(body) for body in bodies]
         known = {key: found for key in set(keys) if (found := self._load(key)) is not None}
         unknown: dict[str, str] = {}
@@ -108,7 +108,7 @@ class CachedExecutor:
         return results
 
     def close(self) -> None:
-        """Closes the executor; what is on disk stays."""
+        """Closes the wrapped executor; results on disk stay."""
         self._executor.close()
 
     def _key(self, body: str) -> str:
@@ -131,7 +131,7 @@ class CachedExecutor:
             )
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError):  # damaged: it is executed and written anew
+        except (ValueError, TypeError, KeyError):  # a damaged entry counts as unknown
             return None
 
     def _store(self, key: str, result: ExecutionResult) -> None:
@@ -143,14 +143,14 @@ class CachedExecutor:
         try:
             path.parent.mkdir(exist_ok=True)
             _write(path, json.dumps(fields))
-        except OSError as error:  # the result is there; that it is not remembered costs time only
+        except OSError as error:  # costs the time of another execution, not the result
             if not self._has_warned:
                 logging.warning("rewards cannot be remembered in %s: %s", self._folder, error)
                 self._has_warned = True
 
 
 def default_folder() -> Path:
-    """`etpo_jax/rewards` in the user's cache folder."""
+    """Returns the folder `etpo_jax/rewards` in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "etpo_jax" / "rewards"
 
@@ -163,9 +163,9 @@ def reward_context(
     limits: Limits,
     libraries: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What rewards depend on beside body, usual libraries and machine.
+    """Returns what rewards depend on beside program, usual libraries and machine, as JSON values.
 
-    Args: as for `env.executor.CodeExecutor`. A further library's version is found where its
+    Args: as for `env.executor.CodeExecutor`. The version of a further library is known if its
       distribution has the name of the module.
     """
     return {
@@ -173,7 +173,7 @@ def reward_context(
         "num_splits": num_splits,
         "metric": metric.name,
         "metric_version": metric.version,
-        # Outcomes of a limit of time are not remembered.
+        # Limits of time are left out: outcomes of them are not remembered.
         "memory_bytes": limits.memory_bytes,
         "max_threads": limits.max_threads,
         "max_output_bytes": limits.max_output_bytes,

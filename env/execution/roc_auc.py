@@ -1,8 +1,8 @@
 """Area under the ROC curve, as scikit-learn's `roc_auc_score` computes it, bit for bit.
 
-Scoring happens beside the trainer, five times per execution. scikit-learn spends milliseconds per
-call on checking its arguments, and a second and 100 MB on being imported; neither is paid here. The
-tests hold the results to those of scikit-learn.
+Scoring happens in the trainer's process, five times per execution. scikit-learn spends milliseconds
+per call on checking its arguments, and a second and 100 MB on its import. The tests compare results
+with those of scikit-learn.
 """
 
 import itertools
@@ -11,10 +11,10 @@ import numpy as np
 
 
 class RocAuc:
-    """The score of predictions for fixed labels.
+    """The area under the ROC curve of predictions for fixed labels.
 
-    Two classes: the scores of class 1. More: the mean over all pairs of classes and both directions
-    (Hand and Till 2001), which scikit-learn calls `multi_class="ovo"`.
+    With two classes the curve is that of class 1. With more, the result is the mean over all pairs
+    of classes and both directions (Hand and Till 2001), scikit-learn's `multi_class="ovo"`.
 
     Args:
       labels_n: int64 class codes 0..K-1, each of them present, K at least 2.
@@ -22,7 +22,7 @@ class RocAuc:
 
     def __init__(self, labels_n: np.ndarray):
         self.num_classes = int(labels_n.max()) + 1
-        # Per pair of classes its two curves: rows, column of scores, 1.0 where a row is positive.
+        # Each pair of classes has two curves: rows, column of scores, 1.0 where a row is positive.
         self._pairs: list[list[tuple[np.ndarray, int, np.ndarray]]] = []
         for pair in itertools.combinations(range(self.num_classes), 2):
             rows = np.flatnonzero(np.isin(labels_n, pair))
@@ -32,7 +32,7 @@ class RocAuc:
             )
 
     def __call__(self, scores_nk: np.ndarray) -> float:
-        """The area, between 0 and 1.
+        """Returns the area, between 0 and 1.
 
         Args:
           scores_nk: finite float64 [n, K].
@@ -42,7 +42,7 @@ class RocAuc:
         """
         with np.errstate(over="ignore"):
             sums_n = scores_nk.sum(axis=1)
-        # As np.allclose(1, sums_n), at a fifth of its cost.
+        # Equals np.allclose(1, sums_n), at a fifth of its cost.
         is_close_n = np.isfinite(sums_n) & (np.abs(1 - sums_n) <= 1e-8 + 1e-5 * np.abs(sums_n))
         if self.num_classes > 2 and not is_close_n.all():
             raise ValueError(

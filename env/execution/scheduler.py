@@ -1,4 +1,4 @@
-"""The event loop of the executor: gives splits to cells, keeps time, survives their deaths."""
+"""The event loop of the executor: gives splits to cells, keeps time, replaces lost processes."""
 
 import collections
 import functools
@@ -20,7 +20,8 @@ from env.sandbox.limits import Limits
 
 _MAX_FAILED_STARTS = 3
 _PAUSE_S = 1.0
-# Longer than the system ever keeps a runnable thread waiting: this process was stopped meanwhile.
+# The system never keeps a runnable thread waiting so long: a longer gap means that this process was
+# stopped.
 _STOPPED_S = 1.0
 
 _FORGED = "RuntimeError: the program touched the connection that carries its results"
@@ -29,7 +30,7 @@ _KILLED = "MemoryError: the program was killed for using too much memory"
 
 
 class ExecutorError(Exception):
-    """The executor cannot go on; this says nothing about any body."""
+    """The executor cannot go on, for a reason that no body has caused."""
 
 
 class Scheduler:
@@ -38,8 +39,8 @@ class Scheduler:
     Args:
       start_zygote: starts a zygote; called in the thread, again whenever one was lost.
       scorer: splits and scores.
-      limits: of each execution.
-      num_workers: how many cells work at the same time.
+      limits: resource limits of each process.
+      num_workers: number of cells that work at the same time.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Scheduler:
         self._inbox: list[Execution] = []
         self._failure: ExecutorError | None = None
         self._is_closing = False
-        # The rest belongs to the thread.
+        # The attributes below belong to the thread.
         self._unfinished: set[Execution] = set()
         self._queue: collections.deque[tuple[Execution, int]] = collections.deque()
         self._nurseries: list[Nursery] = []
@@ -70,14 +71,14 @@ class Scheduler:
         for sock in (self._woken, self._waker):
             sock.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ, self._on_wake)
-        # A daemon: who forgets to close it can end nevertheless, and the zygotes with him.
+        # A daemon thread lets a process end that forgets to close the executor; its zygotes end too.
         self._thread = threading.Thread(target=self._main, name="executor", daemon=True)
         self._thread.start()
 
     # Called from any thread.
 
     def submit(self, execution: Execution) -> None:
-        """Queues an execution; its future gets the result, or an `ExecutorError`.
+        """Queues an execution; its future receives the result, or an `ExecutorError`.
 
         Raises:
           ExecutorError: when the scheduler is closed or has failed.
@@ -89,13 +90,13 @@ class Scheduler:
         self._wake()
 
     def cancel(self, executions: Iterable[Execution]) -> None:
-        """Ends executions whose results nobody waits for any more."""
+        """Ends executions whose results are not needed any more."""
         for execution in executions:
             execution.future.cancel()
         self._wake()
 
     def close(self) -> None:
-        """Ends all processes; what has no result yet fails with an `ExecutorError`."""
+        """Ends all processes; unfinished executions fail with an `ExecutorError`."""
         self._is_closing = True
         self._wake()
         self._thread.join()
@@ -104,7 +105,7 @@ class Scheduler:
         try:
             self._waker.send(b"\0")
         except OSError:
-            return  # full: the thread will look; closed: it has ended
+            return  # a full socket wakes the thread anyhow; a closed one means that it has ended
 
     # Everything below runs in the thread.
 
@@ -259,7 +260,7 @@ class Scheduler:
         try:
             is_waiting = job.cell.send(buffers)
         except CellClosedError:
-            is_waiting = False  # what it said before and the end of its stream can still be read
+            is_waiting = False  # its last frames and the end of its stream can still be read
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if is_waiting else 0)
         key = self._selector.get_key(job.cell.sock)
         if key.events != wanted:
@@ -298,20 +299,20 @@ class Scheduler:
             self._fail(job, _FORGED)
 
     def _see_end(self, nursery: Nursery, job: Job) -> None:
-        """Judges a cell that has ended without a result, once process and connection have."""
+        """Judges a cell without a result, once both its process and its connection have ended."""
         job.linger()
         if job.death is None or not job.connection_ended:
             return
         self._forget(nursery, job)
         death, cpu_s = job.death, self._limits.processor_s
         if death.exit_code == -signal.SIGKILL and death.cpu_s < cpu_s:
-            # Not killed from here: most likely by the operating system, out of memory.
+            # The scheduler did not kill it: most likely the operating system did, out of memory.
             self._try_again(job, _KILLED)
         else:
             self._fail(job, _explain(death, cpu_s))
 
     def _end(self, nursery: Nursery, job: Job) -> None:
-        """Lets go of a job and has its cell killed."""
+        """Gives a job up and kills its cell."""
         self._forget(nursery, job)
         if job.death is None:
             try:
@@ -342,7 +343,8 @@ class Scheduler:
         execution = job.execution
         execution.score(job.split, score)
         if job.split == 0:
-            # Most programs that fail do so on the first split; the others may run at once.
+            # The other splits run at the same time, once the first one, on which most failing
+            # programs fail, is done.
             splits = range(execution.num_splits - 1, 0, -1)
             self._queue.extendleft((execution, split) for split in splits)
         self._settle(execution)
@@ -353,7 +355,7 @@ class Scheduler:
         self._settle(job.execution)
 
     def _try_again(self, job: Job, error: str) -> None:
-        """The process vanished: once may be bad luck, twice is the program's own doing."""
+        """Runs a split again whose process vanished; the second time the program is to blame."""
         if job.execution.lose(job.split):
             self._queue.appendleft((job.execution, job.split))
         else:
@@ -389,7 +391,7 @@ class Scheduler:
 
 
 def _error_text(payload: bytes) -> str:
-    """`Type: message` from what a cell says about an exception of its program."""
+    """Returns `Type: message` for the ERROR payload of a cell."""
     name, _, message = payload.decode(errors="replace").partition("\n")
     if not name.isidentifier():
         name = "Exception"
@@ -401,7 +403,7 @@ def _too_slow(limits: Limits) -> str:
 
 
 def _explain(death: CellEnded, cpu_s: int) -> str:
-    """What to say about a program that ended its process without a result."""
+    """Returns the error of a program that ended its process without a result."""
     if death.exit_code in (-signal.SIGXCPU, -signal.SIGKILL):
         return f"TimeoutError: the program used more than {cpu_s} s of processor time on one split"
     if death.exit_code < 0:

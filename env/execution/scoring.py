@@ -1,4 +1,4 @@
-"""The trusted half of Eq. 10: what each split shows a program, and the score of its predictions."""
+"""The trusted half of Eq. 10: the data of each split, and the score of predictions for it."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from env.tables.splits import check_class_counts, split_rows
 
 
 class LabelledTable(Protocol):
-    """What is needed of a data set; `env.datasets.Dataset` is one."""
+    """The part of `env.datasets.Dataset` that scoring needs."""
 
     @property
     def features(self) -> np.ndarray: ...
@@ -26,12 +26,12 @@ class LabelledTable(Protocol):
 
 
 class PredictionError(ValueError):
-    """The predictions of a program cannot be scored; the text is meant for the next prompt."""
+    """The predictions of a program cannot be scored; the text is fit for the next prompt."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One 50/50 split; arrays are C-contiguous.
+    """One 50/50 split of a table, in C-contiguous arrays.
 
     Attributes:
       x_train: float64 `[rows, features]`; the program sees it.
@@ -52,11 +52,11 @@ class Scorer:
     Args:
       table: features `[n, f]` float64 and labels `[n]` int64, codes 0..K-1.
       num_splits: at least 1; split i is drawn with seed i.
-      metric: another score than the ROC AUC.
+      metric: score of predictions; None is the ROC AUC.
       function: name of the function that programs define.
 
     Raises:
-      UsageError: when a half of a split lacks a class: no program could be scored.
+      UsageError: when a half of a split lacks a class, so that no program could be scored.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class Scorer:
 
     @property
     def max_prediction_bytes(self) -> int:
-        """The size of the predictions for the largest validation half; all have the same."""
+        """Size of the predictions for a validation half; all halves are equally large."""
         return max(8 * len(split.y_validation) * self.num_classes for split in self.splits)
 
     def job(self, split: int, source: bytes) -> list[memoryview]:
-        """What a cell is given at first: the program and the training half of one split."""
+        """Returns the first frames for a cell: the program and the training half of one split."""
         data = self.splits[split]
         return [
             *wire.frame(wire.JOB, self._headers[split]),
@@ -99,7 +99,7 @@ class Scorer:
         ]
 
     def validation_features(self, split: int) -> list[memoryview]:
-        """What a cell is given once it has fitted."""
+        """Returns the frame for a cell that has fitted: the features of the validation half."""
         return wire.frame(wire.VALIDATION_X, _bytes(self.splits[split].x_validation))
 
     def _header(self, index: int, function: str) -> bytes:
@@ -115,7 +115,7 @@ class Scorer:
         return json.dumps(header).encode()
 
     def score(self, split: int, data: bytes) -> float:
-        """The score of the predictions for one split, as a rule their ROC AUC.
+        """Returns the score of the predictions for one split.
 
         Args:
           split: index of the split.

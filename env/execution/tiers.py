@@ -1,7 +1,6 @@
-"""Isolation tiers: which walls around generated programs stand on this host, and their proof.
+"""Isolation tiers: kinds of walls around generated programs, their proof, and their start.
 
-A tier is used only if a canary program, running as generated programs do, could do nothing of what
-they must not do. `python -m env.isolation` shows the tiers of a host.
+A tier is used only if a canary program behind the same walls could do nothing that is forbidden. `python -m env.isolation` shows the tiers of a host.
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ from env.sandbox.confinement import Confinement
 from env.sandbox.limits import Limits
 
 TIERS = ("bwrap", "landlock", "seccomp")
-"""From the strongest to the weakest."""
+"""Tiers from the strongest to the weakest."""
 
 UNSAFE = "unsafe"
 CHOICES = ("auto", *TIERS, UNSAFE)
@@ -34,10 +33,10 @@ _SERVE = (
 )
 _PROBE_LIMITS = Limits(timeout_s=_PROBE_S, memory_bytes=2**28)
 
-# One thread per process: the processes are what runs in parallel.
+# Numeric libraries use one thread: the processes run in parallel.
 _ENVIRONMENT = {
-    # Hundreds of megabytes that every fork would otherwise copy page table entries for; and no
-    # arenas of 64 MB of address space for each thread.
+    # Huge pages, since a fork copies a page table entry for each page; and no arenas of 64 MB of
+    # address space for each thread.
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1",
     "JOBLIB_MULTIPROCESSING": "0",
     "LC_ALL": "C.UTF-8",
@@ -47,19 +46,19 @@ _ENVIRONMENT = {
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONHASHSEED": "0",
 }
-# What it takes to start Python where libraries lie in unusual places.
+# Variables without which Python does not start where libraries lie in unusual places.
 _INHERITED_VARIABLES = ("LD_LIBRARY_PATH",)
 
 
 class IsolationError(UsageError):
-    """No wall that was asked for stands on this host; the text says why and what to do."""
+    """No requested wall stands on this host; the text says why and what to do."""
 
 
 def choose(isolation: str) -> str:
-    """The tier to use: the strongest that stands for `auto`, else the one that was named.
+    """Returns the tier to use: for `auto` the strongest that stands, else the one that is named.
 
     Raises:
-      IsolationError: when it does not stand, or none does.
+      IsolationError: when the named tier does not stand, or none does.
     """
     if isolation not in CHOICES:
         raise IsolationError(f"isolation is {isolation!r} and must be one of {', '.join(CHOICES)}")
@@ -88,7 +87,7 @@ def remedy(tiers: Sequence[str]) -> str:
 
 
 def probe(tier: str) -> str:
-    """Why `tier` cannot be used here; empty when its walls stand.
+    """Returns why `tier` cannot be used on this host; empty when its walls stand.
 
     Starts a process behind these walls, without any library, in which the canary tries everything:
     20 to 100 ms.
@@ -126,7 +125,7 @@ def launch(tier: str, limits: Limits, libraries: Sequence[str] | None = ()) -> Z
 
     Args:
       tier: one of `TIERS`, or `UNSAFE`.
-      limits: of its cells.
+      limits: resource limits of its cells.
       libraries: modules that programs may import beyond the usual; None loads no library at all.
 
     Raises:
@@ -151,13 +150,13 @@ def launch(tier: str, limits: Limits, libraries: Sequence[str] | None = ()) -> Z
 
 
 def _max_tasks(tier: str, limits: Limits) -> int:
-    """At how many tasks of the cells' user the kernel refuses another thread.
+    """Returns the number of tasks of the cells' user at which the kernel refuses another thread.
 
-    Root's cells have a user of their own per zygote, and user namespaces count for themselves. For
-    an ordinary user without them the kernel counts all that this user runs, which leaves a bound
-    against floods only.
+    Under root the cells of each zygote have a user of their own, and each user namespace has its own
+    count. For an ordinary user without namespaces the kernel counts all tasks of that user, so that
+    the bound only stops floods.
     """
-    # Cells that work, each with its threads, and as many that wait or end; the zygote; a margin.
+    # Working cells with their threads, as many that wait or end, the zygote, and a margin.
     own = CELLS_PER_ZYGOTE * (limits.max_threads + 3) + 8
     release = tuple(int(part) for part in platform.release().split(".")[:2] if part.isdecimal())
     if os.geteuid() == 0 or (tier == "bwrap" and release >= (5, 14)):
@@ -177,13 +176,13 @@ def _tasks_of_this_user() -> int:
 
 
 def _bubblewrap() -> list[str]:
-    """The command line of bubblewrap: only Python and its libraries exist, and only to read."""
-    # It is inherited by all that is started; `/proc` does not exist on the other side.
+    """Returns the command line of bubblewrap: a world of Python and its libraries, read-only."""
+    # Set before bubblewrap starts, since `/proc` does not exist inside; all processes inherit it.
     command = ["/bin/sh", "-c", 'echo 1000 >/proc/self/oom_score_adj; exec "$@"', "sh", "bwrap"]
     command += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
     command += ["--unshare-cgroup-try", "--new-session", "--die-with-parent"]
     if os.geteuid() == 0:
-        # The zygote becomes a user without files, for which it needs these until then.
+        # The zygote needs these capabilities to become a user without files, which drops them.
         command += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         command += ["--unshare-user"]
@@ -199,14 +198,14 @@ def _bubblewrap() -> list[str]:
 
 
 def _system_folders() -> list[Path]:
-    """Where shared libraries lie on the usual distributions, and what finds them."""
+    """Returns the folders of shared libraries on the usual distributions, and the loader's cache."""
     libraries = ["/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64"]
     others = ["/etc/ld.so.cache", "/etc/alternatives", "/nix/store", "/gnu/store"]
     return [Path(path) for path in libraries + others if os.path.lexists(path)]
 
 
 def _package_folders() -> list[str]:
-    """Where this process finds installed packages."""
+    """Returns the folders in which this process finds installed packages."""
     return [
         path
         for path in sys.path

@@ -16,7 +16,7 @@ CELLS_PER_ZYGOTE = 8
 
 
 class ZygoteError(Exception):
-    """The zygote is of no use (any more); all of its cells are dead or dying."""
+    """A zygote cannot be used, or not any more; all of its cells are dead or dying."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Ready:
 
 @dataclasses.dataclass(frozen=True)
 class CellBorn:
-    """A cell waits for a program; `sock` is None when there was no descriptor left for it here."""
+    """A cell waits for a program; `sock` is None if this process had no descriptor left."""
 
     cell_id: int
     sock: socket.socket | None
@@ -34,11 +34,11 @@ class CellBorn:
 
 @dataclasses.dataclass(frozen=True)
 class CellEnded:
-    """A cell is gone, and reaped.
+    """The process of a cell has ended.
 
     Attributes:
-      exit_code: negative for the signal that ended it, as in `subprocess`.
-      cpu_s: processor time that it used.
+      exit_code: exit code, or the negative number of the signal that ended it.
+      cpu_s: processor seconds that it used.
     """
 
     cell_id: int
@@ -59,12 +59,11 @@ Event = Ready | CellBorn | CellEnded | ForkFailed
 class Zygote:
     """A running zygote.
 
-    Construct it in a thread that lives as long as the zygote shall: the kernel ends a zygote with
-    the thread that started it.
+    The kernel ends a zygote together with the thread that constructed it.
 
     Args:
-      command: the command line; the number of the control descriptor is appended.
-      environment: its whole environment.
+      command: command line, to which the number of the control descriptor is appended.
+      environment: all environment variables of the zygote.
       must_hold: whether a wall with a hole is an error.
 
     Raises:
@@ -84,7 +83,7 @@ class Zygote:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
-                    start_new_session=True,  # Ctrl-C at the terminal is for the trainer alone
+                    start_new_session=True,  # keeps Ctrl-C at the terminal from the zygote
                 )
             except BaseException:
                 ours.close()
@@ -95,7 +94,7 @@ class Zygote:
         self._must_hold = must_hold
 
     def request_cell(self) -> None:
-        """Asks for one more cell; a `CellBorn` or `ForkFailed` answers."""
+        """Asks for one more cell; the answer is a `CellBorn` or `ForkFailed`."""
         self._command(b"N")
 
     def end_cell(self, cell_id: int) -> None:
@@ -105,11 +104,11 @@ class Zygote:
     def _command(self, message: bytes) -> None:
         try:
             self.control.send(message)
-        except OSError as error:  # also when a stopped zygote has let the socket fill up
+        except OSError as error:  # a stopped zygote lets the socket fill up
             raise ZygoteError(str(error)) from None
 
     def receive(self) -> Iterator[Event]:
-        """What has happened since the last call, one after the other; never blocks.
+        """Yields the events since the last call; never blocks.
 
         Raises:
           ZygoteError: when the zygote is gone.
@@ -143,7 +142,7 @@ class Zygote:
         return ForkFailed(int(payload))
 
     def _check(self, possible: list[str], impossible: list[str]) -> None:
-        """Judges what the canary in there has found."""
+        """Raises `ZygoteError` if the findings of the canary rule the zygote out."""
         if impossible:
             raise ZygoteError(f"a program could not {', '.join(impossible)}")
         if possible and self._must_hold:
@@ -157,7 +156,7 @@ class Zygote:
     def close(self) -> str:
         """Ends the zygote and its cells; returns what it wrote to standard error, at most 4 KB."""
         self.control.close()
-        # The whole session: a wrapper such as bubblewrap has processes of its own.
+        # Kills the whole session: a wrapper such as bubblewrap has processes of its own.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

@@ -1,1 +1,1 @@
-"""Processes that run untrusted programs, and the walls around them; imports no other room."""
+"""Processes that run untrusted programs, and the walls around them; imports no other folder."""

@@ -1,15 +1,16 @@
-"""A well-meaning program that tries what no program may do: the proof that a wall stands.
+"""A harmless program that tries everything that is forbidden, to prove that the walls stand.
 
-It runs as a cell would, behind the same walls. No attempt does harm should it succeed.
+It runs as a generated program would, behind the same walls. No attempt does harm if it succeeds.
 """
 
-import ctypes
 import errno
 import os
 import socket
 import sys
 import threading
 from collections.abc import Callable
+
+from env.sandbox import libc
 
 _DENIED = frozenset({errno.EPERM, errno.EACCES})
 _MISSING = "/nonexistent-canary"
@@ -62,8 +63,8 @@ def _signal() -> None:
 
 
 def _read_memory() -> None:
-    # Of nothing, which is allowed or not as anything is; attaching would stop the zygote.
-    _libc_call("process_vm_readv", os.getppid(), 0, 0, 0, 0, 0)
+    # Reading zero bytes is permitted or refused as any other read; attaching would stop the zygote.
+    libc.call("process_vm_readv", os.getppid(), 0, 0, 0, 0, 0)
 
 
 def _memory_file() -> None:
@@ -71,13 +72,7 @@ def _memory_file() -> None:
 
 
 def _shared_memory() -> None:
-    _libc_call("shmget", 0, 4096, _IPC_CREAT_PRIVATE)
-
-
-def _libc_call(name: str, *arguments: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc[name](*(ctypes.c_long(argument) for argument in arguments)) == -1:
-        raise OSError(ctypes.get_errno(), name)
+    libc.call("shmget", 0, 4096, _IPC_CREAT_PRIVATE)
 
 
 FORBIDDEN: dict[str, Callable[[], None]] = {
@@ -98,7 +93,7 @@ FORBIDDEN: dict[str, Callable[[], None]] = {
 
 
 def succeeded() -> list[str]:
-    """What of `FORBIDDEN` is possible here, in words: anything but a plain refusal counts."""
+    """Returns the names of the forbidden actions that were not plainly refused here."""
     return [name for name, attempt in FORBIDDEN.items() if not _is_denied(attempt)]
 
 
@@ -111,7 +106,7 @@ def _is_denied(attempt: Callable[[], None]) -> bool:
 
 
 def failed() -> list[str]:
-    """What every program may do but is impossible here."""
+    """Returns the actions that every program may take but that are impossible here."""
     done = threading.Event()
     try:
         thread = threading.Thread(target=done.set)

@@ -1,7 +1,7 @@
-"""What happens inside a cell: one split of one program.
+"""The main program of a cell, the process that runs one split of one untrusted program.
 
-All of this runs in the process of the program. Nothing here is trusted once the program's first
-byte has been executed; the trusted side believes none of the frames that come from here.
+Nothing in this process is trusted once the program's first byte has been executed: the trusted side
+checks every frame that it sends.
 """
 
 import json
@@ -15,12 +15,12 @@ from env.sandbox.output import Output
 
 
 def live(sock: socket.socket, output: Output) -> NoReturn:
-    """Waits for a program, runs it and ends; what it prints goes to `output`."""
+    """Waits for a program, runs it and ends the process; `output` counts what it prints."""
     try:
         output.redirect()
         _work(sock, output)
     finally:
-        # Without the program's exit handlers, destructors and buffered output.
+        # Skips the program's exit handlers, destructors and buffered output.
         os._exit(0)
 
 
@@ -52,16 +52,16 @@ def _receive_array(sock: socket.socket, kind: bytes, shape: tuple[int, ...], dty
 
 
 def _seed(split: int) -> None:
-    """Seeds what a program draws from without naming a seed.
+    """Seeds the random numbers of programs that name no seed.
 
-    That is the generator of `random`, the global one of numpy, which is scikit-learn's, and what
-    `numpy.random.default_rng()` and its relatives take for entropy.
+    Sources are the generator of `random`, the global one of numpy, which scikit-learn uses, and the
+    entropy of `numpy.random.default_rng()` and its relatives.
     """
     import numpy as np
 
     random.seed(split)
     np.random.seed(split)
-    # Where numpy's C code looks `secrets.randbits` up.
+    # numpy's C code looks `secrets.randbits` up under this name.
     vars(np.random.bit_generator)["randbits"] = random.Random(split).getrandbits
 
 
@@ -72,7 +72,7 @@ def _fit(source: str, function: str, x_train: Any, y_train: Any) -> Any:
 
 
 def _predict(model: Any, x: Any, num_classes: int) -> Any:
-    """Class probabilities as a C-contiguous float64 array `[rows, num_classes]`."""
+    """Returns class probabilities as a C-contiguous float64 array `[rows, num_classes]`."""
     import numpy as np
 
     rows = len(x)
@@ -88,9 +88,9 @@ def _predict(model: Any, x: Any, num_classes: int) -> Any:
 
 
 def _describe(error: BaseException) -> bytes:
-    """The exception as an ERROR payload; its own code (`__str__`) belongs to the program."""
+    """Returns an exception as an ERROR payload; `__str__` may be code of the program."""
     try:
-        # The name of the file and the line in it mean nothing to whoever sees the function only.
+        # File name and line are left out: a prompt shows the function only.
         message = error.msg if isinstance(error, SyntaxError) else str(error)
         text = f"{type(error).__name__}\n{message}"
         return text.encode("utf-8", "replace")[: wire.MAX_ERROR_BYTES]
@@ -99,7 +99,7 @@ def _describe(error: BaseException) -> bytes:
 
 
 def report(sock: socket.socket) -> NoReturn:
-    """Proves the walls from inside: sends what is possible and should not be, and the reverse."""
+    """Runs the canary and sends its findings."""
     try:
         wire.send(
             sock,

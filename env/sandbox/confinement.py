@@ -1,4 +1,4 @@
-"""What an untrusted process does to itself before it reads anything: walls first, then limits."""
+"""Walls and limits that a process puts around itself before it reads anything untrusted."""
 
 import contextlib
 import ctypes
@@ -9,19 +9,20 @@ import os
 import resource
 import secrets
 import signal
+import struct
 
-from env.sandbox import landlock, seccomp
+from env.sandbox import landlock, libc, seccomp
 from env.sandbox.limits import Limits
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _CLONE_THREAD = 0x10000
 _CAPABILITY_VERSION_3 = 0x20080522
-# systemd's range for users that exist as long as a process does: no file belongs to them.
+# Range of user ids that systemd gives to short-lived services: no file belongs to these users.
 DYNAMIC_USERS = range(61184, 65520)
 _NOBODY = 65534
 _NICE = 5
-# Of zygotes and cells alike.
+# Limits of zygotes and cells alike.
 _COMMON_LIMITS = {
     resource.RLIMIT_CORE: 0,
     resource.RLIMIT_FSIZE: 0,
@@ -34,7 +35,7 @@ _MAP_FAILED = (1 << 8 * ctypes.sizeof(ctypes.c_void_p)) - 1
 
 
 class ConfinementError(Exception):
-    """A wall cannot be put up here; the text says which and why."""
+    """A wall cannot be put up on this host; the text says which and why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,32 +55,35 @@ class Confinement:
 
 
 def die_with_parent() -> None:
-    """Has the kernel kill this process when the thread that started it ends."""
+    """Asks the kernel to kill this process when the thread that started it ends."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def enclose_zygote(confinement: Confinement) -> None:
-    """Puts up the walls that hold for the zygote and for all that it forks.
+    """Puts up the walls around the zygote and all processes that it forks.
 
     Raises:
-      ConfinementError: when one of them does not stand.
+      ConfinementError: when a wall cannot be put up.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    # Invalid in a process with several threads; does nothing otherwise, and may be forbidden. After
-    # a fork the OpenMP runtime of a process that had threads waits for them for ever.
-    if libc.unshare(_CLONE_THREAD) and ctypes.get_errno() == errno.EINVAL:
-        raise ConfinementError("a library has started threads before the first fork")
+    # This call fails with EINVAL in a process with several threads and does nothing in others; a
+    # container may forbid it. After a fork the OpenMP runtime of a process that had threads waits
+    # for them for ever.
+    try:
+        libc.call("unshare", _CLONE_THREAD)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise ConfinementError("a library has started threads before the first fork") from None
     os.nice(_NICE)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # sooner a cell than the trainer
+        file.write("1000")  # out of memory, the kernel kills cells before the trainer
     os.chdir("/")
     os.environ.clear()
     for name, limit in _COMMON_LIMITS.items():
         resource.setrlimit(name, _at_most(name, limit))
     if not (confinement.has_landlock or confinement.has_seccomp):
         return
-    _drop_privileges(libc)
-    # A change of user clears both.
+    _drop_privileges()
+    # A change of user clears these two settings.
     die_with_parent()
     _prctl(_PR_SET_DUMPABLE, 0)
     try:
@@ -92,17 +96,18 @@ def enclose_zygote(confinement: Confinement) -> None:
         raise ConfinementError(error.strerror) from None
 
 
-def _drop_privileges(libc: ctypes.CDLL) -> None:
+def _drop_privileges() -> None:
     if os.geteuid() == 0:
         user = secrets.choice(DYNAMIC_USERS)  # threads are counted per user
         try:
             _become(user)
-        except OSError:  # not mapped into this container's user namespace
+        except OSError:  # the user is not mapped into this container's user namespace
             with contextlib.suppress(OSError):
                 _become(_NOBODY)
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    if libc.capset(header, (ctypes.c_uint32 * 6)()):
-        raise ConfinementError("the capabilities of this process cannot be dropped")
+    try:
+        libc.call("capset", struct.pack("=II", _CAPABILITY_VERSION_3, 0), bytes(6 * 4))
+    except OSError:
+        raise ConfinementError("the capabilities of this process cannot be dropped") from None
 
 
 def _become(user: int) -> None:
@@ -112,11 +117,11 @@ def _become(user: int) -> None:
 
 
 def address_space() -> int:
-    """Bytes of address space that this process uses, found without `/proc`, which may be hidden."""
-    libc = ctypes.CDLL(None)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    """Returns the bytes of address space in use, without `/proc`, which may be hidden."""
+    c = ctypes.CDLL(None)
+    c.mmap.restype = ctypes.c_void_p
+    c.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    c.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     page = resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     low, high = 0, 1 << 47
@@ -124,11 +129,11 @@ def address_space() -> int:
         while high - low > page:
             middle = (low + high) // 2 // page * page
             resource.setrlimit(resource.RLIMIT_AS, (middle, hard))
-            address = libc.mmap(None, page, mmap.PROT_READ, _PRIVATE_ANONYMOUS, -1, 0)
+            address = c.mmap(None, page, mmap.PROT_READ, _PRIVATE_ANONYMOUS, -1, 0)
             if address == _MAP_FAILED:
                 low = middle
             else:
-                libc.munmap(address, page)
+                c.munmap(address, page)
                 high = middle
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
@@ -136,10 +141,10 @@ def address_space() -> int:
 
 
 class CellWalls:
-    """The walls and limits of cells, prepared in the zygote so that a cell has little to do.
+    """Walls and limits of cells, prepared in the zygote so that a cell has little to do.
 
     Args:
-      confinement: as for the zygote, which has been enclosed.
+      confinement: walls and limits of the zygote, which has been enclosed already.
     """
 
     def __init__(self, confinement: Confinement):
@@ -157,9 +162,9 @@ class CellWalls:
         self._parent = os.getpid()
 
     def enclose(self) -> None:
-        """Puts them up, in the cell."""
+        """Puts the walls up around this process, a cell."""
         die_with_parent()
-        if os.getppid() != self._parent:  # gone before the kernel knew that we depend on it
+        if os.getppid() != self._parent:  # the parent ended before `die_with_parent`
             os._exit(1)
         for name, soft, hard in self._limits:
             resource.setrlimit(name, (soft, hard))
@@ -168,7 +173,7 @@ class CellWalls:
 
 
 def _at_most(name: int, soft: int, hard: int | None = None) -> tuple[int, int]:
-    """Soft and hard limit, or what is lower already."""
+    """Returns soft and hard limit, bounded by the hard limit that is in force."""
     hard = soft if hard is None else hard
     _, ceiling = resource.getrlimit(name)
     if ceiling == resource.RLIM_INFINITY:
@@ -176,10 +181,8 @@ def _at_most(name: int, soft: int, hard: int | None = None) -> tuple[int, int]:
     return min(soft, ceiling), min(hard, ceiling)
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_unused = [ctypes.c_ulong(0)] * 3
-
-
 def _prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, ctypes.c_ulong(value), *_unused):
-        raise ConfinementError(f"prctl({option}) refused: {os.strerror(ctypes.get_errno())}")
+    try:
+        libc.prctl(option, value)
+    except OSError as error:
+        raise ConfinementError(f"prctl({option}) refused: {error.strerror}") from None

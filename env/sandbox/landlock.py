@@ -1,20 +1,20 @@
-"""Takes all access to files from a process, without privileges (Landlock, by ctypes).
+"""Landlock by ctypes: an unprivileged process gives up all access to files.
 
-See Documentation/userspace-api/landlock.rst of the kernel. No exception is ever granted: the
+See Documentation/userspace-api/landlock.rst of the kernel. No exception is granted, since all
 libraries are loaded before.
 """
 
-import ctypes
 import errno
 import os
 import struct
 
+from env.sandbox import libc
+
 _CREATE_RULESET, _RESTRICT_SELF = 444, 446  # the same on all architectures
 _VERSION = 1
-_PR_SET_NO_NEW_PRIVS = 38
 
-# Rights that each version of the interface added: of files, of TCP, and scopes (abstract Unix
-# sockets and signals).
+# Rights that each version of the interface added: files, TCP, and scopes (abstract Unix sockets and
+# signals).
 _FILE_RIGHTS = {1: 0x1FFF, 2: 0x2000, 3: 0x4000, 5: 0x8000}
 _NETWORK_RIGHTS = {4: 0x3}
 _SCOPES = {6: 0x3}
@@ -25,10 +25,10 @@ class LandlockError(OSError):
 
 
 def version() -> int:
-    """The version of the kernel's interface.
+    """Returns the version of the kernel's interface.
 
     Raises:
-      LandlockError: when there is none.
+      LandlockError: when the kernel has no Landlock.
     """
     return _call(_CREATE_RULESET, None, 0, _VERSION)
 
@@ -36,8 +36,8 @@ def version() -> int:
 def deny_all() -> None:
     """Denies opening, making, moving and removing files for good, also in processes started later.
 
-    Where the kernel knows them: TCP, abstract Unix sockets and signals beyond the processes that
-    this one starts.
+    Newer kernels deny TCP, abstract Unix sockets, and signals to other processes than those that
+    this one starts as well.
 
     Raises:
       LandlockError: when the kernel refuses.
@@ -47,13 +47,13 @@ def deny_all() -> None:
         sum(right for since, right in table.items() if since <= known)
         for table in (_FILE_RIGHTS, _NETWORK_RIGHTS, _SCOPES)
     ]
-    # The structure has grown with the versions; a longer one than the kernel's is refused unless
-    # what is beyond is zero, and so it is.
+    # The structure has grown with the versions. The kernel accepts a longer one than its own if the
+    # rest is zero, as it is here.
     attributes = struct.pack("=QQQ", *rights)
-    libc = ctypes.CDLL(None, use_errno=True)
-    unused = [ctypes.c_ulong(0)] * 3
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), *unused):
-        raise LandlockError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS) refused")
+    try:
+        libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
+    except OSError as error:
+        raise LandlockError(error.errno, "prctl(PR_SET_NO_NEW_PRIVS) refused") from None
     ruleset = _call(_CREATE_RULESET, attributes, len(attributes), 0)
     try:
         _call(_RESTRICT_SELF, ruleset, 0)
@@ -62,18 +62,12 @@ def deny_all() -> None:
 
 
 def _call(number: int, *arguments: int | bytes | None) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.syscall.restype = ctypes.c_long
-    converted = [
-        ctypes.c_long(argument) if isinstance(argument, int) else argument for argument in arguments
-    ]
-    result = libc.syscall(ctypes.c_long(number), *converted)
-    if result < 0:
-        code = ctypes.get_errno()
+    try:
+        return libc.call("syscall", number, *arguments)
+    except OSError as error:
         reason = {
             errno.ENOSYS: "this kernel has no Landlock (5.13 is the first that has)",
             errno.EOPNOTSUPP: "Landlock is turned off at boot (kernel parameter lsm=)",
             errno.EPERM: "a filter around this process, such as a container's, forbids Landlock",
-        }.get(code, os.strerror(code))
-        raise LandlockError(code, reason)
-    return result
+        }.get(error.errno or 0, error.strerror)
+        raise LandlockError(error.errno, reason) from None

@@ -1,4 +1,4 @@
-"""What a program prints: counted, then dropped."""
+"""Standard output and error of a cell: printed bytes are counted and dropped."""
 
 import contextlib
 import io
@@ -7,13 +7,13 @@ from typing import Any
 
 
 class Output:
-    """The standard output and error of a cell, together.
+    """Standard output and error of a cell together, prepared in the zygote.
 
-    Prepared in the zygote, so that a cell has little to do. It keeps no promise of isolation: the
-    descriptors themselves lead nowhere, and what C code writes to them is not counted.
+    The limit is no wall: the descriptors themselves lead to `/dev/null`, and what C code writes to
+    them is not counted.
 
     Args:
-      max_bytes: what a program may print; beyond it, printing raises.
+      max_bytes: bytes that a program may print; beyond them, printing raises.
     """
 
     def __init__(self, max_bytes: int):
@@ -30,25 +30,25 @@ class Output:
         ]
 
     def redirect(self) -> None:
-        """Has Python print to here."""
+        """Replaces the standard streams of Python by this object's."""
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = self._streams  # type: ignore[misc]
 
     def count(self, num_bytes: int) -> None:
-        """So much has been printed; raises as `check`."""
+        """Adds printed bytes to the count; raises OSError beyond the limit."""
         self._num_bytes += num_bytes
         if self._num_bytes > self._max_bytes:
             raise OSError(f"the program printed more than {self._max_bytes} bytes")
 
     def check(self) -> None:
-        """Raises OSError when too much was printed, also where the program went on regardless."""
+        """Raises OSError when too much was printed, even if the program caught that error."""
         for stream in self._streams:
-            with contextlib.suppress(ValueError):  # closed or taken apart by the program
+            with contextlib.suppress(ValueError):  # the program closed or detached the stream
                 stream.flush()
         self.count(0)
 
 
 class _Drain(io.RawIOBase):
-    """The end of a stream."""
+    """A raw stream that counts what is written to it."""
 
     def __init__(self, output: Output, descriptor: int):
         self._output = output

@@ -1,7 +1,7 @@
-"""What a program may import: everything is loaded before the walls close, nothing after.
+"""Loads every module that programs may import, before the walls close.
 
-A cell cannot open files, so that a module either is here, imported or as byte code, or does not
-exist for it. That makes imports free and the same on every host, whatever else is installed.
+A cell cannot open files: it finds only modules that are imported already, or whose byte code is in
+memory. So imports cost nothing and are the same on every host.
 """
 
 import contextlib
@@ -38,8 +38,8 @@ signal sparse sparse.csgraph sparse.linalg spatial spatial.distance special stat
 stats.distributions stats.mstats stats.qmc stats.sampling
 """
 
-# What these libraries would pick up beside themselves if it is installed would cost seconds (torch,
-# matplotlib, pyarrow) and make programs behave differently from host to host.
+# The only distributions that may be imported. Optional dependencies of theirs (torch, matplotlib,
+# pyarrow) would cost seconds and make programs behave differently from host to host.
 _DISTRIBUTIONS = frozenset(
     {
         "_cyutility",
@@ -67,15 +67,15 @@ test tests tkinter turtledemo
 """
 
 _HUGE_PAGE = 2 << 20
-# The objects of all these libraries take a little less.
+# The objects of all these libraries take a little less than this.
 _HEAP_BYTES = 72 << 20
-# With its header a block of 512 bytes, the largest that Python does not take from malloc.
+# With its header this is a block of 512 bytes, the largest that Python does not take from malloc.
 _BLOCK_BYTES = 470
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25
 
 
 class _Blinkers(importlib.abc.MetaPathFinder):
-    """Hides all packages but the standard library and `_DISTRIBUTIONS`."""
+    """Import hook that hides all packages but the standard library and `_DISTRIBUTIONS`."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
@@ -87,9 +87,10 @@ class _Blinkers(importlib.abc.MetaPathFinder):
 
 
 class _OnRequest(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Serves the modules that nobody has imported yet from byte code in memory.
+    """Import hook that serves modules which are not imported yet from byte code in memory.
 
-    Libraries import some modules only when they are needed, and some change how others behave.
+    Libraries import some modules only when they need them, and some modules change the behaviour of
+    others when they are imported.
 
     Args:
       roots: folders of packages, by name; "" is the folder of the standard library.
@@ -110,7 +111,7 @@ class _OnRequest(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if extension != ".py" or full_name in sys.modules:
             return
         path = os.path.join(folder, name)
-        # Where there is no byte code a cell would have to compile: better that it has no module.
+        # A module without byte code is left out: each cell would have to compile it.
         with (
             contextlib.suppress(OSError),
             open(importlib.util.cache_from_source(path), "rb") as file,
@@ -147,7 +148,7 @@ def _roots() -> dict[str, str]:
 
 
 def preload(libraries: Sequence[str]) -> None:
-    """Imports all that programs may use and leaves a heap that is cheap to fork.
+    """Imports all modules that programs may use, and leaves a heap that is cheap to fork.
 
     Args:
       libraries: modules beyond the standard library, numpy, scipy, scikit-learn and pandas.
@@ -155,7 +156,7 @@ def preload(libraries: Sequence[str]) -> None:
     Raises:
       ImportError: when numpy, scipy, scikit-learn or one of `libraries` cannot be imported.
     """
-    for name in libraries:  # before the seconds that the others take
+    for name in libraries:  # fails before the others take seconds
         top = name.partition(".")[0]
         if importlib.util.find_spec(top) is None:
             raise ModuleNotFoundError(f"No module named {top!r}", name=top)
@@ -182,7 +183,7 @@ def _import_usual() -> None:
     import sklearn
 
     for name in sklearn.__all__:
-        # Some of these names are functions, others need what is not installed.
+        # Some of these names are functions, others need packages that are not installed.
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(f"sklearn.{name}")
     for name in _SCIPY.split():
@@ -193,29 +194,29 @@ def _import_usual() -> None:
 
 
 def _reserve_heap() -> list[bytes]:
-    """Has Python take the memory for its small objects in one stretch, on huge pages.
+    """Makes Python take the memory of its small objects in one stretch, on huge pages.
 
-    A fork copies an entry of the page table for each page, a huge one counting as one; left alone,
-    Python takes its memory in pieces that are scattered between libraries and too small for huge
-    pages. The objects that are returned keep the pieces from being given back before their time.
+    A fork copies one entry of the page table for each page, huge or small. By itself Python takes
+    memory in pieces that are scattered between libraries and too small for huge pages. The returned
+    objects keep the pieces allocated; drop them once the libraries are loaded.
     """
     blocks = [bytes(_BLOCK_BYTES) for _ in range(_HEAP_BYTES // 512)]
     libc = ctypes.CDLL(None)
     length = ctypes.c_size_t(_HUGE_PAGE)
     for page in sorted({id(block) // _HUGE_PAGE for block in blocks}):
         address = ctypes.c_void_p(page * _HUGE_PAGE)
-        # Advice: where the kernel does not take it, forks are slower and that is all.
+        # Where the kernel does not take this advice, forks are slower.
         libc.madvise(address, length, _MADV_HUGEPAGE)
         libc.madvise(address, length, _MADV_COLLAPSE)
-    # One of the 1984 blocks in each piece of a megabyte.
+    # A piece is a megabyte and has 1984 blocks; keeping one or two of them keeps the piece.
     return blocks[::1024]
 
 
 def _warm_up() -> None:
-    """Fits the usual models once, so that no cell pays for what happens on first use.
+    """Fits the usual models once, so that no cell pays for work that is done on first use.
 
-    That is specialised byte code, caches of signatures and types, set-up of numeric libraries: a
-    third of the memory pages that a small program would have to copy.
+    This covers specialised byte code, caches of signatures and types, and the set-up of numeric
+    libraries: a third of the memory pages that a small program would have to copy.
     """
     import numpy as np
     from sklearn import (

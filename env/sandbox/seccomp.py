@@ -1,8 +1,8 @@
-"""Filters that decide which system calls an untrusted process may make (seccomp-BPF, by ctypes).
+"""Filters of the system calls that an untrusted process may make (seccomp-BPF, by ctypes).
 
-Two filters are laid over each other. The zygote's is an allow-list, which holds in everything that
-it forks; a cell adds one that takes away what only a zygote needs, above all new processes. A call
-that is not allowed fails with EPERM, so that library code sees an ordinary error.
+Two filters are in force. The zygote's is an allow-list that its cells inherit; a cell adds one that
+forbids what only a zygote needs, above all new processes. A call that is not allowed fails with
+EPERM, so that library code sees an ordinary error.
 
 The numbers are those of Linux on x86_64 and aarch64; see seccomp(2) and, for the instructions,
 Documentation/networking/filter.rst of the kernel.
@@ -11,10 +11,11 @@ Documentation/networking/filter.rst of the kernel.
 import ctypes
 import dataclasses
 import errno
-import os
 import platform
 import struct
 from collections.abc import Iterable, Mapping
+
+from env.sandbox import libc
 
 _ALL = 0xFFFFFFFF
 
@@ -25,8 +26,8 @@ class Test:
 
     Attributes:
       word: twice the index of the argument, plus 1 for its upper half.
-      values: what the word may be, once masked.
-      mask: which of its bits count.
+      values: allowed values of the word after the mask.
+      mask: the bits that are compared.
     """
 
     word: int
@@ -35,110 +36,43 @@ class Test:
 
 
 Rules = Mapping[str, tuple[Test, ...]]
-"""Name of a call: the conditions that must all hold for it; none means always."""
+"""Conditions by the name of a call; all of them must hold, and none means always."""
 
-# name: (x86_64, aarch64); None where the architecture has no such call.
-_NUMBERS: dict[str, tuple[int | None, int | None]] = {
-    "alarm": (37, None),
-    "brk": (12, 214),
-    "capset": (126, 91),
-    "clock_getres": (229, 114),
-    "clock_gettime": (228, 113),
-    "clock_nanosleep": (230, 115),
-    "clone": (56, 220),
-    "clone3": (435, 435),
-    "close": (3, 57),
-    "close_range": (436, 436),
-    "dup": (32, 23),
-    "dup2": (33, None),
-    "dup3": (292, 24),
-    "exit": (60, 93),
-    "exit_group": (231, 94),
-    "fcntl": (72, 25),
-    "fork": (57, None),
-    "fstat": (5, 80),
-    "futex": (202, 98),
-    "getcpu": (309, 168),
-    "getcwd": (79, 17),
-    "getegid": (108, 177),
-    "geteuid": (107, 175),
-    "getgid": (104, 176),
-    "getgroups": (115, 158),
-    "getitimer": (36, 102),
-    "getpid": (39, 172),
-    "getppid": (110, 173),
-    "getrandom": (318, 278),
-    "getresgid": (120, 150),
-    "getresuid": (118, 148),
-    "getrlimit": (97, 163),
-    "getrusage": (98, 165),
-    "getsockname": (51, 204),
-    "getsockopt": (55, 209),
-    "gettid": (186, 178),
-    "gettimeofday": (96, 169),
-    "getuid": (102, 174),
-    "ioctl": (16, 29),
-    "kill": (62, 129),
-    "lseek": (8, 62),
-    "madvise": (28, 233),
-    "mmap": (9, 222),
-    "mprotect": (10, 226),
-    "mremap": (25, 216),
-    "munmap": (11, 215),
-    "nanosleep": (35, 101),
-    "pause": (34, None),
-    "poll": (7, None),
-    "ppoll": (271, 73),
-    "prctl": (157, 167),
-    "pread64": (17, 67),
-    "prlimit64": (302, 261),
-    "pselect6": (270, 72),
-    "pwrite64": (18, 68),
-    "read": (0, 63),
-    "readv": (19, 65),
-    "recvfrom": (45, 207),
-    "recvmsg": (47, 212),
-    "restart_syscall": (219, 128),
-    "rseq": (334, 293),
-    "rt_sigaction": (13, 134),
-    "rt_sigprocmask": (14, 135),
-    "rt_sigreturn": (15, 139),
-    "sched_get_priority_max": (146, 125),
-    "sched_get_priority_min": (147, 126),
-    "sched_getaffinity": (204, 123),
-    "sched_getparam": (143, 121),
-    "sched_getscheduler": (145, 120),
-    "sched_yield": (24, 124),
-    "seccomp": (317, 277),
-    "select": (23, None),
-    "sendmsg": (46, 211),
-    "sendto": (44, 206),
-    "set_robust_list": (273, 99),
-    "set_tid_address": (218, 96),
-    "setitimer": (38, 103),
-    "setrlimit": (160, 164),
-    "sigaltstack": (131, 132),
-    "socketpair": (53, 199),
-    "tgkill": (234, 131),
-    "time": (201, None),
-    "times": (100, 153),
-    "uname": (63, 160),
-    "vfork": (58, None),
-    "wait4": (61, 260),
-    "write": (1, 64),
-    "writev": (20, 66),
+# Name, number on x86_64, number on aarch64; a dash where the architecture has no such call.
+_NUMBER_TABLE = """
+alarm 37 - | brk 12 214 | capset 126 91 | clock_getres 229 114 | clock_gettime 228 113 |
+clock_nanosleep 230 115 | clone 56 220 | clone3 435 435 | close 3 57 | close_range 436 436 |
+dup 32 23 | dup2 33 - | dup3 292 24 | exit 60 93 | exit_group 231 94 | fcntl 72 25 | fork 57 - |
+fstat 5 80 | futex 202 98 | getcpu 309 168 | getcwd 79 17 | getegid 108 177 | geteuid 107 175 |
+getgid 104 176 | getgroups 115 158 | getitimer 36 102 | getpid 39 172 | getppid 110 173 |
+getrandom 318 278 | getresgid 120 150 | getresuid 118 148 | getrlimit 97 163 | getrusage 98 165 |
+getsockname 51 204 | getsockopt 55 209 | gettid 186 178 | gettimeofday 96 169 | getuid 102 174 |
+ioctl 16 29 | kill 62 129 | lseek 8 62 | madvise 28 233 | mmap 9 222 | mprotect 10 226 |
+mremap 25 216 | munmap 11 215 | nanosleep 35 101 | pause 34 - | poll 7 - | ppoll 271 73 |
+prctl 157 167 | pread64 17 67 | prlimit64 302 261 | pselect6 270 72 | pwrite64 18 68 | read 0 63 |
+readv 19 65 | recvfrom 45 207 | recvmsg 47 212 | restart_syscall 219 128 | rseq 334 293 |
+rt_sigaction 13 134 | rt_sigprocmask 14 135 | rt_sigreturn 15 139 |
+sched_get_priority_max 146 125 | sched_get_priority_min 147 126 | sched_getaffinity 204 123 |
+sched_getparam 143 121 | sched_getscheduler 145 120 | sched_yield 24 124 | seccomp 317 277 |
+select 23 - | sendmsg 46 211 | sendto 44 206 | set_robust_list 273 99 | set_tid_address 218 96 |
+setitimer 38 103 | setrlimit 160 164 | sigaltstack 131 132 | socketpair 53 199 | tgkill 234 131 |
+time 201 - | times 100 153 | uname 63 160 | vfork 58 - | wait4 61 260 | write 1 64 | writev 20 66
+"""
+_NUMBERS: dict[str, tuple[int | None, ...]] = {
+    name: tuple(None if number == "-" else int(number) for number in numbers)
+    for name, *numbers in map(str.split, _NUMBER_TABLE.split("|"))
 }
 
 _F_DUPFD, _F_GETFD, _F_SETFD, _F_GETFL, _F_DUPFD_CLOEXEC = 0, 1, 2, 3, 1030
 _TCGETS, _FIONREAD, _TIOCGWINSZ = 0x5401, 0x541B, 0x5413
 _MAP_HUGETLB = 0x40000
-_PR_SET_NAME, _PR_GET_NAME = 15, 16  # of a thread, as some versions of Python do
+_PR_SET_NAME, _PR_GET_NAME = 15, 16  # some versions of Python name their threads
 _CLONE_THREAD = 0x10000
 _CLONE_NAMESPACES = 0x7E020000  # new mount, cgroup, uts, ipc, user, pid, net namespace
 
-# What numeric Python code needs once everything is imported. Left out on purpose, among others: all
-# that takes a path, sockets, other processes, shared memory, locks and sizes of files, and every
-# `fcntl` and `ioctl` that changes what another cell could see of an inherited descriptor.
+# Calls that numeric Python code needs once everything is imported. Left out on purpose are, among
+# others, all calls that take a path, sockets, other processes, shared memory, locks and sizes of
+# files, and each `fcntl` and `ioctl` that changes what other cells see of an inherited descriptor.
 _ALWAYS = """
 alarm brk clock_getres clock_gettime clock_nanosleep close close_range dup dup2 dup3 exit
 exit_group fstat futex getcpu getcwd getegid geteuid getgid getgroups getitimer getpid getppid
@@ -174,21 +108,21 @@ ZYGOTE: Rules = {
     "tgkill": (),
     "wait4": (),
 }
-"""What a zygote may call after it has loaded its libraries."""
+"""Calls that a zygote may make after it has loaded its libraries."""
 
 
 def cell_rules(pid: int) -> Rules:
-    """What a cell with this process id may call."""
+    """Returns the rules of a cell with this process id."""
     return {
         **_COMPUTE,
         "clone": (Test(0, (_CLONE_THREAD,), _CLONE_THREAD | _CLONE_NAMESPACES),),
-        "prlimit64": (Test(0, (0, pid)), Test(4, (0,)), Test(5, (0,))),  # reading one's own
+        "prlimit64": (Test(0, (0, pid)), Test(4, (0,)), Test(5, (0,))),  # reading its own limits
         "tgkill": (Test(0, (pid,)),),  # `abort` and `raise`
     }
 
 
 def numbers(rules: Rules, machine: str) -> dict[str, int]:
-    """The numbers of the calls that `rules` speak of; raises `SeccompError` as `program`."""
+    """Returns the numbers of the calls in `rules`; raises as `program`."""
     column, _ = _architecture(machine)
     found = {name: _NUMBERS[name][column] for name in rules}
     return {name: number for name, number in found.items() if number is not None}
@@ -221,14 +155,14 @@ _DISOWN: list[Instruction] = [(_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
 
 
 class SeccompError(OSError):
-    """The kernel or the architecture does not take these filters."""
+    """The kernel refuses a filter, or the architecture has no table of numbers here."""
 
 
 def program(rules: Rules, machine: str) -> list[Instruction]:
-    """The filter that allows what `rules` say and nothing else.
+    """Returns the filter that allows the calls in `rules` and no others.
 
     Args:
-      rules: calls that the architecture lacks are ignored.
+      rules: allowed calls; those that the architecture lacks are ignored.
       machine: `x86_64` or `aarch64`.
 
     Raises:
@@ -278,7 +212,7 @@ def _conditional(tests: Iterable[Test]) -> list[Instruction]:
 def _merge(
     starts: list[tuple[int, list[Instruction]]],
 ) -> list[tuple[int, list[Instruction]]]:
-    """Joins neighbouring ranges of numbers that are treated alike."""
+    """Joins neighbouring ranges of numbers that have the same action."""
     merged = starts[:1]
     for start, action in starts[1:]:
         if action != merged[-1][1]:
@@ -287,7 +221,7 @@ def _merge(
 
 
 def _search(ranges: list[tuple[int, list[Instruction]]]) -> list[Instruction]:
-    """Binary search for the range that the number in the accumulator falls in.
+    """Returns a binary search for the range that holds the number in the accumulator.
 
     The kernel runs a filter once per system call number when it is installed, so that a linear
     chain would cost each cell a millisecond.
@@ -305,18 +239,17 @@ def _search(ranges: list[tuple[int, list[Instruction]]]) -> list[Instruction]:
     ]
 
 
-_PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_SECCOMP = 22
 _MODE_FILTER = 2
 
 
 def assemble(instructions: Iterable[Instruction]) -> bytes:
-    """The filter as the kernel reads it: an array of `struct sock_filter`."""
+    """Returns the filter as the kernel reads it, an array of `struct sock_filter`."""
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
 
 
 def install(code: bytes) -> None:
-    """Lays a filter over the calling thread and all that it will start; there is no way back.
+    """Puts a filter on the calling thread and all that it will start, for good.
 
     Raises:
       SeccompError: when the kernel refuses.
@@ -324,19 +257,15 @@ def install(code: bytes) -> None:
     buffer = ctypes.create_string_buffer(code, len(code))
     # struct sock_fprog: a count, padding, a pointer.
     header = struct.pack("@HP", len(code) // 8, ctypes.addressof(buffer))
-    if _libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), *_unused) or _libc.prctl(
-        _PR_SET_SECCOMP, ctypes.c_ulong(_MODE_FILTER), header, *_unused[:2]
-    ):
-        number = ctypes.get_errno()
-        raise SeccompError(number, f"seccomp filter refused: {os.strerror(number)}")
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_unused = [ctypes.c_ulong(0)] * 3
+    try:
+        libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
+        libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, header)
+    except OSError as error:
+        raise SeccompError(error.errno, f"seccomp filter refused: {error.strerror}") from None
 
 
 class CellFilter:
-    """The filter of cells but for the process id, for which each cell puts its own."""
+    """The filter of cells, assembled once; each cell inserts its own process id."""
 
     _PLACEHOLDER = 0x5EC0FDB1
 
@@ -344,11 +273,11 @@ class CellFilter:
         self._code = assemble(program(cell_rules(self._PLACEHOLDER), machine))
 
     def install(self, pid: int) -> None:
-        """Lays the filter over the calling process, whose id is `pid`; raises as `install`."""
+        """Puts the filter on the calling process, whose id is `pid`; raises as `install`."""
         placeholder, own = struct.pack("=I", self._PLACEHOLDER), struct.pack("=I", pid)
         install(self._code.replace(placeholder, own))
 
 
 def machine() -> str:
-    """The architecture of this process."""
+    """Returns the architecture of this process."""
     return platform.machine()

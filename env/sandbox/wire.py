@@ -1,37 +1,38 @@
-"""The bytes between the trusted side and the untrusted one: frames, never pickles.
+"""Protocol between the trusted side and a cell: frames of bytes, never pickles.
 
-A frame is one byte of kind, eight bytes of length and the payload. The trusted side never reads a
-frame larger than it allows for, and decides by the length whether the payload can be what it says.
+A frame is one byte of kind, eight bytes of length and the payload. The trusted side refuses a frame
+that is longer than its kind allows, before reading the payload.
 """
 
 import socket
 import struct
 from collections.abc import Iterator
 
-# Trusted side to cell.
+# Frames from the trusted side to a cell.
 # JSON: split, function, shapes; the frames PROGRAM, TRAIN_X and TRAIN_Y follow.
 JOB = b"J"
 PROGRAM = b"S"  # UTF-8 source
 TRAIN_X = b"X"  # float64, row-major
 TRAIN_Y = b"Y"  # int64
 VALIDATION_X = b"V"  # float64, row-major; sent only after FITTED
-# Cell to trusted side.
-FITTED = b"M"  # empty: build_model returned
+# Frames from a cell to the trusted side.
+FITTED = b"M"  # empty: the function of the program has returned
 PREDICTIONS = b"P"  # float64, rows x classes, row-major
 ERROR = b"E"  # UTF-8: the type of the exception, a line feed, its message
 
-REPORT = b"R"  # JSON: the canary's findings, for the zygote
+# Frame from the canary to its zygote; JSON.
+REPORT = b"R"
 
 MAX_ERROR_BYTES = 4096
 _HEADER = struct.Struct("<cQ")
 
 
 class WireError(Exception):
-    """The other end sent something that the protocol does not allow, or closed the connection."""
+    """The peer sent something that the protocol does not allow, or closed the connection."""
 
 
 def frame(kind: bytes, *parts: bytes | memoryview) -> list[memoryview]:
-    """The buffers that make up one frame, ready for `socket.sendmsg`."""
+    """Returns the buffers of one frame, ready for `socket.sendmsg`."""
     views = [memoryview(part).cast("B") for part in parts if len(part)]
     return [memoryview(_HEADER.pack(kind, sum(view.nbytes for view in views))), *views]
 
@@ -43,7 +44,7 @@ def send(sock: socket.socket, kind: bytes, *parts: bytes | memoryview) -> None:
 
 
 def receive(sock: socket.socket, kind: bytes) -> bytearray:
-    """Waits for one frame of `kind` on a blocking socket; raises `WireError` for anything else."""
+    """Returns the payload of the next frame; raises `WireError` if it is not of `kind`."""
     received, length = _HEADER.unpack(_receive_exactly(sock, _HEADER.size))
     if received != kind:
         raise WireError(f"expected a frame {kind!r}, got {received!r}")
@@ -51,7 +52,7 @@ def receive(sock: socket.socket, kind: bytes) -> bytearray:
 
 
 def receive_into(sock: socket.socket, kind: bytes, buffer: memoryview) -> None:
-    """Waits for one frame of `kind` that fills `buffer` exactly; raises as `receive`."""
+    """Reads a frame of `kind` that fills `buffer` exactly; raises as `receive`."""
     received, length = _HEADER.unpack(_receive_exactly(sock, _HEADER.size))
     if received != kind or length != buffer.nbytes:
         raise WireError(f"expected {buffer.nbytes} bytes of {kind!r}, got {length} of {received!r}")
@@ -69,15 +70,15 @@ def _receive_into(sock: socket.socket, view: memoryview) -> None:
     while done < len(view):
         count = sock.recv_into(view[done:])
         if count == 0:
-            raise WireError("the other end closed the connection")
+            raise WireError("the peer closed the connection")
         done += count
 
 
 class FrameReader:
-    """Cuts a stream of received bytes into frames, refusing what is not allowed.
+    """Cuts a stream of received bytes into frames and refuses those that are not allowed.
 
     Args:
-      max_lengths: the largest payload allowed per kind of frame; other kinds are refused.
+      max_lengths: largest payload of each kind of frame; other kinds are refused.
     """
 
     def __init__(self, max_lengths: dict[bytes, int]):

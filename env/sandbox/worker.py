@@ -1,14 +1,13 @@
-"""The untrusted side's zygote: a process that has the libraries loaded and forks cells.
+"""The main program of a zygote, a process that has the libraries loaded and forks cells.
 
 A cell is a process for one split of one execution. It is forked before any untrusted byte has been
 read, from a zygote that never reads one: the program goes from the trusted side straight to the
-cell, over a connection that only these two hold. Needs the standard library, numpy, scipy and
-scikit-learn only.
+cell, over a connection that only these two hold.
 
-The trusted side starts it (`env.execution.zygote`) and talks to it in datagrams of one letter and
-a payload. To the zygote: `N` fork a cell, `F` id: end that cell. From it: `R` JSON: ready; `C` id,
-with the trusted end of the cell's connection attached: a cell was born; `X` JSON: a cell ended;
-`E` errno: the fork failed; `W` text: a wall does not stand.
+The trusted side (`env.execution.zygote`) starts the zygote and exchanges datagrams with it, one
+letter and a payload. To the zygote: `N` fork a cell, `F` id: end that cell. From it: `R` JSON:
+ready; `C` id, with the trusted end of the cell's connection attached: a cell has started; `X` JSON:
+a cell has ended; `E` errno: the fork failed; `W` text: a wall does not stand.
 """
 
 import contextlib
@@ -40,8 +39,8 @@ MAX_CONTROL_BYTES = 4096
 def main() -> NoReturn:
     """Serves the control socket until it is closed.
 
-    The last two arguments are the settings (JSON: `confinement`, and `libraries` to load beyond the
-    usual, or null to load none at all) and the number of the socket's descriptor.
+    The last two arguments of the process are the settings (JSON: `confinement`, and `libraries` to
+    load beyond the usual, or null to load none at all) and the number of the socket's descriptor.
     """
     settings = json.loads(sys.argv[-2])
     control = socket.socket(fileno=int(sys.argv[-1]))
@@ -75,7 +74,7 @@ class _Zygote:
         signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
 
     def serve(self, walls: CellWalls) -> NoReturn:
-        """Answers until the trusted side is gone; every cell stands behind `walls`."""
+        """Serves the trusted side until it is gone; every cell is enclosed by `walls`."""
         self._walls = walls
         self._send(b"R", json.dumps(self._prove()).encode())
         poll = select.poll()
@@ -137,11 +136,11 @@ class _Zygote:
             self._next_id += 1
 
     def _enter(self, cell: socket.socket) -> None:
-        """In the new process: nothing of the zygote's is left within reach."""
+        """Closes everything of the zygote's in the new process and puts up the walls."""
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            os.dup2(1, 2)  # standard error led to the trusted side until here
+            os.dup2(1, 2)  # until here standard error leads to the trusted side
             for sock in (self._control, self._child_ended, self._wakeup):
                 sock.close()
             os.closerange(3, cell.fileno())

@@ -1,4 +1,4 @@
-"""Train and validation halves: the paper's 5 repetitions (section 5.1), by position of the row."""
+"""Training and validation halves of a table: the paper's 5 repetitions (section 5.1)."""
 
 from collections.abc import Iterator
 
@@ -10,9 +10,9 @@ NUM_SPLITS = 5
 
 
 def split_rows(num_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row positions of both halves of split `seed`.
+    """Returns the row positions of both halves of split `seed`.
 
-    The same as scikit-learn's `train_test_split(test_size=0.5, random_state=seed, shuffle=True)`,
+    The result is that of scikit-learn's `train_test_split(test_size=0.5, random_state=seed, shuffle=True)`,
     without importing it.
 
     Returns: int64 positions of the training half (`num_rows // 2`) and of the validation half.
@@ -32,13 +32,13 @@ def _halves(num_rows: int, num_splits: int) -> Iterator[tuple[int, str, np.ndarr
 def check_class_counts(
     labels_n: np.ndarray, *, num_splits: int, min_rows: int, class_names: tuple[str, ...] = ()
 ) -> None:
-    """Refuses labels of which a half holds fewer than `min_rows` of some class.
+    """Refuses labels if a half holds fewer than `min_rows` rows of a class.
 
-    A class that is missing in one half makes every program fail on that split, whatever it does.
+    If a class is missing in one half, every program fails on that split.
 
     Args:
       labels_n: class codes 0..K-1.
-      num_splits: splits that a reward averages.
+      num_splits: number of splits that a reward averages.
       min_rows: rows of every class that each half needs.
       class_names: names of the codes, for the message.
 
