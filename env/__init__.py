@@ -1,1 +1,1 @@
-"""Tasks, prompts, data sets and the isolated execution of generated programs; never imports jax."""
+"""Tasks, prompts, tables and the isolated execution of generated programs; never imports jax."""

@@ -1,4 +1,4 @@
-"""Tasks, states and steps: the interface between the trainer and whatever rewards a text."""
+"""Tasks, states and steps: the interface between the trainer and an environment."""
 
 import abc
 import dataclasses

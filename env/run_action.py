@@ -50,13 +50,14 @@ _MAX_OUTPUT_KB = flags.DEFINE_integer(
 _LIBRARIES = flags.DEFINE_list(
     "libraries",
     [],
-    "Modules a program may import beyond the standard library, numpy, scipy, scikit-learn, pandas.",
+    "Modules that programs may import beyond the standard library and numpy, scipy, scikit-learn, "
+    "pandas.",
 )
 _ISOLATION = flags.DEFINE_enum(
     "isolation",
     "auto",
     CHOICES,
-    "Wall around the program; unsafe has none but separate processes. See docs/execution.md.",
+    "Wall around the program; unsafe has only a process of its own. See docs/execution.md.",
 )
 
 

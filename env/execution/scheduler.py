@@ -71,7 +71,7 @@ class Scheduler:
         for sock in (self._woken, self._waker):
             sock.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ, self._on_wake)
-        # A daemon thread lets a process end that forgets to close the executor; its zygotes end too.
+        # A daemon, so that a process that forgets to close the executor can end, with its zygotes.
         self._thread = threading.Thread(target=self._main, name="executor", daemon=True)
         self._thread.start()
 

@@ -1,6 +1,7 @@
 """Isolation tiers: kinds of walls around generated programs, their proof, and their start.
 
-A tier is used only if a canary program behind the same walls could do nothing that is forbidden. `python -m env.isolation` shows the tiers of a host.
+A tier is used only if a canary program behind the same walls could do nothing that is forbidden.
+`python -m env.isolation` shows the tiers of a host.
 """
 
 import dataclasses
@@ -152,9 +153,9 @@ def launch(tier: str, limits: Limits, libraries: Sequence[str] | None = ()) -> Z
 def _max_tasks(tier: str, limits: Limits) -> int:
     """Returns the number of tasks of the cells' user at which the kernel refuses another thread.
 
-    Under root the cells of each zygote have a user of their own, and each user namespace has its own
-    count. For an ordinary user without namespaces the kernel counts all tasks of that user, so that
-    the bound only stops floods.
+    Under root the cells of each zygote have a user of their own, and every user namespace has its
+    own count. For an ordinary user without namespaces the kernel counts all tasks of that user, so
+    that the bound only stops floods.
     """
     # Working cells with their threads, as many that wait or end, the zygote, and a margin.
     own = CELLS_PER_ZYGOTE * (limits.max_threads + 3) + 8
@@ -198,7 +199,7 @@ def _bubblewrap() -> list[str]:
 
 
 def _system_folders() -> list[Path]:
-    """Returns the folders of shared libraries on the usual distributions, and the loader's cache."""
+    """Returns the paths of shared libraries and of the loader's cache on usual distributions."""
     libraries = ["/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64"]
     others = ["/etc/ld.so.cache", "/etc/alternatives", "/nix/store", "/gnu/store"]
     return [Path(path) for path in libraries + others if os.path.lexists(path)]

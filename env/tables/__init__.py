@@ -1,1 +1,1 @@
-"""Tables: where they come from, how files are read, and what becomes of columns."""
+"""Tables: their sources, files, preparation and splits."""

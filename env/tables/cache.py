@@ -1,4 +1,4 @@
-"""Prepared tables on disk: one small file each, whole or not there."""
+"""A cache of prepared tables on disk, one small file for each."""
 
 import os
 import tempfile
@@ -13,7 +13,7 @@ ENVIRONMENT_VARIABLE = "ETPO_DATA_CACHE"
 
 
 def default_folder() -> Path:
-    """`$ETPO_DATA_CACHE`, or `etpo_jax/datasets` in the user's cache folder."""
+    """Returns `$ETPO_DATA_CACHE`, or `etpo_jax/datasets` in the user's cache folder."""
     if chosen := os.environ.get(ENVIRONMENT_VARIABLE):
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -21,9 +21,9 @@ def default_folder() -> Path:
 
 
 def load(folder: Path, name: str) -> Dataset | None:
-    """The cached table of that name; None when it is absent or damaged."""
+    """Returns the cached table of that name; None if it is absent or damaged."""
     try:
-        # Opened here: `np.load` leaves a damaged file open.
+        # `np.load` by itself leaves a damaged file open.
         with (
             open(folder / f"{name}.npz", "rb") as raw,
             np.load(raw, allow_pickle=False) as file,
@@ -42,7 +42,7 @@ def load(folder: Path, name: str) -> Dataset | None:
 
 
 def store(folder: Path, dataset: Dataset) -> None:
-    """Writes a table; a reader at the same time, or a crash, sees the old file or the new one."""
+    """Writes a table; readers at the same time, and crashes, leave the old file or the new one."""
     folder.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(dir=folder, prefix=f".{dataset.name}-", suffix=".part")
     try:

@@ -1,8 +1,8 @@
-"""Tables by name: the paper's fourteen, wherever they can be had, and any table of the user's.
+"""Loads tables by name: the fourteen of the paper, and any file of the user's.
 
 A table of the paper is taken from `data_dir` if its raw file lies there, else made by rule, else
-read from the cache, else downloaded, prepared and cached. Whatever the source, the prepared arrays
-must have the checksum of those that the paper scored on.
+read from the cache, else downloaded, prepared and cached. The prepared arrays must have the
+checksum of those that the paper scored on.
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ from env.tables.registry import Entry
 from env.tables.table import Dataset, RawTable
 
 MAX_ROWS = 2000
-"""Rows of a table of the user's at most, unless told otherwise: the paper's limit."""
+"""Default limit of the rows of a user's table, which is the paper's."""
 MIN_ROWS = 8
-"""Two rows of two classes in two halves."""
+"""Smallest limit of rows: two rows of two classes in two halves."""
 MAX_DESCRIPTION_CHARS = 200
 
 _FILE_PREFIXES = ("csv:", "parquet:", "arff:")
@@ -40,18 +40,18 @@ def load_dataset(
     cache_dir: str | Path | None = None,
     accept_changed: bool = False,
 ) -> Dataset:
-    """The table of that name.
+    """Loads the table of that name.
 
     Args:
-      name: a name of the registry, or `csv:PATH` (also `parquet:`, `arff:`; the ending of the file
-        decides how it is read) for a table of the user's.
+      name: name in the registry, or `csv:PATH` for a user's table (also `parquet:`, `arff:`; the
+        ending of the file decides how it is read).
       data_dir: folder with published raw files, see docs/tasks.md.
-      target: the column to predict; for a table of the user's only.
+      target: column to predict; for a user's table only.
       description: words for the prompt; default: the registry's, or the name of the file.
-      max_rows: rows that are kept of a table of the user's.
-      num_splits: splits for which class counts are checked.
-      cache_dir: folder of prepared tables; default: `dataset_cache.default_folder()`.
-      accept_changed: take a table of the paper although its rows are not the paper's.
+      max_rows: number of rows that are kept of a user's table.
+      num_splits: number of splits for which class counts are checked.
+      cache_dir: folder of prepared tables; default: `cache.default_folder()`.
+      accept_changed: whether to accept other rows than the paper's for a table of the paper.
 
     Raises:
       UsageError: naming the table and what is wrong with it.
@@ -84,12 +84,12 @@ def fetch(
     cache_dir: str | Path | None = None,
     accept_changed: bool = False,
 ) -> Literal["embedded", "cached", "fetched"]:
-    """Makes sure that a table of the paper can be loaded without its source.
+    """Puts a table of the paper into the cache, so that it can be loaded without its source.
 
     Args: as for `load_dataset`.
 
     Raises:
-      UsageError: when it cannot be had or is not the published table; the cache stays as it was.
+      UsageError: when the source fails or has other rows; the cache stays as it was.
     """
     entry, folder = registry.find(name), cache_folder(cache_dir)
     if entry.source == "rule":
@@ -106,7 +106,7 @@ def fetch(
 
 
 def cache_folder(cache_dir: str | Path | None) -> Path:
-    """The folder of prepared tables."""
+    """Returns the folder of prepared tables: `cache_dir`, or the default."""
     return Path(cache_dir).expanduser() if cache_dir else cache.default_folder()
 
 
@@ -123,7 +123,7 @@ def _load_published(
 
 
 def _read_raw(entry: Entry, data_dir: str | Path | None) -> RawTable | None:
-    """The raw file in `data_dir`; None when there is none."""
+    """Reads the raw file in `data_dir`; returns None if there is none."""
     if data_dir is None:
         return None
     folder = Path(data_dir).expanduser()
@@ -217,7 +217,7 @@ def _load_file(
 
 
 def _check_description(description: str) -> None:
-    # It stands in a docstring of every prompt.
+    # Every prompt holds the description in a docstring.
     if (
         not description.strip()
         or not description.isprintable()

@@ -1,11 +1,11 @@
-"""From published tables to the arrays that the paper scored on, bit for bit.
+"""Prepares published tables as the paper did, which gives the same arrays bit for bit.
 
 The ten OpenML tables were cut down with NumPy's legacy global generator. Each one, in the order of
 `_OPENML_ORDER`, was permuted under a fresh seed 13 and cut to 10,000 rows; then, without reseeding,
-all were permuted once more in the same order and cut to a share of at most 2,000 rows. So what a
-table gets from the second pass depends on how many numbers the tables before it drew, and on the
-draw for the last table of the first pass: on row counts, never on contents. That is why one table
-can be prepared without the other nine.
+all were permuted once more in the same order and cut to a share of at most 2,000 rows. The second
+pass of a table depends on the draw for the last table of the first pass and on how many numbers the
+tables before it drew: on row counts, never on contents. So one table can be prepared without the
+other nine.
 """
 
 import numpy as np
@@ -31,7 +31,7 @@ _OPENML_ORDER = (
 )
 _SHARES = {"balance_scale": 0.2, "breast_w": 0.1, "tic_tac_toe": 0.1}
 
-# Kaggle tables: the column that numbers the rows, and whether values are replaced by their ranks.
+# Column that numbers the rows, of each Kaggle table; and the tables whose values become ranks.
 _ROW_NUMBERS = {
     "pharyngitis": "number",
     "kidney_stone": "id",
@@ -42,7 +42,7 @@ _RANKED = ("health_insurance", "spaceship_titanic")
 
 
 def openml_rows(name: str, num_rows: int) -> np.ndarray:
-    """Positions in the published table of the prepared rows, in their order.
+    """Returns the positions of the prepared rows in the published table, in order.
 
     Args:
       name: one of the ten OpenML tables.
@@ -62,11 +62,11 @@ def openml_rows(name: str, num_rows: int) -> np.ndarray:
 
 
 def prepare(entry: Entry, table: RawTable) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """The features, labels and feature names of one of the fourteen tables.
+    """Returns features, labels and feature names of one of the fourteen tables.
 
     Args:
-      entry: which table.
-      table: as published; of the larger Kaggle tables the first 2,000 complete rows suffice.
+      entry: registry entry of the table.
+      table: published table; the first 2,000 complete rows suffice for the larger Kaggle tables.
 
     Returns: float64 [n, f], int64 [n] class codes, f names.
 
@@ -93,7 +93,7 @@ def prepare(entry: Entry, table: RawTable) -> tuple[np.ndarray, np.ndarray, tupl
 
 
 def _prepare_openml(name: str, table: RawTable) -> RawTable:
-    # Through float32, as published: 0.627 becomes 0.6269999742507935.
+    # The published procedure goes through float32: 0.627 becomes 0.6269999742507935.
     return (
         table.take(openml_rows(name, table.num_rows))
         .map_values(lambda values: values.astype(np.float32).astype(np.float64))

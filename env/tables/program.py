@@ -26,12 +26,12 @@ _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder with published raw files, used in place of a download."
 )
 _ACCEPT = flags.DEFINE_bool(
-    "accept_changed_data", False, "Cache tables although their rows are not the paper's."
+    "accept_changed_data", False, "Cache tables even if their rows are not the paper's."
 )
 
 
 def run() -> None:
-    """Takes the command from the arguments before the first flag."""
+    """Runs the command that the arguments before the first flag name, and exits."""
     words = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:]))
     del sys.argv[1 : 1 + len(words)]
 
@@ -55,7 +55,7 @@ def _run_command(words: list[str]) -> int:
 
 
 def table_1() -> list[str]:
-    """Table 1 of the paper beside the prepared tables, in lines of Markdown."""
+    """Returns Table 1 of the paper beside the prepared tables, in lines of Markdown."""
     lines = [
         "| name | source | target | published rows | rows x features x classes | Table 1 | |",
         "|---|---|---|---|---|---|---|",

@@ -1,7 +1,7 @@
-"""Reading CSV, ARFF and Parquet files into a `RawTable`.
+"""Readers of CSV, ARFF and Parquet files.
 
-Types: a column whose values are all numbers is numeric. Any other column is nominal; its categories
-are those that an ARFF file or a Parquet dictionary declares, in that order, or else the values that
+A column whose values are all numbers is numeric. Any other column is nominal; its categories are
+those that an ARFF file or a Parquet dictionary declares, in that order, or else the values that
 occur, sorted. Empty cells and `MISSING_TEXTS` are missing values.
 """
 
@@ -17,20 +17,20 @@ from env.base import UsageError
 from env.tables.table import Column, RawTable
 
 MAX_FILE_BYTES = 256 * 2**20
-"""Larger files are refused unread: as Python objects their cells take about ten times as much."""
+"""Limit of the size of a file; cells take about ten times as much memory as Python objects."""
 
 MISSING_TEXTS = frozenset(
     ("", "?", "#N/A", "#NA", "-nan", "-NaN", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a")
 ) | {"nan", "null"}
 
-# float() alone would take "0001_01" for a number.
+# float() would accept "0001_01" as a number.
 _NUMBER = re.compile(
     r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[+-]?(?:inf|Inf|infinity|Infinity)"
 )
 
 
 def read_table(path: str | Path) -> RawTable:
-    """The table in a `.csv`, `.tsv`, `.arff` or `.parquet` file.
+    """Reads the table in a `.csv`, `.tsv`, `.arff` or `.parquet` file.
 
     Raises:
       UsageError: naming the file and what is wrong with it.
@@ -85,7 +85,7 @@ def _read_csv(path: Path) -> RawTable:
             cells = list(zip(*rows, strict=True))
         except csv.Error as error:
             raise UsageError(f"not a CSV file ({error})") from None
-    # Without any row there are no cells to zip, yet the names are worth checking.
+    # A file without rows still has names, which are checked.
     cells = cells or [()] * len(names)
     return RawTable(
         tuple(_text_column(name.strip(), column) for name, column in zip(names, cells, strict=True))

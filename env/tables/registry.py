@@ -1,8 +1,7 @@
-"""The paper's fourteen tables: where each comes from, what it predicts and what it must look like.
+"""The fourteen tables of the paper: source, target, classes, shape and checksum.
 
-Shapes are of the prepared table; `paper_shape` is what Table 1 of the paper prints, which differs
-for reasons given in docs/tasks.md. `raw_rows` is the size of the published file, all that the
-shared random stream of the OpenML tables depends on (see `env.tables.preparation`).
+Shapes are those of prepared tables; Table 1 of the paper prints others in places, for reasons given
+in docs/tasks.md.
 """
 
 import dataclasses
@@ -19,15 +18,15 @@ class Entry:
     Attributes:
       name: value of `--dataset`.
       description: fills `"Classification with a {description} Prediction Dataset"` in the prompt.
-      source: "rule" (made here, as on OpenML), "openml" or "kaggle".
+      source: "rule" (generated, equal to the table on OpenML), "openml" or "kaggle".
       source_id: OpenML data set id, or Kaggle data set or competition.
-      target: the predicted column.
-      classes: the target's values; a value's position is its class code.
-      raw_files: the published file's names that `--data_dir` accepts, relative to it, best first.
-      raw_rows: rows of the published file.
+      target: column to predict.
+      classes: values of the target; the position of a value is its class code.
+      raw_files: names of the published file that `--data_dir` accepts, relative to it, best first.
+      raw_rows: rows of the published file, on which the random stream of preparation depends.
       shape: rows and features of the prepared table.
-      paper_shape: the same as printed in Table 1.
-      checksum: `Dataset.checksum` of the prepared arrays; None where no trusted copy was seen.
+      paper_shape: rows and features as printed in Table 1.
+      checksum: `Dataset.checksum` of the prepared table; None if no trusted copy was available.
     """
 
     name: str
@@ -44,7 +43,7 @@ class Entry:
 
     @property
     def origin(self) -> str:
-        """Where it comes from, in words."""
+        """Name of the source and identifier of the table there."""
         return f"{'Kaggle' if self.source == 'kaggle' else 'OpenML'} {self.source_id}"
 
 
@@ -238,11 +237,11 @@ _ENTRIES = (
 )
 
 REGISTRY: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
-"""The fourteen tables by name, in the order of the paper's Table 1."""
+"""The tables by name, in the order of the paper's Table 1."""
 
 
 def find(name: str) -> Entry:
-    """The entry of that name; an unknown one raises `UsageError` with the nearest names."""
+    """Returns the entry of that name; an unknown one raises `UsageError` with the nearest name."""
     if name in REGISTRY:
         return REGISTRY[name]
     close = difflib.get_close_matches(name, REGISTRY, n=1)

@@ -34,7 +34,7 @@ _COMPETITION_FILE = "train.csv"
 
 
 class SourceError(Exception):
-    """A published table cannot be had from its source; the text is the reason."""
+    """A source cannot provide a published table; the text is the reason."""
 
 
 _LINES = (
@@ -50,7 +50,7 @@ _SQUARES = tuple(
 
 
 def balance_scale() -> RawTable:
-    """OpenML 11: every weight and distance on both arms from 1 to 5, and the side that sinks.
+    """Generates OpenML 11: weights and distances 1 to 5 on both arms, and the side that sinks.
 
     The last attribute varies fastest.
     """
@@ -66,9 +66,9 @@ def balance_scale() -> RawTable:
 
 
 def tic_tac_toe() -> RawTable:
-    """OpenML 50: every board that ends a game in which x moves first, and whether x has won.
+    """Generates OpenML 50: boards that end a game in which x moves first, and whether x has won.
 
-    Wins, then losses, then draws, each in lexicographic order of x < o < b.
+    Wins come first, then losses, then draws, each in lexicographic order of x < o < b.
     """
     boards = np.indices((3,) * 9, np.int8).reshape(9, -1).T  # 0 is x, 1 is o, 2 is blank
     x_lines, o_lines = (
@@ -92,10 +92,10 @@ def tic_tac_toe() -> RawTable:
 
 
 def fetch_from_openml(entry: Entry, *, deadline_s: float = OPENML_DEADLINE_S) -> RawTable:
-    """The published ARFF file of an OpenML table, downloaded or from the package's cache.
+    """Reads the published ARFF file of an OpenML table, downloaded or from the package's cache.
 
     Raises:
-      SourceError: when it cannot be had; the text is the reason.
+      SourceError: when the file cannot be downloaded.
     """
     try:
         import openml
@@ -113,7 +113,7 @@ def fetch_from_openml(entry: Entry, *, deadline_s: float = OPENML_DEADLINE_S) ->
 def _download_from_openml(openml, data_id: int) -> Path:
     dataset = openml.datasets.get_dataset(data_id, download_data=True)
     if not _is_intact(dataset):
-        # An interrupted download stays in the package's cache and is never checked again there.
+        # The package keeps an interrupted download in its cache and never checks it again.
         dataset = openml.datasets.get_dataset(data_id, download_data=True, force_refresh_cache=True)
     return Path(dataset.data_file)
 
@@ -127,7 +127,7 @@ def _is_intact(dataset) -> bool:
 
 @contextlib.contextmanager
 def _openml_settings(openml) -> Iterator[None]:
-    """Bounded tries, and ARFF rather than Parquet: the files that the paper's tables came from."""
+    """Bounds the tries of the package and selects ARFF files, from which the paper's tables came."""
     policy, tries = openml.config.retry_policy, openml.config.connection_n_retries
     variable = openml.config.OPENML_SKIP_PARQUET_ENV_VAR
     skip_parquet = os.environ.get(variable)
@@ -144,7 +144,7 @@ def _openml_settings(openml) -> Iterator[None]:
 
 
 def _within(deadline_s: float, call: Callable[[], Path]) -> Path:
-    """The result of `call`, which is left behind in its thread when it takes too long."""
+    """Returns the result of `call`; a call that takes too long is left to its thread."""
     results: list[Path] = []
     errors: list[BaseException] = []
 
@@ -166,14 +166,14 @@ def _within(deadline_s: float, call: Callable[[], Path]) -> Path:
 
 def _reason(error: Exception, server: str) -> str:
     text = " ".join(str(error).split())
-    # The system's own words, out of the nested text of a connection error.
+    # The text of a connection error is nested; this is the operating system's message in it.
     if found := re.search(r"\[Errno -?\d+\] ([^'\")]+)", text):
         return f"cannot reach {server} ({found[1].strip()})"
     return f"{type(error).__name__}: {text[:300]}"
 
 
 def has_kaggle_credentials() -> bool:
-    """Whether the client would find a token or key of the user."""
+    """Returns whether the client would find a token or key of the user."""
     if os.environ.get("KAGGLE_API_TOKEN"):
         return True
     if os.environ.get("KAGGLE_USERNAME") and os.environ.get("KAGGLE_KEY"):
@@ -183,12 +183,12 @@ def has_kaggle_credentials() -> bool:
 
 
 def fetch_from_kaggle(entry: Entry) -> RawTable:
-    """The published CSV file of a Kaggle table.
+    """Downloads and reads the published CSV file of a Kaggle table.
 
     Raises:
-      SourceError: when it cannot be had; the text is the reason.
+      SourceError: when the file cannot be downloaded.
     """
-    # A virtual environment that is used without being activated is not on the path.
+    # A virtual environment that is not activated is not on the path.
     folders = os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)
     client = shutil.which("kaggle", path=os.pathsep.join(folders))
     if client is None:
@@ -231,7 +231,7 @@ def _download_from_kaggle(client: str, source_id: str, folder: str) -> None:
 
 
 def _find_table(entry: Entry, folder: Path) -> RawTable:
-    # Names and number of files inside a Kaggle archive are the uploader's choice.
+    # The uploader chooses names and number of the files in a Kaggle archive.
     paths = sorted(folder.rglob("*.csv"))
     for path in paths:
         try:

@@ -12,8 +12,8 @@ NUM_SPLITS = 5
 def split_rows(num_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the row positions of both halves of split `seed`.
 
-    The result is that of scikit-learn's `train_test_split(test_size=0.5, random_state=seed, shuffle=True)`,
-    without importing it.
+    They are those of scikit-learn's `train_test_split(test_size=0.5, random_state=seed,
+    shuffle=True)`, which is not imported for it.
 
     Returns: int64 positions of the training half (`num_rows // 2`) and of the validation half.
     """

@@ -1,8 +1,8 @@
-"""A table of the user's: from columns of any kind to features and class codes.
+"""Prepares a user's table: columns of any kind become features and class codes.
 
-Deterministic and simple on purpose, since generated programs work on what comes out:
-- Rows without a target are dropped; of more than `max_rows` a fixed random choice is kept, in
-  their order.
+The rules are deterministic and simple, since generated programs work on the result:
+- Rows without a target are dropped. If there are more than `max_rows`, a fixed random choice is
+  kept, in order.
 - The target's classes are its values that occur, in declared or sorted order.
 - A nominal feature becomes the position of its value in declared or sorted order; a missing value
   counts as one more, last category.
@@ -16,26 +16,26 @@ from env.tables import splits
 from env.tables.table import Column, RawTable
 
 MIN_CLASS_ROWS = 2
-"""Rows of each class in each half: with one, no program can be told from chance."""
+"""Rows of each class that each half needs: with one, no program can be told from chance."""
 MAX_NUMERIC_CLASSES = 20
-"""A numeric target with more distinct values is taken for a quantity."""
+"""Limit of the classes of a numeric target; more distinct values are a quantity."""
 
 
 def prepare_user_table(
     table: RawTable, target: str, *, max_rows: int, num_splits: int
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], tuple[str, ...]]:
-    """The arrays of a table and the names of its features and classes.
+    """Returns the arrays of a table and the names of its features and classes.
 
     Args:
-      table: as read.
-      target: the column to predict.
-      max_rows: rows that are kept at most.
-      num_splits: splits for which the classes are counted.
+      table: table as read from the file.
+      target: column to predict.
+      max_rows: largest number of rows that are kept.
+      num_splits: number of splits for which the classes are counted.
 
     Returns: float64 [n, f], int64 [n], f names, K names.
 
     Raises:
-      UsageError: when no classification can be scored on it, saying why.
+      UsageError: when no classification can be scored on the table.
     """
     table = _with_target(table, target)
     table = table.take(_kept_rows(table.num_rows, max_rows))

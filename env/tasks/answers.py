@@ -1,4 +1,4 @@
-"""What a chat model is told about the code task, and the body that its answer holds."""
+"""Instructions of the code task for chat models, and the body of a program in their answers."""
 
 import ast
 import re
@@ -18,10 +18,10 @@ _INDENT = "    "
 
 
 def body_of(answer: str) -> str:
-    """The body in an answer: its first line as it follows four spaces, later lines with their own.
+    """Returns the body in an answer; its first line lacks the four spaces that the prompt has.
 
-    Models answer in a code block, repeat the whole function, or leave the indentation out; each is
-    read as what was meant. What is no Python is returned as it is: executing it says what is wrong.
+    Models answer in a code block, repeat the whole function, or leave the indentation out; all of
+    these are understood. Text that is not Python is returned unchanged: its execution reports why.
     """
     blocks = _FENCED.findall(answer)
     code = max(blocks, key=len) if blocks else answer
@@ -30,12 +30,12 @@ def body_of(answer: str) -> str:
     dedented = textwrap.dedent(code)
     if _parses(dedented):
         return textwrap.indent(dedented, _INDENT).removeprefix(_INDENT)
-    # The first line alone is not indented: it goes on after the four spaces of the prompt.
+    # Only the first line is not indented: it follows the four spaces of the prompt.
     return code.removeprefix(_INDENT)
 
 
 def _inside_function(code: str) -> str:
-    """Imports before `build_model` and the lines in it; empty if the code does not define it."""
+    """Returns imports before `build_model` and the lines in it; empty if it is not defined."""
     tree = _parse(code)
     if tree is None:
         return ""
@@ -55,7 +55,7 @@ def _inside_function(code: str) -> str:
 def _parse(code: str) -> ast.Module | None:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd escapes in somebody else's code
+            warnings.simplefilter("ignore")  # about odd escapes in the model's code
             return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None

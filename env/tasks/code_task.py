@@ -9,23 +9,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from env.base import State, Step, UsageError
+from env.base import State, Step, Task, UsageError
 from env.execution.results import FAILURE_REWARD, ExecutionResult, Executor
 from env.tables.table import Dataset
 from env.tasks import answers, prompts
 
 FORBIDDEN_CONSTRUCTS = ("GridSearchCV(",)
-"""What the authors' environment refuses to run."""
+"""Constructs that the authors' environment refuses to run."""
 
 
-class CodeTask:
-    """Episodes of writing and repairing one program; an `env.base.Task`.
+class CodeTask(Task):
+    """Episodes of writing and repairing one program.
 
     Args:
-      dataset: what programs are scored on; only its description and shape are read here.
+      dataset: table that programs are scored on; the task reads its description and shape only.
       executor: runs and scores bodies; closed with the task.
-      max_steps: environment steps of an episode at most; the last one is a terminal step.
-      prompt_style: see `env.tasks.prompts.PromptStyle`.
+      max_steps: largest number of steps of an episode.
+      prompt_style: style of prompts, see `env.tasks.prompts.PromptStyle`.
       forbidden_constructs: texts that no body may contain; such a body fails without running.
     """
 
@@ -60,16 +60,16 @@ class CodeTask:
 
     @property
     def isolation(self) -> str:
-        """The tier that programs run in."""
+        """Name of the isolation tier that programs run in."""
         return self._executor.isolation
 
     def reset(self, rng: np.random.Generator) -> State:
-        """The first state, s_0 = eta(g): the same for every episode."""
+        """Returns the first state, the same for every episode; its prompt is eta(g)."""
         del rng
         return State(0, {})
 
     def render(self, state: State, *, shorten: int = 0) -> str:
-        """eta(g), or eta(g, a, e) after a failure; `env.tasks.prompts` says what `shorten` cuts."""
+        """Returns eta(g), or eta(g, a, e) after a failure; `env.tasks.prompts` shortens prompts."""
         if not state.data:
             return prompts.first_prompt(
                 self._description, self._num_rows, self._num_features, style=self._style
@@ -100,11 +100,11 @@ class CodeTask:
         ]
 
     def program(self, action: str) -> str:
-        """The body inside its function, as a Python file."""
+        """Returns the body inside its function, as a Python file."""
         return prompts.program(action)
 
     def action_of(self, answer: str) -> str:
-        """The body that a chat model's answer holds."""
+        """Extracts the body from the answer of a chat model."""
         return answers.body_of(answer)
 
     def close(self) -> None:

@@ -28,15 +28,15 @@ _FIX = "Fix the error in the previous function."
 
 @dataclasses.dataclass(frozen=True)
 class _Limits:
-    """How much of the last failure a reflective prompt shows; None is all of it."""
+    """Limits on the part of the last failure that a reflective prompt shows; None is no limit."""
 
     error_chars: int
     body_lines: int | None = None
     line_chars: int | None = None
 
 
-# The middle of the error goes first, then the middle lines of the previous body: what remains
-# longest is what names the mistake and the lines next to the signature and the return.
+# Shortening drops the middle of the error first, then the middle lines of the previous body. The
+# name of the mistake and the lines next to signature and return stay longest.
 _SHORTER = (
     _Limits(MAX_ERROR_CHARS),
     _Limits(160),
@@ -52,10 +52,10 @@ MAX_SHORTEN = len(_SHORTER) - 1
 def first_prompt(
     description: str, num_rows: int, num_features: int, *, style: PromptStyle = "paper"
 ) -> str:
-    """The prompt of an episode's first state (Figure 6).
+    """Returns the prompt of an episode's first state (Figure 6).
 
     Args:
-      description: what the data is about, such as "Balance Scale Weight & Distance".
+      description: subject of the table, such as "Balance Scale Weight & Distance".
       num_rows: rows in the displayed shape, see `shown_rows`.
       num_features: columns of `x_train`.
       style: see `PromptStyle`.
@@ -75,16 +75,16 @@ def reflective_prompt(
     style: PromptStyle = "paper",
     shorten: int = 0,
 ) -> str:
-    """The prompt of the state after a failed action (Figure 7).
+    """Returns the prompt of the state after a failed action (Figure 7).
 
     Args:
-      description: what the data is about.
+      description: subject of the table.
       num_rows: rows in the displayed shape, see `shown_rows`.
       num_features: columns of `x_train`.
-      body: the action that failed.
-      error: what it raised; cleaned and bounded here by `clean_error`.
+      body: action that failed.
+      error: its error, which `clean_error` cleans and bounds.
       style: see `PromptStyle`.
-      shorten: 0 shows everything, up to `MAX_SHORTEN` ever less; larger values count as that.
+      shorten: 0 shows everything, larger values up to `MAX_SHORTEN` ever less.
     """
     limits = _SHORTER[min(shorten, MAX_SHORTEN)]
     reported = clean_error(error, max_chars=limits.error_chars).rstrip(" .")
@@ -109,16 +109,15 @@ def program(body: str) -> str:
 
 
 def shown_rows(num_rows: int, style: PromptStyle = "paper") -> int:
-    """The number of rows that a prompt displays for a table of `num_rows`.
+    """Returns the number of rows that a prompt displays for a table of `num_rows`.
 
-    The paper shows the training half of `train_test_split(test_size=0.5)`, whose validation half
-    takes the odd row.
+    The paper shows the rows of the training half, which is the smaller one.
     """
     return num_rows // 2 if style == "paper" else num_rows
 
 
 def _shown_body(body: str, limits: _Limits) -> str:
-    # A marker in the body would be a second one in the prompt; control characters have no business
+    # A marker in the body would be a second one in the prompt, and control characters do not belong
     # in a source file. `splitlines` also cuts at separators that would end a comment.
     body = body.replace(FILL_ME, "FILL_ME").rstrip()
     lines = [

@@ -1,7 +1,7 @@
-"""A task that is not about code: short questions over a few rows of a table, one per step.
+"""A task of several turns that is not about code: questions about a few rows of a table.
 
 An episode shows some rows and asks `max_steps` questions about them, one after the other. An answer
-that matches exactly is worth 1 and any other 0; the next prompt shows it, and the right one.
+that matches exactly is worth 1 and any other 0; the next prompt shows it and the right answer.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from env.base import State, Step, UsageError
+from env.base import State, Step, Task, UsageError
 from env.tables.table import Dataset
 
 NUM_ROWS = 4
@@ -23,14 +23,14 @@ class _Question:
     answer: str
 
 
-class TableQuestions:
-    """Episodes of questions; an `env.base.Task`.
+class TableQuestions(Task):
+    """Episodes of questions about the rows of a table.
 
     A state holds the seed that its rows and questions are drawn with, and the answers so far.
 
     Args:
-      dataset: where rows come from.
-      max_steps: questions of an episode.
+      dataset: table from which rows are drawn.
+      max_steps: number of questions of an episode.
     """
 
     max_shorten = 1
@@ -50,11 +50,11 @@ class TableQuestions:
         self._max_steps = max_steps
 
     def reset(self, rng: np.random.Generator) -> State:
-        """New rows and new questions."""
+        """Draws new rows and new questions."""
         return State(0, {"seed": int(rng.integers(2**31)), "answers": []})
 
     def render(self, state: State, *, shorten: int = 0) -> str:
-        """The rows, the questions answered so far (not with `shorten`) and the next one."""
+        """Returns the rows, the questions so far (not with `shorten`) and the next question."""
         table, questions = self._draw(state.data["seed"])
         lines = [f"Rows of a table about {self._dataset.description}:", *table]
         if not shorten:
@@ -72,15 +72,12 @@ class TableQuestions:
         return [self._step(s, _answer_of(a)) for s, a in zip(states, actions, strict=True)]
 
     def program(self, action: str) -> str:
-        """The answer that was read."""
+        """Returns the answer that the action was taken for."""
         return _answer_of(action) + "\n"
 
     def action_of(self, answer: str) -> str:
-        """The answer itself."""
+        """Returns the answer without white space around it."""
         return answer.strip()
-
-    def close(self) -> None:
-        """Nothing to release."""
 
     def _step(self, state: State, given: str) -> Step:
         question = self._draw(state.data["seed"])[1][state.t]
@@ -95,7 +92,7 @@ class TableQuestions:
         )
 
     def _draw(self, seed: int) -> tuple[list[str], list[_Question]]:
-        """The lines of the table and the questions of the episode with that seed."""
+        """Returns the lines of the table and the questions of the episode with that seed."""
         rng = np.random.default_rng(seed)
         dataset = self._dataset
         rows = rng.choice(len(dataset.labels), NUM_ROWS, replace=False)
@@ -132,11 +129,11 @@ def _question(
 
 
 def _answer_of(action: str) -> str:
-    """The first line of an action without white space around it."""
+    """Returns the first line of an action without white space around it."""
     return (action.strip().splitlines() or [""])[0].strip()
 
 
 def _shown(answer: str) -> str:
-    # One printable line without a marker of its own, and no longer than an answer may be.
+    # Shown answers are one short, printable line without a marker of their own.
     text = "".join(c for c in answer if c.isprintable()).replace("<FILL_ME>", "FILL_ME")
     return text[:40]
