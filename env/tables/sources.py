@@ -127,7 +127,7 @@ def _is_intact(dataset) -> bool:
 
 @contextlib.contextmanager
 def _openml_settings(openml) -> Iterator[None]:
-    """Bounds the tries of the package, and selects ARFF files as the source of the paper's tables."""
+    """Bounds the tries of the package and selects ARFF files, the source of the paper's tables."""
     policy, tries = openml.config.retry_policy, openml.config.connection_n_retries
     variable = openml.config.OPENML_SKIP_PARQUET_ENV_VAR
     skip_parquet = os.environ.get(variable)
