@@ -1,8 +1,8 @@
 """Makes the stand-in language model: corpus, tokenizer, training, Hugging Face folder.
 
-The stand-in is a coder of the Llama family small enough for reinforcement learning on two cores. It
-knows one task, that of the paper's prompts, and makes mistakes in it (see the card in its folder).
-`--preset=small` makes a larger one in the same way, best on an accelerator.
+The stand-in is a coder of the Llama family, small enough for reinforcement learning on two cores.
+It knows the task of the paper's prompts alone, and makes mistakes in it (see the model card in its
+folder). `--preset=small` makes a larger one in the same way, best on an accelerator.
 """
 
 import dataclasses
@@ -31,11 +31,11 @@ from models.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """What to make.
+    """Sizes of a stand-in.
 
     Attributes:
-      config: the network; its vocabulary is that of the tokenizer.
-      schedule: the training.
+      config: sizes of the network, whose vocabulary is also that of the tokenizer.
+      schedule: length and rate of the training.
       num_documents: size of the corpus.
     """
 
@@ -75,17 +75,21 @@ PRESETS = {
     ),
 }
 
-# The tokenizer needs only the frequent pieces, and held-out programs only to be unseen.
+# Enough for the pieces that the tokenizer needs, which are the frequent ones.
 _TOKENIZER_DOCUMENTS = 20_000
 _HELD_OUT_PROGRAMS = 200
 
-_PRESET = flags.DEFINE_enum("preset", "tiny", list(PRESETS), "What to make.")
+_PRESET = flags.DEFINE_enum("preset", "tiny", list(PRESETS), "Size of the stand-in.")
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder to write; by default the one of the preset beside this program."
+    "output", None, "Folder to write; by default the folder of the preset beside this program."
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of corpus, first weights and order.", lower_bound=0)
-_STEPS = flags.DEFINE_integer("steps", None, "Instead of the preset's.", lower_bound=1)
-_DOCUMENTS = flags.DEFINE_integer("documents", None, "Instead of the preset's.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of corpus, first weights and order.", lower_bound=0)
+_STEPS = flags.DEFINE_integer(
+    "steps", None, "Optimizer steps, in place of the preset's.", lower_bound=1
+)
+_DOCUMENTS = flags.DEFINE_integer(
+    "documents", None, "Size of the corpus, in place of the preset's.", lower_bound=1
+)
 
 
 def pretrain(
@@ -96,21 +100,21 @@ def pretrain(
     command: str,
     report: Callable[[str], None] = print,
 ) -> None:
-    """Writes the model folder; files of the same names are replaced when all are complete.
+    """Makes a model folder; files of the same names are replaced when all new ones are complete.
 
     Args:
-      preset: what to make.
-      folder: made if absent.
-      seed: everything random follows from it.
-      command: what the card names as the way to make it again.
-      report: takes lines about the progress.
+      preset: sizes of the stand-in.
+      folder: folder to write, made if absent.
+      seed: seed of everything random.
+      command: command that makes it again, for the model card.
+      report: called with lines about the progress.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as name:
         making = pathlib.Path(name)
         training = {"command": command, **_make(preset, making, seed=seed, report=report)}
         (making / card.TRAINING).write_text(json.dumps(training, indent=2) + "\n")
-        # A card of other weights would show their figures.
+        # Figures that were measured on other weights do not belong on the new card.
         (folder / card.FIGURES).unlink(missing_ok=True)
         for path in sorted(making.iterdir()):
             os.replace(path, folder / path.name)
@@ -120,7 +124,7 @@ def pretrain(
 def _make(
     preset: Preset, folder: pathlib.Path, *, seed: int, report: Callable[[str], None]
 ) -> dict[str, float]:
-    """Writes all but the card; returns what it has to say about the training."""
+    """Writes all files but the card; returns the figures of the training for it."""
     documents = list(corpus.documents(seed, preset.num_documents))
     raw = bpe.build(_texts(documents[:_TOKENIZER_DOCUMENTS]), vocab_size=preset.config.vocab_size)
     bpe.save(raw, folder, max_length=preset.config.max_position_embeddings)
@@ -165,7 +169,7 @@ def _around(prompt: str) -> list[str]:
 def _examples(
     documents: Sequence[Document], raw: tokenizers.Tokenizer, tokenizer: Tokenizer
 ) -> list[Example]:
-    """A body ends with the end of infilling, a program with the end of text."""
+    """Token ids of documents: bodies end with the end of infilling, programs with that of text."""
     vocab = raw.get_vocab()
     texts = raw.encode_batch([document.text for document in documents])
     examples = []
@@ -177,7 +181,7 @@ def _examples(
 
 
 def _write_held_out(folder: pathlib.Path, documents: Sequence[Document], *, seed: int) -> None:
-    """Programs for perplexity, one JSON object a line, none of whose bodies is in the corpus."""
+    """Writes programs for perplexity, whose bodies are not in the corpus, as lines of JSON."""
     known = {document.text for document in documents}
     programs = corpus.held_out(seed + 1, _HELD_OUT_PROGRAMS, known)
     lines = [json.dumps({"text": program}, ensure_ascii=False) for program in programs]

@@ -1,9 +1,9 @@
 """The stand-in's tokenizer: a byte-level BPE assembled for its corpus, in Hugging Face format.
 
 Text is cut into pieces: the fixed lines of the prompts, idioms such as `from sklearn.`, names,
-values, punctuation. A frequent piece is one token (`ignore_merges`, as in Llama 3); everything else
-falls back to merges and at last to bytes. A decision of the coder, such as a class, an argument or
-a value, is thus a token of its own, and what goes without saying costs few.
+values, punctuation. A frequent piece is one token (`ignore_merges`, as in Llama 3); other pieces
+fall back to merges and in the end to bytes. So each decision of the coder, such as a class, an
+argument or a value, is a token of its own, and the text between decisions takes few tokens.
 """
 
 import collections
@@ -63,7 +63,7 @@ def build(texts: Iterable[str], *, vocab_size: int, num_merges: int = 150) -> to
     Args:
       texts: a sample of the corpus, markers removed.
       vocab_size: special tokens, 256 bytes, merges and pieces together.
-      num_merges: tokens for what is no frequent piece.
+      num_merges: tokens for the parts of rare pieces.
 
     Raises:
       ValueError: if the texts have too few different pieces to fill the vocabulary.
@@ -134,7 +134,7 @@ def _write_json(path: pathlib.Path, value: Mapping[str, object]) -> None:
 
 
 def _prompt_lines() -> list[str]:
-    """What every prompt has in common: the texts between its variable parts."""
+    """Texts that all prompts have in common, between their variable parts."""
     mark = "\0"
     lines: list[str] = []
     for style in prompts.STYLES:
@@ -150,7 +150,7 @@ def _prompt_lines() -> list[str]:
 
 
 def _merges(words: Sequence[str], count: int) -> list[tuple[str, str]]:
-    """Byte-pair encoding of a list of different words, each counting once."""
+    """Merges of byte-pair encoding for different words, each of which counts once."""
     split = [list(word) for word in words]
     merges: list[tuple[str, str]] = []
     while len(merges) < count:
@@ -172,7 +172,7 @@ def _merge(word: Sequence[str], pair: tuple[str, str]) -> list[str]:
 
 
 def _byte_alphabet() -> Iterable[tuple[int, str]]:
-    """The characters that stand for bytes in a byte-level BPE (as in GPT-2)."""
+    """Bytes and the characters that stand for them in a byte-level BPE, as in GPT-2."""
     spare = 256
     for byte in range(256):
         if chr(byte).isprintable() and byte not in (0x20, 0xA0, 0xAD):

@@ -1,8 +1,8 @@
 """The stand-in's corpus: prompts of the code task, each with the body that a coder might answer.
 
-Everything follows from a seed. Prompts are those of `env.tasks.prompts`, of the fourteen tables
-and of some that do not exist; bodies come from `models.stand_in.grammar`, with the mistakes of
-`models.stand_in.mistakes` and the errors that these really raise.
+Everything follows from a seed. Prompts are rendered by `env.tasks.prompts` for the fourteen tables
+and for some that do not exist; bodies come from `models.stand_in.grammar`, with the mistakes of
+`models.stand_in.mistakes` and the errors that these raise when they are executed.
 """
 
 import dataclasses
@@ -11,10 +11,9 @@ from collections.abc import Iterator
 
 from env.tables.registry import REGISTRY
 from env.tasks import prompts
-from models.stand_in import grammar as grammar
-from models.stand_in.errors import error_texts
-from models.stand_in.grammar import Program
-from models.stand_in.mistakes import Mistake, sample_mistake
+from models.stand_in.grammar import sample_program
+from models.stand_in.mistakes import Mistake, error_texts, sample_mistake
+from models.stand_in.programs import Program, render
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +31,20 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Shares:
-    """What the corpus is made of; each is a probability.
+    """Probabilities that make up the corpus.
 
-    The stand-in makes some mistakes that its corpus does not hold, so these shares lie above what
-    the trained model shows (the model card has the figures).
+    The trained model also makes mistakes that its corpus does not hold, so programs that run are
+    more frequent here than among its answers (the model card has the figures).
+
+    Attributes:
+      plain: whole programs without a prompt.
+      reflective: prompts that report an error, among the documents with a prompt.
+      mistake_at_first: first prompts that are answered with a mistake.
+      mistake_in_reflection: prompts with an error that are answered with a mistake.
+      other_program_in_reflection: prompts with an error that are answered with another program.
+      official_style: prompts in the style of the authors' code.
+      shortened: prompts with an error whose text is shortened.
+      other_table: prompts about a table that does not exist.
     """
 
     plain: float = 0.04
@@ -58,34 +67,34 @@ _OTHER_WORDS = """
 
 
 def documents(seed: int, count: int) -> Iterator[Document]:
-    """`count` documents; the same for the same seed."""
+    """Yields `count` documents, the same for the same seed."""
     rng = random.Random(seed)
     for _ in range(count):
         yield _document(rng)
 
 
 def held_out(seed: int, count: int, known: set[str]) -> list[str]:
-    """`count` different whole programs that run, none of which has a body in `known`."""
+    """Draws `count` different whole programs that run, with no body that is in `known`."""
     rng = random.Random(seed)
     bodies: dict[str, None] = {}
     while len(bodies) < count:
-        body = grammar.render(grammar.sample_program(rng))
+        body = render(sample_program(rng))
         if body not in known:
             bodies[body] = None
     return [prompts.program(body) for body in bodies]
 
 
 def _document(rng: random.Random) -> Document:
-    program = grammar.sample_program(rng)
+    program = sample_program(rng)
     if rng.random() < SHARES.plain:
-        return Document("", prompts.program(grammar.render(program)))
+        return Document("", prompts.program(render(program)))
     style: prompts.PromptStyle = "official" if rng.random() < SHARES.official_style else "paper"
     table = _table(rng, style)
     if rng.random() >= SHARES.reflective:
         prompt = prompts.first_prompt(*table, style=style)
         if rng.random() < SHARES.mistake_at_first:
             return Document(prompt, _mistake(rng, program).body)
-        return Document(prompt, grammar.render(program))
+        return Document(prompt, render(program))
     previous = _mistake(rng, program)
     shorten = rng.randint(1, prompts.MAX_SHORTEN) if rng.random() < SHARES.shortened else 0
     prompt = prompts.reflective_prompt(
@@ -95,11 +104,11 @@ def _document(rng: random.Random) -> Document:
 
 
 def _answer_to_error(rng: random.Random, program: Program, previous: Mistake) -> str:
-    """Usually the program that the mistake was made in."""
+    """The body after an error: usually the program in which the mistake was made."""
     if rng.random() < SHARES.other_program_in_reflection:
-        program = grammar.sample_program(rng)
+        program = sample_program(rng)
     if rng.random() >= SHARES.mistake_in_reflection:
-        return grammar.render(program)
+        return render(program)
     if rng.random() < 0.2:
         return previous.body
     return _mistake(rng, program).body
@@ -114,7 +123,7 @@ def _mistake(rng: random.Random, program: Program) -> Mistake:
 
 
 def _table(rng: random.Random, style: prompts.PromptStyle) -> tuple[str, int, int]:
-    """Description, rows to show and features."""
+    """Description, number of rows to show and number of features of a table for a prompt."""
     if rng.random() < SHARES.other_table:
         words = rng.sample(_OTHER_WORDS.split(), rng.choice((1, 1, 2, 2, 3)))
         return " ".join(words), rng.randint(20, 2000), rng.randint(2, 40)

@@ -1,4 +1,4 @@
-"""The programs that the stand-in knows: a grammar over scikit-learn pipelines and their settings.
+"""A grammar over scikit-learn programs: which classes and settings they have, and how often.
 
 Shares were chosen so that most programs run and score in the middle of the field, and so that the
 compositions that score best on the small tables are rare, each of their parts being common: what a
@@ -8,99 +8,21 @@ learner should discover step by step must not be what it samples at first.
 import dataclasses
 import random
 from collections.abc import Mapping
-from typing import Literal, TypeAlias, TypeVar
+from typing import TypeVar
+
+from models.stand_in.programs import MODULES, Call, Fit, Form, Program, Value, names_in
 
 T = TypeVar("T")
-
-# An argument's value: source text, a nested estimator, or named estimators of a vote.
-Value: TypeAlias = "str | Call | tuple[tuple[str, Call], ...]"
-
-Form = Literal["plain", "make_pipeline", "Pipeline", "by_hand"]
-"""`by_hand` transforms `x_train` outside of the model: it runs, but validation rows stay raw."""
-
-Fit = Literal["statement", "chained", "none"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """A class and the keyword arguments it is made with; arguments named "" are positional."""
-
-    name: str
-    arguments: tuple[tuple[str, Value], ...] = ()
-
-    def get(self, argument: str) -> "Value | None":
-        """The value of an argument, None when it is not given."""
-        return dict(self.arguments).get(argument)
-
-    def replace(self, argument: str, value: Value) -> "Call":
-        """The same call with one argument set, in its place or at the end."""
-        others = [item for item in self.arguments if item[0] != argument]
-        place = next((i for i, (name, _) in enumerate(self.arguments) if name == argument), None)
-        others.insert(len(others) if place is None else place, (argument, value))
-        return Call(self.name, tuple(others))
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """One body of `build_model`, not yet text; mistakes are made by changing its fields.
-
-    Attributes:
-      transformers: applied in order before the estimator.
-      estimator: what is trained.
-      form: how transformers and estimator are put together.
-      fit: how training is written.
-      tool_first: whether the pipeline's own import precedes the others.
-      imports: (module, names) of every import statement.
-      variable: what the model is assigned to.
-      fit_arguments: what `fit` is called with.
-    """
-
-    transformers: tuple[Call, ...]
-    estimator: Call
-    form: Form
-    fit: Fit
-    imports: tuple[tuple[str, tuple[str, ...]], ...]
-    variable: str = "model"
-    fit_arguments: str = "x_train, y_train"
-
-
-MODULES: Mapping[str, str] = {
-    name: module
-    for module, names in {
-        "calibration": "CalibratedClassifierCV",
-        "decomposition": "PCA",
-        "discriminant_analysis": "LinearDiscriminantAnalysis QuadraticDiscriminantAnalysis",
-        "dummy": "DummyClassifier",
-        "ensemble": "AdaBoostClassifier BaggingClassifier ExtraTreesClassifier "
-        "GradientBoostingClassifier HistGradientBoostingClassifier RandomForestClassifier "
-        "RandomForestRegressor StackingClassifier VotingClassifier",
-        "feature_selection": "SelectKBest VarianceThreshold",
-        "linear_model": "LinearRegression LogisticRegression Perceptron Ridge RidgeClassifier "
-        "SGDClassifier",
-        "model_selection": "GridSearchCV",
-        "naive_bayes": "BernoulliNB ComplementNB GaussianNB MultinomialNB",
-        "neighbors": "KNeighborsClassifier NearestCentroid",
-        "neural_network": "MLPClassifier",
-        "pipeline": "Pipeline make_pipeline",
-        "preprocessing": "KBinsDiscretizer MaxAbsScaler MinMaxScaler Normalizer OneHotEncoder "
-        "PolynomialFeatures PowerTransformer QuantileTransformer RobustScaler SplineTransformer "
-        "StandardScaler",
-        "svm": "LinearSVC SVC SVR",
-        "tree": "DecisionTreeClassifier DecisionTreeRegressor ExtraTreeClassifier",
-    }.items()
-    for name in names.split()
-}
-"""The scikit-learn module of every class and function that programs use."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Argument:
-    """An argument that a call has with probability `share`, its values weighted."""
+    """An argument, the share of calls that have it, and the weights of its values."""
 
     name: str
     share: float
     values: Mapping[str, float]
-    # Only together with this value of an earlier argument.
+    # The earlier argument, and its value, without which this one is not drawn.
     given: tuple[str, str] | None = None
 
 
@@ -286,7 +208,7 @@ _SCALERS: Mapping[str, tuple[float, tuple[_Argument, ...]]] = {
     ),
 }
 
-# Members of votes and stacks, and what bagging repeats, with a label as people write it.
+# Estimators inside votes, stacks and bags, with the labels that people give them.
 _MEMBERS: Mapping[str, str] = {
     "LogisticRegression": "lr",
     "GaussianNB": "nb",
@@ -343,7 +265,7 @@ def sample_program(rng: random.Random) -> Program:
 
 
 def runs_together(steps: tuple[Call, ...]) -> bool:
-    """Whether the data that each step makes suits the later ones."""
+    """Tells whether every step can take the data that the steps before it make."""
     for position, step in enumerate(steps):
         later = {name for call in steps[position + 1 :] for name in names_in(call)}
         if is_sparse_maker(step) and later & _DENSE_ONLY:
@@ -355,65 +277,14 @@ def runs_together(steps: tuple[Call, ...]) -> bool:
 
 
 def is_sparse_maker(step: Call) -> bool:
-    """Whether a transformer's output is a sparse matrix."""
+    """Tells whether the output of a transformer is a sparse matrix."""
     if step.name == "OneHotEncoder":
         return step.get("sparse_output") is None
     return step.name == "KBinsDiscretizer" and step.get("encode") is None
 
 
-def names_in(call: Call) -> list[str]:
-    """The class of a call and those of the calls inside of it, in the order of writing."""
-    names = [call.name]
-    for _, value in call.arguments:
-        if isinstance(value, Call):
-            names += names_in(value)
-        elif not isinstance(value, str):
-            names += [name for _, member in value for name in names_in(member)]
-    return names
-
-
-def render(program: Program) -> str:
-    """The body: the first line without indentation, later ones with four spaces."""
-    lines = [
-        f"from sklearn.{module} import {', '.join(names)}" for module, names in program.imports
-    ]
-    transformers = [render_call(call) for call in program.transformers]
-    model = render_call(program.estimator)
-    if program.form == "by_hand":
-        lines += [f"x_train = {text}.fit_transform(x_train)" for text in transformers]
-    elif program.form == "make_pipeline":
-        model = f"make_pipeline({', '.join([*transformers, model])})"
-    elif program.form == "Pipeline":
-        labels = ["scaler", "prep"][: len(transformers)]
-        steps = [
-            f"('{label}', {text})"
-            for label, text in zip([*labels, "model"], [*transformers, model], strict=True)
-        ]
-        model = f"Pipeline([{', '.join(steps)}])"
-    training = f".fit({program.fit_arguments})"
-    lines.append(f"{program.variable} = {model}{training if program.fit == 'chained' else ''}")
-    if program.fit == "statement":
-        lines.append(program.variable + training)
-    return "\n    ".join(lines)
-
-
-def render_call(call: Call) -> str:
-    """The call as source text."""
-    arguments = []
-    for name, value in call.arguments:
-        if isinstance(value, Call):
-            text = render_call(value)
-        elif isinstance(value, str):
-            text = value
-        else:
-            members = [f"('{label}', {render_call(member)})" for label, member in value]
-            text = f"[{', '.join(members)}]"
-        arguments.append(f"{name}={text}" if name else text)
-    return f"{call.name}({', '.join(arguments)})"
-
-
 def sample_estimator_named(rng: random.Random, name: str) -> Call:
-    """A call of that estimator with settings drawn from the grammar."""
+    """A call of an estimator with settings drawn from the grammar."""
     arguments = _sample_arguments(rng, _ESTIMATORS[name][1])
     if name == "BaggingClassifier" and rng.random() < 0.6:
         label = "estimator" if rng.random() < 0.5 else ""
@@ -442,7 +313,7 @@ def _sample_estimator(rng: random.Random) -> Call:
 def _sample_transformers(rng: random.Random, form: Form) -> tuple[Call, ...]:
     weights = {name: weight for name, (weight, _) in _SCALERS.items()}
     if form == "by_hand":
-        # What changes the number of columns would fail on the raw validation rows.
+        # A transformer that changes the number of columns would fail on the raw validation rows.
         keeps_columns = ("StandardScaler", "MinMaxScaler", "RobustScaler", "MaxAbsScaler")
         weights = {name: weights[name] for name in keeps_columns}
     names = [pick(rng, weights)]
@@ -466,7 +337,7 @@ def _sample_arguments(
 def _imports(
     rng: random.Random, form: Form, transformers: tuple[Call, ...], estimator: Call
 ) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """One statement per module, in the order of first use."""
+    """Import statements, one for each module, in the order of first use."""
     names = [name for call in (*transformers, estimator) for name in names_in(call)]
     if form in ("make_pipeline", "Pipeline"):
         names.insert(0 if rng.random() < 0.5 else len(names), form)

@@ -1,17 +1,23 @@
-"""Mistakes that people and models make in such programs, each with a key for its error text.
+"""Mistakes in the stand-in's programs, each with a key for the text of its error.
 
-A mistake changes a program that runs; the program itself is how to mend it. Two mistakes with the
-same key raise the same error, so that a table of few hundred texts covers the whole corpus (see
-`models.stand_in.errors`).
+A mistake changes a program that runs, which is then the right answer to the error. Two mistakes
+with the same key raise the same error, so that a few hundred texts cover the whole corpus.
+`models.stand_in.record` made the table of texts by execution: with it the corpus is the same
+wherever it is built, and building it executes nothing.
 """
 
 import dataclasses
+import functools
+import json
+import pathlib
 import random
 import re
 from collections.abc import Callable, Mapping
 
-from models.stand_in import grammar as grammar
-from models.stand_in.grammar import MODULES, Call, Program
+from models.stand_in import grammar, slips
+from models.stand_in.programs import MODULES, Call, Program, names_in, render, render_call
+
+ERRORS = pathlib.Path(__file__).with_name("errors.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,189 +25,27 @@ class Mistake:
     """A body that fails.
 
     Attributes:
-      body: its text.
-      key: what its error text depends on.
+      body: source text.
+      key: name of the error that it raises, in `error_texts`.
     """
 
     body: str
     key: str
 
 
+@functools.cache
+def error_texts() -> Mapping[str, str]:
+    """`Mistake.key` to the error that the executor reports, a line `Type: message`."""
+    texts: Mapping[str, str] = json.loads(ERRORS.read_text())
+    return texts
+
+
 def sample_mistake(rng: random.Random, program: Program) -> Mistake:
-    """`program` with one mistake that is possible in it."""
+    """A program that runs, changed by one mistake that is possible in it."""
     while True:
         mistake = _KINDS[grammar.pick(rng, _WEIGHTS)](rng, program)
         if mistake is not None:
             return mistake
-
-
-_WRONG_NAMES: Mapping[str, tuple[str, ...]] = {
-    "AdaBoostClassifier": ("AdaBoost", "AdaboostClassifier"),
-    "BaggingClassifier": ("BaggedClassifier",),
-    "DecisionTreeClassifier": ("DecisionTree", "DecisionTreeClassifer"),
-    "ExtraTreesClassifier": ("ExtraTrees", "ExtraTreesClassifer"),
-    "GaussianNB": ("NaiveBayes", "GaussianNaiveBayes"),
-    "GradientBoostingClassifier": ("GradientBoosting", "GradientBoostClassifier"),
-    "KNeighborsClassifier": ("KNNClassifier", "KNeighborClassifier", "KNN"),
-    "LinearDiscriminantAnalysis": ("LDA",),
-    "LogisticRegression": ("LogisticRegresion", "LogisticRegressionClassifier"),
-    "MLPClassifier": ("MLP", "NeuralNetworkClassifier"),
-    "MinMaxScaler": ("MinMax", "MinMaxScalar"),
-    "Normalizer": ("Normaliser",),
-    "PolynomialFeatures": ("Polynomial", "PolyFeatures"),
-    "RandomForestClassifier": ("RandomForest", "RandomForestClassifer"),
-    "RobustScaler": ("RobustScalar",),
-    "SGDClassifier": ("SGD",),
-    "SVC": ("SVM", "SVClassifier"),
-    "StandardScaler": ("StandardScalar", "Scaler"),
-}
-
-_WRONG_MODULES: Mapping[str, tuple[str, ...]] = {
-    "calibration": ("model_selection",),
-    "decomposition": ("preprocessing", "pca"),
-    "discriminant_analysis": ("lda", "linear_model"),
-    "ensemble": ("tree", "forest", "ensembles"),
-    "feature_selection": ("preprocessing",),
-    "linear_model": ("linear_models", "logistic", "svm"),
-    "model_selection": ("grid_search",),
-    "naive_bayes": ("bayes", "naivebayes"),
-    "neighbors": ("knn", "neighbours", "cluster"),
-    "neural_network": ("neural_networks", "mlp"),
-    "pipeline": ("preprocessing", "pipelines"),
-    "preprocessing": ("scaler", "decomposition", "preprocess"),
-    "svm": ("svc", "linear_model"),
-    "tree": ("ensemble", "trees"),
-}
-
-_WRONG_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
-    "C": ("c", "reg"),
-    "alpha": ("reg", "a"),
-    "criterion": ("criteria",),
-    "degree": ("deg", "n_degree"),
-    "gamma": ("g",),
-    "hidden_layer_sizes": ("hidden_layers", "hidden_sizes", "hidden_units"),
-    "kernel": ("kernal", "kernel_type"),
-    "learning_rate": ("lr", "eta"),
-    "learning_rate_init": ("lr",),
-    "loss": ("loss_function",),
-    "max_depth": ("depth", "max_dept"),
-    "max_iter": ("max_iters", "n_iter", "epochs"),
-    "n_components": ("components", "n_component"),
-    "n_estimators": ("n_estimator", "n_trees", "num_trees"),
-    "n_neighbors": ("k", "n_neighbours", "neighbors"),
-    "probability": ("proba", "predict_proba"),
-    "random_state": ("seed", "random_seed"),
-    "reg_param": ("reg",),
-    "var_smoothing": ("smoothing",),
-    "voting": ("vote",),
-    "weights": ("weight",),
-}
-
-# Arguments of other estimators, tried on those that do not have them.
-_FOREIGN_ARGUMENTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "C": ("1.0", ("KNeighborsClassifier", "DecisionTreeClassifier", "GaussianNB")),
-    "n_estimators": ("10", ("LogisticRegression", "DecisionTreeClassifier", "SVC")),
-    "random_state": ("0", ("KNeighborsClassifier", "GaussianNB", "LinearDiscriminantAnalysis")),
-    "max_depth": ("3", ("LogisticRegression", "AdaBoostClassifier", "BaggingClassifier")),
-    "learning_rate": ("0.1", ("RandomForestClassifier", "LogisticRegression")),
-    "max_iter": ("100", ("RandomForestClassifier", "KNeighborsClassifier", "GaussianNB")),
-    "kernel": ("'rbf'", ("LogisticRegression", "KNeighborsClassifier")),
-    "alpha": ("0.1", ("LogisticRegression", "SVC", "GaussianNB")),
-    "probability": ("True", ("LogisticRegression", "MLPClassifier", "SGDClassifier")),
-}
-
-_BAD_VALUES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "LogisticRegression": {
-        "C": ("0", "-1", "'auto'"),
-        "solver": ("'sgd'", "'adam'"),
-        "penalty": ("'l1'",),
-        "max_iter": ("-1",),
-        "class_weight": ("'auto'",),
-    },
-    "SVC": {
-        "C": ("0", "-1"),
-        "kernel": ("'gaussian'", "'radial'", "'polynomial'"),
-        "gamma": ("'none'", "-1"),
-    },
-    "KNeighborsClassifier": {
-        "n_neighbors": ("0", "-1", "2.5"),
-        "weights": ("'equal'", "'inverse'"),
-    },
-    "DecisionTreeClassifier": {
-        "max_depth": ("0", "'none'", "2.5"),
-        "criterion": ("'mse'", "'information_gain'"),
-        "min_samples_split": ("1",),
-        "max_features": ("'auto'",),
-    },
-    "RandomForestClassifier": {
-        "n_estimators": ("0", "'10'"),
-        "max_features": ("'auto'",),
-        "criterion": ("'mse'",),
-        "max_depth": ("0",),
-    },
-    "ExtraTreesClassifier": {"n_estimators": ("0",), "max_features": ("'auto'",)},
-    "GradientBoostingClassifier": {
-        "learning_rate": ("-0.1",),
-        "loss": ("'deviance'",),
-        "n_estimators": ("0",),
-        "subsample": ("2",),
-    },
-    "AdaBoostClassifier": {"n_estimators": ("0",), "learning_rate": ("0",)},
-    "GaussianNB": {"var_smoothing": ("-1",), "priors": ("0.5",)},
-    "LinearDiscriminantAnalysis": {"solver": ("'lbfgs'",), "shrinkage": ("2",)},
-    "SGDClassifier": {"loss": ("'log'", "'logistic'"), "alpha": ("-1",)},
-    "MLPClassifier": {
-        "activation": ("'sigmoid'", "'softmax'"),
-        "solver": ("'newton'", "'rmsprop'"),
-        "hidden_layer_sizes": ("0",),
-        "alpha": ("-1",),
-        "learning_rate": ("0.01",),
-    },
-    "BaggingClassifier": {"n_estimators": ("0",)},
-    "BernoulliNB": {"alpha": ("-1",)},
-}
-
-# What lacks `predict_proba`, with the settings that people give it.
-_NO_PROBABILITIES: Mapping[Call, float] = {
-    Call("SVC"): 5,
-    Call("SVC", (("C", "10"),)): 1.5,
-    Call("SVC", (("kernel", "'linear'"),)): 2,
-    Call("SVC", (("kernel", "'rbf'"), ("C", "1.0"))): 2,
-    Call("LinearSVC"): 3,
-    Call("LinearSVC", (("C", "0.1"),)): 1,
-    Call("RidgeClassifier"): 2.5,
-    Call("Perceptron"): 2.5,
-    Call("SGDClassifier"): 2,
-    Call("SGDClassifier", (("loss", "'hinge'"),)): 1,
-    Call("LinearRegression"): 2.5,
-    Call("Ridge", (("alpha", "1.0"),)): 1,
-    Call("SVR"): 1,
-    Call("RandomForestRegressor", (("n_estimators", "10"),)): 1.5,
-    Call("DecisionTreeRegressor"): 1.5,
-}
-
-_UNDEFINED = (
-    "X_train, y_train",
-    "x_train, Y_train",
-    "X, y",
-    "x, y",
-    "x_train, y",
-    "x_train, labels",
-)
-_OTHER_METHODS = ("train", "fit_transform", "fit_model", "learn")
-# A search that the task's rules forbid, because it would take the learner's part.
-_GRIDS: Mapping[str, tuple[str, ...]] = {
-    "KNeighborsClassifier": ("{'n_neighbors': [3, 5, 7]}", "{'n_neighbors': [1, 5, 9]}"),
-    "DecisionTreeClassifier": ("{'max_depth': [2, 3, 5]}", "{'max_depth': [3, 5, 8]}"),
-    "GaussianNB": ("{'var_smoothing': [1e-9, 1e-3]}",),
-    "LogisticRegression": ("{'C': [0.1, 1, 10]}", "{'C': [0.01, 1]}"),
-}
-_TRANSFORMING = ("LinearDiscriminantAnalysis", "VotingClassifier", "StackingClassifier")
-_OTHER_PACKAGES = {
-    "xgboost": "XGBClassifier",
-    "lightgbm": "LGBMClassifier",
-    "catboost": "CatBoostClassifier",
-}
 
 
 def _is_pipeline(program: Program) -> bool:
@@ -218,13 +62,13 @@ def _used_names(program: Program) -> list[str]:
 
 def _with_estimator(program: Program, estimator: Call) -> Program:
     """The program with another estimator, imported in the place of the old one's import."""
-    old = set(grammar.names_in(program.estimator))
-    kept = {name for step in program.transformers for name in grammar.names_in(step)}
+    old = set(names_in(program.estimator))
+    kept = {name for step in program.transformers for name in names_in(step)}
     imports: list[tuple[str, tuple[str, ...]]] = []
     is_imported = False
     for module, names in program.imports:
         if old & set(names) and not is_imported:
-            imports += [(MODULES[name], (name,)) for name in grammar.names_in(estimator)]
+            imports += [(MODULES[name], (name,)) for name in names_in(estimator)]
             is_imported = True
         rest = tuple(name for name in names if name not in old or name in kept)
         if rest:
@@ -233,7 +77,7 @@ def _with_estimator(program: Program, estimator: Call) -> Program:
 
 
 def _rename(program: Program, old: str, new: str, *, in_imports: bool) -> str:
-    body = grammar.render(program)
+    body = render(program)
     *imports, rest = re.split(r"(?<=\n)(?=    (?!from ))", body, maxsplit=1)
     word = re.compile(rf"\b{old}\b")
     head = "".join(imports)
@@ -244,25 +88,25 @@ def _missing_import(rng: random.Random, program: Program) -> Mistake | None:
     dropped = rng.choice(_used_names(program))
     left = [(module, tuple(n for n in names if n != dropped)) for module, names in program.imports]
     imports = tuple((module, names) for module, names in left if names)
-    body = grammar.render(dataclasses.replace(program, imports=imports))
+    body = render(dataclasses.replace(program, imports=imports))
     return Mistake(body, f"undefined {dropped}")
 
 
 def _wrong_module(rng: random.Random, program: Program) -> Mistake | None:
     module, names = rng.choice(program.imports)
-    if len(names) > 1 or module not in _WRONG_MODULES:
+    if len(names) > 1 or module not in slips.WRONG_MODULES:
         return None
-    wrong = rng.choice(_WRONG_MODULES[module])
+    wrong = rng.choice(slips.WRONG_MODULES[module])
     imports = tuple((wrong if m == module else m, n) for m, n in program.imports)
-    body = grammar.render(dataclasses.replace(program, imports=imports))
+    body = render(dataclasses.replace(program, imports=imports))
     return Mistake(body, f"import {wrong} {names[0]}")
 
 
 def _wrong_name(rng: random.Random, program: Program) -> Mistake | None:
     name = rng.choice(_used_names(program))
-    if name not in _WRONG_NAMES:
+    if name not in slips.WRONG_NAMES:
         return None
-    wrong = rng.choice(_WRONG_NAMES[name])
+    wrong = rng.choice(slips.WRONG_NAMES[name])
     if rng.random() < 0.6:
         body = _rename(program, name, wrong, in_imports=True)
         return Mistake(body, f"import {MODULES[name]} {wrong}")
@@ -271,42 +115,38 @@ def _wrong_name(rng: random.Random, program: Program) -> Mistake | None:
 
 def _wrong_argument(rng: random.Random, program: Program) -> Mistake | None:
     call = rng.choice([*program.transformers, program.estimator, program.estimator])
-    names = [name for name, _ in call.arguments if name in _WRONG_ARGUMENTS]
+    names = [name for name, _ in call.arguments if name in slips.WRONG_ARGUMENTS]
     if not names:
         return None
     name = rng.choice(names)
-    wrong = rng.choice(_WRONG_ARGUMENTS[name])
+    wrong = rng.choice(slips.WRONG_ARGUMENTS[name])
     renamed = Call(call.name, tuple((wrong if n == name else n, v) for n, v in call.arguments))
-    return Mistake(
-        grammar.render(_replace_call(program, call, renamed)), f"argument {call.name} {wrong}"
-    )
+    return Mistake(render(_replace_call(program, call, renamed)), f"argument {call.name} {wrong}")
 
 
 def _foreign_argument(rng: random.Random, program: Program) -> Mistake | None:
-    name = rng.choice(list(_FOREIGN_ARGUMENTS))
-    value, classes = _FOREIGN_ARGUMENTS[name]
+    name = rng.choice(list(slips.FOREIGN_ARGUMENTS))
+    value, classes = slips.FOREIGN_ARGUMENTS[name]
     call = program.estimator
     if call.name not in classes:
         return None
     wrong = Call(call.name, (*call.arguments, (name, value)))
-    return Mistake(
-        grammar.render(_replace_call(program, call, wrong)), f"argument {call.name} {name}"
-    )
+    return Mistake(render(_replace_call(program, call, wrong)), f"argument {call.name} {name}")
 
 
 def _bad_value(rng: random.Random, program: Program) -> Mistake | None:
     call = program.estimator
-    if call.name not in _BAD_VALUES:
+    if call.name not in slips.BAD_VALUES:
         return None
-    name = rng.choice(list(_BAD_VALUES[call.name]))
-    value = rng.choice(_BAD_VALUES[call.name][name])
+    name = rng.choice(list(slips.BAD_VALUES[call.name]))
+    value = rng.choice(slips.BAD_VALUES[call.name][name])
     if value == "'l1'" and call.get("solver") == "'saga'":
         return None
     solver = f" {call.get('solver') or 'lbfgs'}" if value == "'l1'" else ""
     if name == "shrinkage" and call.get("solver") != "'lsqr'":
         return None
     wrong = _replace_call(program, call, call.replace(name, value))
-    return Mistake(grammar.render(wrong), f"value {call.name} {name} {value}{solver}")
+    return Mistake(render(wrong), f"value {call.name} {name} {value}{solver}")
 
 
 def _no_probabilities(rng: random.Random, program: Program) -> Mistake | None:
@@ -319,20 +159,20 @@ def _no_probabilities(rng: random.Random, program: Program) -> Mistake | None:
         )
     else:
         # The pipeline's steps stay, so they must suit the new estimator.
-        wrong = _with_estimator(program, grammar.pick(rng, _NO_PROBABILITIES))
-    return Mistake(grammar.render(wrong), f"probabilities {_outermost(wrong)}")
+        wrong = _with_estimator(program, grammar.pick(rng, slips.NO_PROBABILITIES))
+    return Mistake(render(wrong), f"probabilities {_outermost(wrong)}")
 
 
 def _undefined_data(rng: random.Random, program: Program) -> Mistake | None:
-    arguments = rng.choice(_UNDEFINED)
-    body = grammar.render(dataclasses.replace(program, fit_arguments=arguments))
+    arguments = rng.choice(slips.UNDEFINED)
+    body = render(dataclasses.replace(program, fit_arguments=arguments))
     known = ("x_train", "y_train")
     return Mistake(body, f"undefined {next(n for n in arguments.split(', ') if n not in known)}")
 
 
 def _undefined_model(rng: random.Random, program: Program) -> Mistake | None:
     variable = rng.choice(("clf", "classifier", "pipeline", "estimator", "svm"))
-    body = grammar.render(dataclasses.replace(program, variable=variable))
+    body = render(dataclasses.replace(program, variable=variable))
     if program.fit == "statement" and rng.random() < 0.3:
         body = body.replace(f"\n    {variable}.fit(", "\n    model.fit(")
     return Mistake(body, "undefined model")
@@ -340,13 +180,13 @@ def _undefined_model(rng: random.Random, program: Program) -> Mistake | None:
 
 def _not_fitted(rng: random.Random, program: Program) -> Mistake | None:
     del rng
-    body = grammar.render(dataclasses.replace(program, fit="none"))
+    body = render(dataclasses.replace(program, fit="none"))
     return Mistake(body, f"unfitted {_outermost(program)}")
 
 
 def _missing_labels(rng: random.Random, program: Program) -> Mistake | None:
     del rng
-    body = grammar.render(dataclasses.replace(program, fit_arguments="x_train"))
+    body = render(dataclasses.replace(program, fit_arguments="x_train"))
     if any(step.name == "SelectKBest" for step in program.transformers):
         return Mistake(body, "labels SelectKBest")
     where = " in Pipeline" if _is_pipeline(program) else ""
@@ -357,15 +197,15 @@ def _class_not_instance(rng: random.Random, program: Program) -> Mistake | None:
     if not _is_pipeline(program):
         return None
     step = rng.choice(program.transformers)
-    body = grammar.render(program).replace(grammar.render_call(step), step.name)
+    body = render(program).replace(render_call(step), step.name)
     return Mistake(body, f"class {step.name}")
 
 
 def _other_method(rng: random.Random, program: Program) -> Mistake | None:
-    method = rng.choice(_OTHER_METHODS)
-    if method == "fit_transform" and program.estimator.name in _TRANSFORMING:
+    method = rng.choice(slips.OTHER_METHODS)
+    if method == "fit_transform" and program.estimator.name in slips.TRANSFORMING:
         return None
-    body = grammar.render(program).replace(".fit(", f".{method}(")
+    body = render(program).replace(".fit(", f".{method}(")
     return Mistake(body, f"method {_outermost(program)} {method}")
 
 
@@ -373,24 +213,24 @@ def _predictions(rng: random.Random, program: Program) -> Mistake | None:
     method = rng.choice(("predict", "predict_proba"))
     if program.fit == "chained":
         return None
-    body = f"{grammar.render(program)}\n    model = model.{method}(x_train)"
+    body = f"{render(program)}\n    model = model.{method}(x_train)"
     return Mistake(body, "returns array")
 
 
 def _other_package(rng: random.Random, program: Program) -> Mistake | None:
-    package = rng.choice(list(_OTHER_PACKAGES))
+    package = rng.choice(list(slips.OTHER_PACKAGES))
     arguments = (("n_estimators", rng.choice(("10", "20", "50"))),) if rng.random() < 0.6 else ()
     marked = _with_estimator(program, Call("LogisticRegression", arguments))
-    body = grammar.render(marked).replace("LogisticRegression", _OTHER_PACKAGES[package])
+    body = render(marked).replace("LogisticRegression", slips.OTHER_PACKAGES[package])
     return Mistake(body.replace("from sklearn.linear_model", f"from {package}"), package)
 
 
 def _forbidden(rng: random.Random, program: Program) -> Mistake | None:
-    searched = rng.choice(list(_GRIDS))
-    arguments = (("", Call(searched)), ("", rng.choice(_GRIDS[searched])))
+    searched = rng.choice(list(slips.GRIDS))
+    arguments = (("", Call(searched)), ("", rng.choice(slips.GRIDS[searched])))
     folds = (("cv", rng.choice(("2", "3", "5"))),) if rng.random() < 0.7 else ()
     wrong = _with_estimator(program, Call("GridSearchCV", (*arguments, *folds)))
-    return Mistake(grammar.render(wrong), "forbidden GridSearchCV")
+    return Mistake(render(wrong), "forbidden GridSearchCV")
 
 
 def _unsuited_steps(rng: random.Random, program: Program) -> Mistake | None:
@@ -415,14 +255,14 @@ def _unsuited_steps(rng: random.Random, program: Program) -> Mistake | None:
     if any(module != MODULES[name] for module, names in imports for name in names):
         return None
     wrong = dataclasses.replace(program, transformers=(step,), imports=imports)
-    return Mistake(grammar.render(wrong), key)
+    return Mistake(render(wrong), key)
 
 
 def _steps_not_listed(rng: random.Random, program: Program) -> Mistake | None:
     del rng
     if program.form != "Pipeline":
         return None
-    body = grammar.render(program).replace("Pipeline([", "Pipeline(").replace("])", ")", 1)
+    body = render(program).replace("Pipeline([", "Pipeline(").replace("])", ")", 1)
     return Mistake(body, f"Pipeline of {len(program.transformers) + 1} arguments")
 
 
@@ -430,7 +270,7 @@ def _unclosed(rng: random.Random, program: Program) -> Mistake | None:
     del rng
     if program.fit != "statement":
         return None
-    body = grammar.render(program)
+    body = render(program)
     place = body.rindex(")\n    ")
     return Mistake(body[:place] + body[place + 1 :], "syntax unclosed")
 
@@ -439,7 +279,7 @@ def _unmatched(rng: random.Random, program: Program) -> Mistake | None:
     del rng
     if program.fit != "statement":
         return None
-    body = grammar.render(program)
+    body = render(program)
     place = body.rindex(")\n    ")
     return Mistake(body[:place] + ")" + body[place:], "syntax unmatched")
 
@@ -448,14 +288,14 @@ def _missing_comma(rng: random.Random, program: Program) -> Mistake | None:
     del rng
     if len(program.estimator.arguments) < 2:
         return None
-    text = grammar.render_call(program.estimator)
+    text = render_call(program.estimator)
     place = text.rindex(", ")
     wrong = text[:place] + text[place + 1 :]
-    return Mistake(grammar.render(program).replace(text, wrong), "syntax comma")
+    return Mistake(render(program).replace(text, wrong), "syntax comma")
 
 
 def _indentation(rng: random.Random, program: Program) -> Mistake | None:
-    body = grammar.render(program)
+    body = render(program)
     place = body.rindex("\n    ")
     if rng.random() < 0.5:
         return Mistake(body[:place] + "\n  " + body[place + 5 :], "syntax unindent")

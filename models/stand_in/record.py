@@ -1,6 +1,6 @@
 """Records the corpus's error texts by executing mistakes: `python -m models.stand_in.record`.
 
-To be run again when the mistakes, the executor's wording or scikit-learn's texts change.
+Run it again when the mistakes, the executor's wording or scikit-learn's texts change.
 """
 
 import json
@@ -15,18 +15,17 @@ from env.base import UsageError
 from env.datasets import load_dataset
 from env.executor import CodeExecutor
 from env.tasks.code_task import CodeTask
-from models.stand_in.errors import PATH
 from models.stand_in.grammar import sample_program
-from models.stand_in.mistakes import sample_mistake
+from models.stand_in.mistakes import ERRORS, sample_mistake
 
-_DRAWS = flags.DEFINE_integer("draws", 60_000, "Mistakes to draw; keys never drawn get no text.")
+_DRAWS = flags.DEFINE_integer("draws", 60_000, "Mistakes to draw; kinds never drawn get no text.")
 _BODIES_PER_KEY = flags.DEFINE_integer(
     "bodies_per_key",
     3,
-    "Different programs executed for each key, which must agree.",
+    "Different programs to execute for each kind of mistake; they must raise the same error.",
     lower_bound=1,
 )
-_ISOLATION = flags.DEFINE_string("isolation", "auto", "Of the executed programs.")
+_ISOLATION = flags.DEFINE_string("isolation", "auto", "Isolation tier of the executed programs.")
 
 
 def bodies_by_key(rng: random.Random, draws: int, per_key: int) -> dict[str, list[str]]:
@@ -41,11 +40,11 @@ def bodies_by_key(rng: random.Random, draws: int, per_key: int) -> dict[str, lis
 
 
 def agreed_texts(bodies: Mapping[str, Sequence[str]], errors: Mapping[str, str]) -> dict[str, str]:
-    """One text for each key.
+    """The error text of each key.
 
     Args:
-      bodies: of `bodies_by_key`.
-      errors: what each body raised; "" where it ran.
+      bodies: output of `bodies_by_key`.
+      errors: text of the error that each body raised; "" where it ran.
 
     Raises:
       UsageError: naming a key whose bodies ran or disagree.
@@ -77,8 +76,8 @@ def main() -> None:
         steps = task.step([start] * len(flat), flat, [])
     errors = {body: step.error for body, step in zip(flat, steps, strict=True)}
     table = agreed_texts(bodies, errors)
-    PATH.write_text(json.dumps(table, indent=0, ensure_ascii=False) + "\n")
-    print(f"{PATH.name}: {len(table)} errors")
+    ERRORS.write_text(json.dumps(table, indent=0, ensure_ascii=False) + "\n")
+    print(f"{ERRORS.name}: {len(table)} errors")
 
 
 if __name__ == "__main__":

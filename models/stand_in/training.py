@@ -20,8 +20,8 @@ class Example:
     """Token ids of one document.
 
     Attributes:
-      tokens: everything, the stop token included.
-      num_prompt_tokens: the leading tokens that are given, not to be produced.
+      tokens: prompt and answer, with the stop token.
+      num_prompt_tokens: number of leading tokens that are given and not to be produced.
     """
 
     tokens: Sequence[int]
@@ -38,8 +38,8 @@ class Batch(NamedTuple):
     Attributes:
       tokens_bs: ids; 0 for padding.
       mask_bs: True for real tokens.
-      slots_bj: index in s of each token to be produced; past the end where there are fewer.
-      is_action_bj: where there is such a token.
+      slots_bj: index in s of each token to be produced; past the end for shorter answers.
+      is_action_bj: True where there is such a token.
     """
 
     tokens_bs: Int[Array, "b s"]
@@ -50,13 +50,14 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train.
+    """Length and learning rate of a training.
 
     Attributes:
       steps: optimizer steps.
       batch_tokens: tokens of one batch, padding included.
-      learning_rate: peak rate of AdamW; warms up over a twentieth, then a cosine to a twentieth.
-      weight_decay: of all parameters.
+      learning_rate: peak rate of AdamW, after a warm-up of a twentieth of the steps; it then
+        falls to a twentieth along a cosine.
+      weight_decay: weight decay of all parameters.
     """
 
     steps: int
@@ -65,7 +66,7 @@ class Schedule:
     weight_decay: float = 0.05
 
 
-# Lengths that sequences are padded to: one compilation each.
+# Lengths that sequences are padded to; each takes one compilation.
 _LENGTHS = (48, 80, 112, 160, 256, 512)
 
 
@@ -77,14 +78,17 @@ def train(
     seed: int,
     report: Callable[[int, float], None],
 ) -> dict[str, Any]:
-    """Parameters of a `Decoder` trained from scratch; the same for the same arguments and machine.
+    """Trains a `Decoder` from scratch; the same arguments give the same result on a machine.
 
     Args:
-      config: the network.
-      schedule: see `Schedule`.
-      examples: used once each in a random order, then again in another.
-      seed: of the first parameters and the order.
-      report: called about fifty times with the step and the loss per action token, in nats.
+      config: sizes of the network.
+      schedule: length and learning rate.
+      examples: documents; each pass over them has a random order of its own.
+      seed: seed of the first parameters and of the orders.
+      report: called about fifty times with the step and the loss per answer token, in nats.
+
+    Returns:
+      The parameters, on the host.
 
     Raises:
       ValueError: an example is longer than the longest bucket.
@@ -128,7 +132,7 @@ def train(
 
 
 def answer_loss(model: Decoder, params: Any, batch: Batch) -> Float[Array, ""]:
-    """Mean cross-entropy of the tokens to be produced, in nats."""
+    """Mean cross-entropy of the tokens of the answers, in nats."""
     hidden_bsd: Any = model.apply(
         {"params": params},
         batch.tokens_bs,
@@ -136,7 +140,7 @@ def answer_loss(model: Decoder, params: Any, batch: Batch) -> Float[Array, ""]:
         batch.mask_bs,
         method="hidden",
     )
-    # The token before each of them predicts it; only those need logits.
+    # Each is predicted at the token before it, so that logits are needed there alone.
     slots_bj = jnp.minimum(batch.slots_bj, batch.tokens_bs.shape[1] - 1)
     before_bjd = jnp.take_along_axis(hidden_bsd, slots_bj[..., None] - 1, axis=1)
     logits_bjv: Any = model.apply({"params": params}, before_bjd, method="logits")
@@ -146,9 +150,9 @@ def answer_loss(model: Decoder, params: Any, batch: Batch) -> Float[Array, ""]:
 
 
 def batches(examples: Sequence[Example], schedule: Schedule, *, seed: int) -> Iterator[Batch]:
-    """Endless batches; each pass over the examples has an order of its own.
+    """Yields batches without end; each pass over the examples has an order of its own.
 
-    Sequences of about the same length share a batch: few shapes, little padding.
+    Sequences of about the same length share a batch, for few shapes and little padding.
     """
     rng = np.random.default_rng(seed)
     buckets: dict[int, list[int]] = {}

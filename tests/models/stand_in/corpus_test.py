@@ -9,10 +9,10 @@ import pytest
 
 from env.tables.registry import REGISTRY
 from env.tasks import prompts
-from models.stand_in import corpus, grammar, mistakes
-from models.stand_in.errors import error_texts
-from models.stand_in.grammar import MODULES, Call, render, runs_together, sample_program
-from models.stand_in.mistakes import sample_mistake
+from models.stand_in import corpus, mistakes
+from models.stand_in.grammar import runs_together, sample_program
+from models.stand_in.mistakes import error_texts, sample_mistake
+from models.stand_in.programs import MODULES, Call, names_in, render
 
 
 def test_documents_follow_from_the_seed():
@@ -127,7 +127,7 @@ def test_held_out_programs_are_unseen():
 
 
 def test_names_of_nested_calls_are_found():
-    assert grammar.names_in(
+    assert names_in(
         Call("BaggingClassifier", (("", Call("GaussianNB")), ("n_estimators", "5")))
     ) == ["BaggingClassifier", "GaussianNB"]
 
