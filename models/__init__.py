@@ -1,4 +1,7 @@
-"""Llama-family decoder in Flax Linen, weights, LoRA, tokenizer and partition table."""
+"""Language models of the Llama family in Flax Linen: read, apply and write them.
+
+Adapters, text and sharding are in `models.lora`, `models.tokenizer` and `models.sharding`.
+"""
 
 import functools
 from typing import Any
@@ -21,14 +24,14 @@ def apply(
     positions_bs: Int[Array, "b s"],
     mask_bs: Bool[Array, "b s"],
 ) -> Float[Array, "b s v"]:
-    """float32 logits of the token after each position, compiled; for tests and tools.
+    """float32 logits of the token after each position; compiled once per shape.
 
     Args:
-      model: of `load`.
-      params: of `load`.
-      tokens_bs: ids.
-      positions_bs: of `models.transformer.positions`.
-      mask_bs: True for real tokens.
+      model: the network that `load` returns.
+      params: its parameters, from `load` or of the same tree.
+      tokens_bs: ids; padding may hold any id of the vocabulary.
+      positions_bs: position of each token, usually from `models.transformer.positions`.
+      mask_bs: True for real tokens. A token sees the real ones up to itself.
     """
     logits: Any = model.apply({"params": params}, tokens_bs, positions_bs, mask_bs)
     return logits

@@ -8,27 +8,33 @@ from jaxtyping import Array, Bool, Float
 
 from models.kernels import splash
 
-# Finite, so that no product with zero makes NaN; far below any score.
+# Far below any score, yet finite, so that a product with zero is not NaN.
 _MASKED = -1e9
 
 IMPLEMENTATIONS = ("reference", "xla", "cudnn", "splash")
-"""`reference` is this module's own, `splash` a kernel for TPUs; `xla` and `cudnn` are those of
+"""`reference` is in this module and `splash` is a kernel for TPUs; `xla` and `cudnn` belong to
 `jax.nn.dot_product_attention`. cudnn (NVIDIA GPUs, 16 bits) and splash never hold the scores."""
 
 
 def causal_visibility(
     mask_bs: Bool[Array, "b s"], implementation: str
 ) -> Bool[Array, "b s s"] | Bool[Array, "b s"]:
-    """What `attend` takes as its mask, for tokens that see the real ones up to themselves."""
+    """The mask that `attend` takes with an implementation for causal attention.
+
+    Args:
+      mask_bs: True for real tokens; each sees the real tokens up to itself.
+      implementation: one of `IMPLEMENTATIONS`.
+    """
     return mask_bs if implementation == "splash" else causal_mask(mask_bs)
 
 
 def causal_mask(mask_bs: Bool[Array, "b s"]) -> Bool[Array, "b s s"]:
-    """Which key (last axis) each query sees: real tokens up to itself, and always itself.
+    """Marks the keys (last axis) that each query sees: real tokens up to itself, and always itself.
+
+    A query of padding sees itself alone, so that its softmax stays finite; no other query sees it.
 
     Args:
-      mask_bs: True for real tokens, wherever the padding is. A padded query sees nothing but
-        itself, so that its softmax stays finite; nobody else sees it.
+      mask_bs: True for real tokens, wherever the padding is.
     """
     length = mask_bs.shape[-1]
     causal = jnp.tril(jnp.ones((length, length), jnp.bool_))
@@ -51,8 +57,8 @@ def attend(
       q_bsnh: queries; consecutive heads share a key head where n > k.
       k_bmkh: keys.
       v_bmkh: values.
-      mask: True where a query sees slot m, at least one slot per query; for splash, of
-        `causal_visibility`. The queries are the last s of those that it speaks of.
+      mask: True where a query sees slot m, at least one slot per query; for splash, the output of
+        `causal_visibility`. It may have more queries than s: the last s of them are meant.
       implementation: one of `IMPLEMENTATIONS`.
     """
     if implementation == "splash":
@@ -66,7 +72,7 @@ def attend(
     b, s, n, h = q_bsnh.shape
     m, k = k_bmkh.shape[1:3]
     # Queries that share a key head become rows of one matrix product; the weights are normalised
-    # after it, where there are h columns and not m. Both halve the backward pass on CPU.
+    # after it, over h columns in place of m. Both halve the time of the backward pass on a CPU.
     q_bkth = (q_bsnh * h**-0.5).swapaxes(1, 2).reshape(b, k, n // k * s, h)
     scores = jnp.einsum("bkth,bmkh->bktm", q_bkth, k_bmkh, preferred_element_type=jnp.float32)
     scores_bnsm = jnp.where(mask_bsm[:, None], scores.reshape(b, n, s, m), _MASKED)

@@ -1,34 +1,35 @@
-"""The sizes and constants of a Llama-family decoder, read from a Hugging Face `config.json`.
+"""Sizes, constants and parameters of a Llama-family decoder, and its Hugging Face `config.json`.
 
-Nothing that shapes the computation has a default: a constant that the file forgets, or a feature
-that this decoder lacks, is an error that names it.
+Nothing that shapes the computation has a default: a missing constant, or a feature that this
+decoder lacks, is an error that names it. A new architecture of this family is a model type with its
+fields and its `PARAMETERS` here, and what a layer does with them in `models.blocks`.
 """
 
 import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from models.errors import ModelError
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearRope:
-    """Position interpolation: angles divided by `factor` (DeepSeek-Coder)."""
+    """Position interpolation: angles are divided by `factor` (DeepSeek-Coder)."""
 
     factor: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Llama3Rope:
-    """Llama 3.1's scaling: low frequencies divided by `factor`, high ones kept, a ramp between.
+    """Llama 3.1 scaling: low frequencies are divided by `factor`, high ones kept, a ramp between.
 
     Attributes:
       factor: divisor of low frequencies.
-      low_freq_factor: wavelengths above the original window over this are low frequencies.
-      high_freq_factor: wavelengths below the original window over this are kept.
-      original_max_position_embeddings: window before the scaling, tokens.
+      low_freq_factor: frequencies with fewer turns than this in the original window are low.
+      high_freq_factor: frequencies with more turns than this in the original window are kept.
+      original_max_position_embeddings: window before the scaling, in tokens.
     """
 
     factor: float
@@ -59,11 +60,11 @@ class DecoderConfig:
       num_kv_heads: key and value heads, k; divides `num_heads`.
       head_dim: size of one head, h; even.
       rope_theta: base of the rotary embedding.
-      rope_scaling: how its frequencies are scaled, if at all.
+      rope_scaling: scaling of its frequencies; None for none.
       rms_norm_eps: epsilon of the root mean square norms.
       tie_word_embeddings: whether the output layer is the embedding.
       attention_bias: whether query, key and value projections have a bias (Qwen2).
-      max_position_embeddings: tokens the model was made for.
+      max_position_embeddings: longest sequence that the model was trained for, tokens.
     """
 
     vocab_size: int
@@ -91,6 +92,11 @@ class DecoderConfig:
         if self.head_dim < 2 or self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim}: must be even")
 
+    @property
+    def has_lm_head(self) -> bool:
+        """True if the output layer has weights of its own."""
+        return not self.tie_word_embeddings
+
     @classmethod
     def from_folder(cls, path: str | pathlib.Path) -> "DecoderConfig":
         """Reads `config.json` of a model folder.
@@ -106,7 +112,7 @@ class DecoderConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, source: str) -> "DecoderConfig":
-        """The decoder that the values of a `config.json` describe; `source` is named in errors."""
+        """Reads the values of a `config.json`; errors are as in `from_folder` and name `source`."""
         model_type = _check_supported(values, source)
         heads = _number(values, "num_attention_heads", int, source)
         hidden = _number(values, "hidden_size", int, source)
@@ -140,7 +146,7 @@ class DecoderConfig:
             raise ModelError(f"{source}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The values of a `config.json` that describes this decoder."""
+        """Values of a `config.json` that describes this decoder."""
         model_type = "qwen2" if self.attention_bias else "llama"
         rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
         for name, kind in _ROPE_TYPES.items():
@@ -164,8 +170,67 @@ class DecoderConfig:
         }
 
 
+class Parameter(NamedTuple):
+    """One kind of parameter.
+
+    Attributes:
+      path: names of its place in the tree, joined by "/".
+      axes: letters of its axes, those of `parameter_shapes`; "l" is the layer.
+      published: its name in a checkpoint, with the layer left open. A published matrix is
+        [out, in]: every `kernel` is its transpose.
+      needs: the attribute of the configuration without which there is no such parameter.
+    """
+
+    path: str
+    axes: str
+    published: str
+    needs: str | None = None
+
+
+_LAYER = "model.layers.{}."
+PARAMETERS = tuple(
+    Parameter(*row)
+    for row in (
+        ("embedder/embedding", "vd", "model.embed_tokens.weight"),
+        ("layers/attention_norm/scale", "ld", _LAYER + "input_layernorm.weight"),
+        ("layers/attention/q/kernel", "ldn", _LAYER + "self_attn.q_proj.weight"),
+        ("layers/attention/k/kernel", "ldk", _LAYER + "self_attn.k_proj.weight"),
+        ("layers/attention/v/kernel", "ldk", _LAYER + "self_attn.v_proj.weight"),
+        ("layers/attention/q/bias", "ln", _LAYER + "self_attn.q_proj.bias", "attention_bias"),
+        ("layers/attention/k/bias", "lk", _LAYER + "self_attn.k_proj.bias", "attention_bias"),
+        ("layers/attention/v/bias", "lk", _LAYER + "self_attn.v_proj.bias", "attention_bias"),
+        ("layers/attention/o/kernel", "lnd", _LAYER + "self_attn.o_proj.weight"),
+        ("layers/mlp_norm/scale", "ld", _LAYER + "post_attention_layernorm.weight"),
+        ("layers/mlp/gate/kernel", "ldf", _LAYER + "mlp.gate_proj.weight"),
+        ("layers/mlp/up/kernel", "ldf", _LAYER + "mlp.up_proj.weight"),
+        ("layers/mlp/down/kernel", "lfd", _LAYER + "mlp.down_proj.weight"),
+        ("final_norm/scale", "d", "model.norm.weight"),
+        ("lm_head/kernel", "dv", "lm_head.weight", "has_lm_head"),
+    )
+)
+"""Every kind of parameter of a decoder, in the order in which checkpoints are written."""
+
+
+def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Path such as "layers/attention/q/kernel" to shape, for every parameter of a decoder."""
+    sizes = {
+        "v": config.vocab_size,
+        "d": config.hidden_size,
+        "f": config.intermediate_size,
+        "l": config.num_layers,
+        "n": config.num_heads * config.head_dim,
+        "k": config.num_kv_heads * config.head_dim,
+        "h": config.head_dim,
+    }
+    return {
+        row.path: tuple(sizes[axis] for axis in row.axes)
+        for row in PARAMETERS
+        if row.needs is None or getattr(config, row.needs)
+    }
+
+
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a JSON file of a model folder.
+    """Reads the object in a JSON file of a model folder.
 
     Raises:
       ModelError: the file is missing or holds no JSON object.
@@ -182,7 +247,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _check_supported(values: Mapping[str, Any], source: str) -> str:
-    """The model type; raises for everything that would change the computation silently."""
+    """Returns the model type; raises for each feature that the computation would ignore."""
     model_type = values.get("model_type")
     if model_type not in _ARCHITECTURES:
         raise ModelError(f"{source}: model_type {model_type!r} is not supported: only {_FAMILY}")
@@ -202,13 +267,13 @@ def _check_supported(values: Mapping[str, Any], source: str) -> str:
     return model_type
 
 
-# Constants that the published format did not write at first, because the code knew one value:
-# (key, first transformers version whose files have it).
+# Constants that were fixed in the code at first: key to the first version of transformers whose
+# files state it.
 _ADDED_IN = {"num_key_value_heads": (4, 31), "rope_theta": (4, 33)}
 
 
 def _is_older_than(values: Mapping[str, Any], key: str) -> bool:
-    """Whether a file was written by a version that did not know `key` yet."""
+    """Tells whether a file was written by a version of transformers that did not know `key`."""
     parts = str(values.get("transformers_version", "")).split(".")
     if len(parts) < 2 or not (parts[0].isdigit() and parts[1].isdigit()):
         return False
@@ -216,7 +281,7 @@ def _is_older_than(values: Mapping[str, Any], key: str) -> bool:
 
 
 def _number(values: Mapping[str, Any], key: str, kind: type, source: str) -> Any:
-    """A required number; what old files could not state has the value of that time."""
+    """Reads a required number; constants that old files could not state have their old value."""
     value = values.get(key)
     if value is None and key in _ADDED_IN and _is_older_than(values, key):
         return 10000.0 if key == "rope_theta" else values["num_attention_heads"]
@@ -229,7 +294,7 @@ def _number(values: Mapping[str, Any], key: str, kind: type, source: str) -> Any
 
 
 def _rope(values: Mapping[str, Any], source: str) -> tuple[float, RopeScaling]:
-    """Base and scaling, in the old layout (rope_theta, rope_scaling) or the new one."""
+    """Reads base and scaling in the old layout (rope_theta, rope_scaling) or the new one."""
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         raise ModelError(f"{source}: rope_scaling {rope!r} is not an object")

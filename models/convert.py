@@ -1,4 +1,4 @@
-"""Published weights to our tree and back: one table, read slice by slice into sharded arrays."""
+"""Published weights to our tree of parameters and back, slice by slice into sharded arrays."""
 
 import collections
 import concurrent.futures
@@ -17,36 +17,18 @@ import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
+from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding
 
-from models.config import DecoderConfig, read_json
+from models.config import PARAMETERS, DecoderConfig, parameter_shapes, read_json
 from models.errors import ModelError
 from models.lora import LoraConfig
 from models.repository import local_folder
 from models.sharding import path_name, shardings
 from models.transformer import Decoder
 
-# Our path, the letters of its axes, and the published name with the layer left open. A published
-# matrix is [out, in]: every `kernel` is its transpose. "n" and "k" are heads times head size.
-_TENSORS = (
-    ("embedder/embedding", "vd", "model.embed_tokens.weight"),
-    ("layers/attention_norm/scale", "ld", "model.layers.{}.input_layernorm.weight"),
-    ("layers/attention/q/kernel", "ldn", "model.layers.{}.self_attn.q_proj.weight"),
-    ("layers/attention/k/kernel", "ldk", "model.layers.{}.self_attn.k_proj.weight"),
-    ("layers/attention/v/kernel", "ldk", "model.layers.{}.self_attn.v_proj.weight"),
-    ("layers/attention/q/bias", "ln", "model.layers.{}.self_attn.q_proj.bias"),
-    ("layers/attention/k/bias", "lk", "model.layers.{}.self_attn.k_proj.bias"),
-    ("layers/attention/v/bias", "lk", "model.layers.{}.self_attn.v_proj.bias"),
-    ("layers/attention/o/kernel", "lnd", "model.layers.{}.self_attn.o_proj.weight"),
-    ("layers/mlp_norm/scale", "ld", "model.layers.{}.post_attention_layernorm.weight"),
-    ("layers/mlp/gate/kernel", "ldf", "model.layers.{}.mlp.gate_proj.weight"),
-    ("layers/mlp/up/kernel", "ldf", "model.layers.{}.mlp.up_proj.weight"),
-    ("layers/mlp/down/kernel", "lfd", "model.layers.{}.mlp.down_proj.weight"),
-    ("final_norm/scale", "d", "model.norm.weight"),
-    ("lm_head/kernel", "dv", "lm_head.weight"),
-)
-_HEAD, _PUBLISHED_HEAD = "lm_head/kernel", "lm_head.weight"
-# Old checkpoints hold the rotary frequencies, which follow from the configuration.
+_PUBLISHED_HEAD = "lm_head.weight"
+# Tensors of old checkpoints that are not read: rotary frequencies follow from the configuration.
 _DERIVED = ".rotary_emb.inv_freq"
 
 # Stored types: unsigned integers of their size, and the bits all set in infinity and NaN only.
@@ -64,22 +46,24 @@ _MAX_FILE_BYTES = 4 * 1024**3
 def load(
     path: str | pathlib.Path, *, mesh: Mesh | None = None, dtype: Any = jnp.float32
 ) -> tuple[Decoder, dict]:
-    """A model of the Llama family from a Hugging Face folder, or a repository such as "org/name".
+    """Loads a model of the Llama family in Hugging Face format.
 
-    Weights are read slice by slice into the shards of their arrays; on the host there is never more
-    than one shard of one array above those that have arrived.
+    Weights are read slice by slice into the shards of their arrays: the host holds at most one
+    shard of one array beside the arrays that are complete.
 
     Args:
-      path: holds config.json and model.safetensors, or its shards and their index.
-      mesh: its axes `fsdp` and `tensor` split the arrays (`models.sharding`); None is one device.
-      dtype: of parameters and computation, whatever is stored.
+      path: folder with config.json and safetensors, "tiny" for the shipped stand-in, or a
+        repository "org/name" (`models.repository.local_folder`).
+      mesh: mesh whose axes `fsdp` and `tensor` split the arrays (`models.sharding`); None for one
+        device.
+      dtype: type of the parameters and of the computation, whatever type is stored.
 
     Returns:
       The network, and its parameters as nested dictionaries.
 
     Raises:
-      ModelError: in one line, what is missing, superfluous, of another shape or type, corrupt, or
-        not supported.
+      ModelError: names in one line the file, tensor or feature that is missing, superfluous,
+        corrupt, not supported, or of another shape or type.
     """
     folder = local_folder(path)
     config = DecoderConfig.from_folder(folder)
@@ -107,26 +91,27 @@ def save(
     adapters: tuple[Mapping, LoraConfig] | None = None,
     max_file_bytes: int = _MAX_FILE_BYTES,
 ) -> None:
-    """Writes config.json and safetensors that `load` and Hugging Face's tools read.
+    """Writes config.json and safetensors that `load` and the tools of Hugging Face read.
 
     Tensors are fetched, merged and converted one by one: the host holds one file at a time.
 
     Args:
-      folder: made if absent; weights that lie there are replaced.
-      config: of the parameters.
+      folder: folder to write, made if absent; weights in it are replaced.
+      config: sizes and constants of the decoder.
       params: nested dictionaries of arrays, on the host or on devices that this process can read.
-      dtype: of all stored weights; None is that of the embedding.
+      dtype: type of all stored weights; None takes the type of the embedding.
       extra: further values of config.json, such as token ids.
-      values: config.json but for its dtype, where a published one is to be kept as it is.
-      adapters: a tree of adapters and its sizes, which are added to the kernels in float32.
-      max_file_bytes: a file is closed before it grows beyond this.
+      values: values of config.json in place of those of `config`, to keep a published file; its
+        dtype is still replaced.
+      adapters: a tree of adapters and its sizes, to be added to the kernels in float32.
+      max_file_bytes: largest size of a file, unless a single tensor is larger.
 
     Raises:
       ValueError: a parameter has another shape than the configuration says.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # Without config.json a folder is no model: a save that is cut short is not taken for one.
+    # config.json is written last: without it, a save that was cut short is not taken for a model.
     for stale in [folder / "config.json", folder / _INDEX, *folder.glob("model*.safetensors")]:
         stale.unlink(missing_ok=True)
     stored = np.dtype(dtype or params["embedder"]["embedding"].dtype)
@@ -146,45 +131,24 @@ def save(
     (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n")
 
 
-def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Path such as "layers/attention/q/kernel" to shape, for every parameter of a decoder."""
-    sizes = {
-        "v": config.vocab_size,
-        "d": config.hidden_size,
-        "f": config.intermediate_size,
-        "l": config.num_layers,
-        "n": config.num_heads * config.head_dim,
-        "k": config.num_kv_heads * config.head_dim,
-    }
-    return {
-        path: tuple(sizes[axis] for axis in axes)
-        for path, axes, _ in _TENSORS
-        if (config.attention_bias or not path.endswith("/bias"))
-        and not (config.tie_word_embeddings and path == _HEAD)
-    }
-
-
 def abstract_parameters(config: DecoderConfig, dtype: Any) -> dict:
-    """The tree of parameters as `jax.ShapeDtypeStruct`, without making any array."""
-    tree: dict[str, Any] = {}
-    for path, shape in parameter_shapes(config).items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = jax.ShapeDtypeStruct(shape, dtype)
+    """Tree of parameters as `jax.ShapeDtypeStruct`; no array is made."""
+    leaves = {
+        path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in parameter_shapes(config).items()
+    }
+    tree: dict = traverse_util.unflatten_dict(leaves, sep="/")
     return tree
 
 
 @dataclasses.dataclass(frozen=True)
 class PublishedTensor:
-    """Where a published tensor belongs.
+    """The place of a published tensor in our tree.
 
     Attributes:
-      path: of our parameter.
-      layer: its place on the leading axis; None for parameters outside the layers.
-      shape: as published.
-      is_transposed: whether ours is the transpose.
+      path: path of our parameter.
+      layer: index on its leading axis; None for parameters outside the layers.
+      shape: shape of the published tensor.
+      is_transposed: whether our parameter is the transpose.
     """
 
     path: str
@@ -194,10 +158,10 @@ class PublishedTensor:
 
 
 def published_tensors(config: DecoderConfig) -> dict[str, PublishedTensor]:
-    """Every tensor that a checkpoint of this configuration must hold, by published name."""
+    """Tensors that a checkpoint of this configuration must hold, by published name."""
     shapes = parameter_shapes(config)
     sources = {}
-    for path, axes, template in _TENSORS:
+    for path, axes, template, _ in PARAMETERS:
         if path not in shapes:
             continue
         is_transposed = path.endswith("/kernel")
@@ -209,7 +173,7 @@ def published_tensors(config: DecoderConfig) -> dict[str, PublishedTensor]:
 
 
 class _Reader:
-    """Reads parameters out of the safetensors files of a folder, whose headers it checks first."""
+    """Reads parameters out of the safetensors files of a folder, after a check of their headers."""
 
     def __init__(
         self,
@@ -229,7 +193,7 @@ class _Reader:
             self._names.setdefault(source.path, []).append(name)
 
     def whole(self, path: Sequence[Any], leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        """The parameter on the default device."""
+        """Reads a parameter onto the default device."""
         bounds = tuple((0, size) for size in leaf.shape)
         return jax.block_until_ready(
             jax.device_put(self._read(path_name(path), bounds, leaf.dtype))
@@ -238,7 +202,7 @@ class _Reader:
     def sharded(
         self, path: Sequence[Any], leaf: jax.ShapeDtypeStruct, sharding: NamedSharding
     ) -> jax.Array:
-        """The parameter over the devices of this process, one shard at a time."""
+        """Reads a parameter onto the devices of this process, one shard at a time."""
         devices = collections.defaultdict(list)
         for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
             assert index is not None  # as for every device of the sharding itself
@@ -251,7 +215,7 @@ class _Reader:
         return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays)
 
     def _read(self, path: str, bounds: tuple[tuple[int, int], ...], dtype: Any) -> np.ndarray:
-        """The block of a parameter within [start, stop) of each axis, on the host."""
+        """Reads the block of a parameter within [start, stop) of each axis onto the host."""
         block = np.empty([stop - start for start, stop in bounds], dtype)
         if path.startswith("layers/"):
             names = self._names[path][slice(*bounds[0])]
@@ -265,7 +229,7 @@ class _Reader:
         return block
 
     def _fill(self, name: str, bounds: tuple[tuple[int, int], ...], part: np.ndarray) -> None:
-        """Copies a block of a published tensor into an array of the same orientation."""
+        """Copies a block of a published tensor into an array with the same order of axes."""
         tensor = self._tensors[name]
         (first, last), columns = bounds[0], tuple(slice(*pair) for pair in bounds[1:])
         for start in range(first, last, _ROWS):
@@ -304,7 +268,7 @@ class _Reader:
 
 
 def _open_tensors(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Any]:
-    """Every tensor of the folder's files, by name; only headers are read."""
+    """Handles of all tensors in the files of a folder, by name; only headers are read."""
     tensors: dict[str, Any] = {}
     for path in _weight_files(folder):
         try:
@@ -360,7 +324,7 @@ def _published_tensor(
 
 
 def adapter_of(lora: Mapping, source: PublishedTensor) -> dict[str, np.ndarray] | None:
-    """The factors a [in, r] and b [r, out] that belong to a published tensor, if it has any."""
+    """Factors a [in, r] and b [r, out] of the adapter of a published tensor, if it has one."""
     scope, *path = source.path.split("/")
     if scope != "layers" or len(path) != 3 or path[2] != "kernel":
         return None
@@ -373,7 +337,7 @@ def adapter_of(lora: Mapping, source: PublishedTensor) -> dict[str, np.ndarray] 
 def _split(
     sources: Mapping[str, PublishedTensor], item_bytes: int, max_file_bytes: int
 ) -> dict[str, list[str]]:
-    """File name to the tensors it holds, in order, no file above the limit but by one tensor."""
+    """Names of the files to write, and the tensors of each, in the order of `sources`."""
     files: list[list[str]] = [[]]
     size = 0
     for name, source in sources.items():

@@ -1,27 +1,25 @@
 """The decoder as generation runs it: weights of single layers, and a cache of keys and values.
 
-Pure functions to be called inside one jitted program. Projections that read the same input are
-fused, since with few rows a step costs what reading its weights and starting its products costs.
+These are pure functions, to be called inside one jitted program. Linear maps that read the same
+input are fused: with few rows, a step costs what reading weights and starting products cost.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from models import blocks, rope
 from models import lora as adapters
-from models import rope
 from models.attention import attend, causal_visibility
+from models.blocks import KERNELS_TRAVEL, ROWS_TRAVEL, Layout, Weights
 from models.config import DecoderConfig
 from models.kernels import flash_decode
 from models.lora import LoraConfig
-from models.sharding import shard
-from models.transformer import linear, output_logits, positions, rms_norm
-
-# Nested dictionaries, see `unstack`.
-Weights = dict[str, Any]
+from models.sharding import path_name, shard, shard_parameter
+from models.transformer import positions
 
 # For each layer {"k": [b, k, h, m], "v": [b, k, m, h]}: the slots of keys come last because a query
 # is compared with all of them (up to twice as fast on a CPU as with the head's dimension last).
@@ -38,23 +36,19 @@ def unstack(
 ) -> Weights:
     """Weights of single layers from the parameters that training scans over.
 
-    Meant to be jitted and called once per update: slices of stacked parameters taken inside a
-    decoding loop are copied at every step.
+    To be jitted and called once per update: slices of stacked parameters taken inside a decoding
+    loop would be copied at every step.
 
     Args:
       params: the decoder's parameter tree.
-      config: its sizes.
-      dtype: of all weights but the scales of norms, hence of the computation; None keeps it.
-      lora: an adapter tree, merged into the kernels.
-      lora_config: its sizes and scale.
+      config: the decoder's sizes.
+      dtype: type of all weights but the scales of norms, and of the computation; None keeps it.
+      lora: adapters to merge into the kernels.
+      lora_config: sizes and scale of the adapters.
 
     Returns:
-      {"embedder": {"embedding": [v, d]}, "layers": [one per layer], "final_norm": {"scale": [d]},
-      "lm_head": {"kernel": [d, v]}}, a layer being {"attention_norm": {"scale": [d]}, "qkv":
-      {"kernel": [d, (n + 2k)h], perhaps "bias"}, "o": {"kernel": [nh, d]}, "mlp_norm": {"scale":
-      [d]}, "gate_up": {"kernel": [d, 2, f]}, "down": {"kernel": [f, d]}}. In qkv the queries of a
-      key head, the key and the value follow each other, head by head, so that splitting its last
-      axis over devices splits heads.
+      {"embedder": {"embedding": [v, d]}, "layers": [one `blocks.fuse` per layer], "final_norm":
+      {"scale": [d]}, "lm_head": {"kernel": [d, v]}}
 
     Raises:
       ValueError: one of `lora` and `lora_config` without the other.
@@ -64,36 +58,26 @@ def unstack(
     if lora is not None and lora_config is not None:
         params = adapters.merge(params, lora, lora_config)
 
-    def cast(x: Array, *axes: str) -> Array:
-        return shard(x if dtype is None else x.astype(dtype), *axes)
+    def place(path: Sequence[Any], x: Array) -> Array:
+        name = path_name(path)
+        if name.endswith("/scale"):
+            return x
+        return shard_parameter(name, x if dtype is None else x.astype(dtype))
 
-    def layer(index: int) -> Weights:
-        p = jax.tree.map(lambda x: x[index], params["layers"])
-        attention, mlp = p["attention"], p["mlp"]
-        gate_up = jnp.stack([mlp["gate"]["kernel"], mlp["up"]["kernel"]], axis=1)
-        qkv = _join_heads(attention, config)
-        return {
-            "attention_norm": p["attention_norm"],
-            "qkv": {name: cast(x, *("d", "k")[-x.ndim :]) for name, x in qkv.items()},
-            "o": {"kernel": cast(attention["o"]["kernel"], "n", "d")},
-            "mlp_norm": p["mlp_norm"],
-            "gate_up": {"kernel": cast(gate_up, "d", "-", "f")},
-            "down": {"kernel": cast(mlp["down"]["kernel"], "f", "d")},
-        }
-
-    embedding = params["embedder"]["embedding"]
+    layers = [
+        blocks.fuse(config, jax.tree.map(lambda x, index=index: x[index], params["layers"]))
+        for index in range(config.num_layers)
+    ]
     # Tied embeddings are transposed here: a product with [v, d] takes twice as long on a CPU.
-    head = embedding.T if config.tie_word_embeddings else params["lm_head"]["kernel"]
-    return {
-        "embedder": {"embedding": cast(embedding, "v", "d")},
-        "layers": [layer(index) for index in range(config.num_layers)],
-        "final_norm": params["final_norm"],
-        "lm_head": {"kernel": cast(head, "d", "v")},
-    }
+    head = params["lm_head"]["kernel"] if config.has_lm_head else params["embedder"]["embedding"].T
+    weights: Weights = jax.tree_util.tree_map_with_path(
+        place, {**params, "layers": layers, "lm_head": {"kernel": head}}
+    )
+    return weights
 
 
 def num_slots(num_tokens: int, attention: str) -> int:
-    """Slots of a cache for so many tokens, as `decode_step` takes it with this attention."""
+    """Slots that a cache for this many tokens must have, so that `decode_step` takes it."""
     if attention != "splash":
         return num_tokens
     return -(-num_tokens // flash_decode.SLOTS) * flash_decode.SLOTS
@@ -111,7 +95,7 @@ def prefill(
     """Reads prompts into a new cache.
 
     Args:
-      weights: of `unstack`.
+      weights: output of `unstack`.
       config: the decoder's sizes.
       tokens_bp: left padded prompts.
       mask_bp: True for real tokens; the last column is real.
@@ -119,7 +103,7 @@ def prefill(
       attention: one of `models.attention.IMPLEMENTATIONS`.
 
     Returns:
-      float32 logits of the token after the prompt, and the cache.
+      float32 logits of the token after the prompt, and the filled cache.
 
     Raises:
       ValueError: the cache is shorter than the prompts.
@@ -142,7 +126,7 @@ def prefill(
         jnp.int32(0),
         [empty] * config.num_layers,
         attend_prompt,
-        weights_stay=False,
+        KERNELS_TRAVEL,
     )
     # Room for new tokens comes afterwards: attention costs what the whole cache holds.
     rest = (0, cache_length - p)
@@ -170,18 +154,18 @@ def decode_step(
     """Appends one token to every row.
 
     Args:
-      weights: of `unstack`.
+      weights: output of `unstack`.
       config: the decoder's sizes.
-      token_b: the tokens.
-      position_b: real tokens before each, padding not counted.
-      slot: where keys and values are written, the same for all rows.
-      cache: of `prefill` or the step before.
+      token_b: one token for each row.
+      position_b: number of real tokens before it in its row, padding not counted.
+      slot: slot of the cache that its keys and values take, the same in all rows.
+      cache: output of `prefill` or of the step before.
       key_mask_bm: True for the slots that hold real tokens, `slot` included.
-      attention: one of `models.attention.IMPLEMENTATIONS`; splash is `kernels.flash_decode` here,
-        the others are the reference: a single query has no scores worth saving.
+      attention: one of `models.attention.IMPLEMENTATIONS`. With splash the kernel of
+        `kernels.flash_decode` attends, otherwise the reference: the scores of one query are small.
 
     Returns:
-      float32 logits of the token after, and the cache.
+      float32 logits of the next token, and the cache with the new keys and values.
     """
 
     def attend_all(q_bsnh: Array, entry: dict[str, Array]) -> Array:
@@ -198,7 +182,7 @@ def decode_step(
         slot,
         cache,
         attend_all,
-        weights_stay=True,
+        ROWS_TRAVEL,
     )
     return _logits(weights, config, x_bsd[:, 0]), cache
 
@@ -211,39 +195,27 @@ def _forward(
     slot: Int[Array, ""],
     cache: Cache,
     attend_cache: Callable[[Array, dict[str, Array]], Array],
-    *,
-    weights_stay: bool,
+    layout: Layout,
 ) -> tuple[Float[Array, "b s d"], Cache]:
     """The residual stream of tokens that take the slots from `slot` on, and the cache with them.
 
     Args:
-      weights, config, tokens_bs, positions_bs, cache: as above.
-      slot: the first of them.
+      weights, config, tokens_bs, positions_bs, cache: as in `prefill` and `decode_step`.
+      slot: slot of the first token.
       attend_cache: (queries [b, s, n, h], a layer's cache with the new keys and values in it) to
-        the heads' outputs [b, s, n, h].
-      weights_stay: on a mesh, whether activations travel to the kernels' parts or the kernels are
-        gathered where the rows are. What is smaller should travel: the few rows of a decoding
-        step, but the kernels where prompts are read.
+        the outputs of the heads [b, s, n, h].
+      layout: where activations lie on a mesh.
     """
-    epsilon = config.rms_norm_eps
-    rows, width = ("-", "d") if weights_stay else ("b", "-")
-    cos, sin = rope.angles(config, positions_bs)
-    x_bsd = shard(weights["embedder"]["embedding"][tokens_bs], rows, "s", width)
+    angles = rope.angles(config, positions_bs)
+    x_bsd = shard(weights["embedder"]["embedding"][tokens_bs], layout.rows, "s", layout.width)
     new_cache = []
     for p, entry in zip(weights["layers"], cache, strict=True):
-        normed = rms_norm(x_bsd, p["attention_norm"]["scale"], epsilon)
-        qkv = shard(linear(p["qkv"], normed), "b", "s", "k")
-        q, k, v = _split_heads(qkv, config)
-        entry = _write(entry, rope.rotate(k, cos, sin), v, slot)
-        heads = attend_cache(rope.rotate(q, cos, sin), entry)
-        heads = shard(heads.reshape(*heads.shape[:2], -1), rows, "s", "n")
-        x_bsd += shard(linear(p["o"], heads), rows, "s", width)
-        normed = rms_norm(x_bsd, p["mlp_norm"]["scale"], epsilon)
-        gate_up = jnp.einsum("bsd,dcf->bscf", normed, p["gate_up"]["kernel"])
-        gate_up = shard(gate_up, "b", "s", "-", "f")
-        inner = jax.nn.silu(gate_up[:, :, 0]) * gate_up[:, :, 1]
-        inner = shard(inner, rows, "s", "f")
-        x_bsd += shard(linear(p["down"], inner), rows, "s", width)
+
+        def attention(q: Array, k: Array, v: Array, entry: Any = entry) -> tuple[Array, Any]:
+            entry = _write(entry, k, v, slot)
+            return attend_cache(q, entry), entry
+
+        x_bsd, entry = blocks.block(config, p, x_bsd, angles, attention, layout=layout)
         new_cache.append(entry)
     return x_bsd, new_cache
 
@@ -256,31 +228,8 @@ def _views(entry: dict[str, Array]) -> tuple[Float[Array, "b m k h"], Float[Arra
 def _logits(
     weights: Weights, config: DecoderConfig, x_bd: Float[Array, "b d"]
 ) -> Float[Array, "b v"]:
-    normed = rms_norm(x_bd, weights["final_norm"]["scale"], config.rms_norm_eps)
-    return output_logits(weights, normed)
-
-
-def _join_heads(attention: Mapping[str, Any], config: DecoderConfig) -> dict[str, Array]:
-    """Kernel and bias of q, k and v side by side for each key head: [.., k (n/k + 2) h]."""
-    joined = {}
-    for name in attention["q"]:
-        lead = attention["q"][name].shape[:-1]
-        parts = [
-            attention[part][name].reshape(*lead, config.num_kv_heads, -1)
-            for part in ("q", "k", "v")
-        ]
-        joined[name] = jnp.concatenate(parts, axis=-1).reshape(*lead, -1)
-    return joined
-
-
-def _split_heads(
-    qkv_bso: Float[Array, "b s o"], config: DecoderConfig
-) -> tuple[Float[Array, "b s n h"], Float[Array, "b s k h"], Float[Array, "b s k h"]]:
-    """Queries, keys and values out of the product with what `_join_heads` joined."""
-    lead, group = qkv_bso.shape[:-1], config.num_heads // config.num_kv_heads
-    heads = qkv_bso.reshape(*lead, config.num_kv_heads, group + 2, config.head_dim)
-    q_bsnh = heads[..., :group, :].reshape(*lead, config.num_heads, config.head_dim)
-    return q_bsnh, heads[..., group, :], heads[..., group + 1, :]
+    normed = blocks.rms_norm(x_bd, weights["final_norm"]["scale"], config.rms_norm_eps)
+    return blocks.output_logits(weights, normed)
 
 
 def _write(

@@ -1,5 +1,5 @@
-"""What is wrong with a model folder, in one line."""
+"""The error of everything that reads models."""
 
 
 class ModelError(ValueError):
-    """A model folder or repository that cannot be used; the text is the one line users see."""
+    """A model folder or repository cannot be used; the message is the one line that users see."""

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Kernels that may carry an adapter, and the module of a layer that they belong to.
+# Linear maps that may have an adapter, and the part of a layer that they belong to.
 TARGETS = {
     "q": "attention",
     "k": "attention",
@@ -24,12 +24,12 @@ TARGETS = {
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Which kernels of every layer have an adapter, and its size.
+    """Sizes of the adapters and the linear maps of every layer that have one.
 
     Attributes:
       rank: columns of A, r.
       alpha: numerator of the scale alpha / r.
-      targets: names out of `TARGETS`.
+      targets: distinct names out of `TARGETS`.
     """
 
     rank: int
@@ -49,21 +49,21 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """What A B is multiplied with."""
+        """Factor of the product A B: alpha / r."""
         return self.alpha / self.rank
 
 
 def init_a(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """A's start [.., d, r]: uniform within 1 / sqrt(d), the variance PEFT uses; B starts at 0."""
+    """First values of A [.., d, r]: uniform within 1 / sqrt(d), as in PEFT; B starts at 0."""
     bound = shape[-2] ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def init(key: jax.Array, params: Mapping, config: LoraConfig) -> dict:
-    """A zero delta over every target: A random, B zero, both float32.
+    """New adapters of every target, float32: A is random and B zero, so that they change nothing.
 
     Args:
-      key: used for A.
+      key: random key of A.
       params: parameters, or their shapes; leading axes of a kernel (layers) are kept.
       config: sizes and targets.
 
@@ -82,7 +82,7 @@ def init(key: jax.Array, params: Mapping, config: LoraConfig) -> dict:
 
 
 def scaled(pair: Mapping[str, jax.Array], config: LoraConfig) -> dict[str, jax.Array]:
-    """The factors with the scale folded into B."""
+    """Factors of an adapter with the scale multiplied into B."""
     return {"a": pair["a"], "b": pair["b"] * config.scale}
 
 

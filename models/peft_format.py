@@ -1,4 +1,4 @@
-"""Adapters in the format of Hugging Face's PEFT, which adds them to the published weights."""
+"""Adapters in the format of Hugging Face PEFT, which adds them to the published weights."""
 
 import json
 import pathlib
@@ -24,14 +24,14 @@ def save(
 ) -> None:
     """Writes an adapter that `peft.PeftModel.from_pretrained(model, folder)` reads.
 
-    Factors are stored in float32: `lora_A` is our A transposed, [r, in], `lora_B` our B, [out, r].
+    Factors are stored transposed and in float32: `lora_A` [r, in] and `lora_B` [out, r].
 
     Args:
-      folder: made if absent.
-      config: of the model that the adapter belongs to.
+      folder: folder to write, made if absent.
+      config: sizes of the model that the adapter belongs to.
       lora: {"layers": {module: {target: {"a": [l, in, r], "b": [l, r, out]}}}}
-      lora_config: its sizes and targets.
-      base_model: folder or repository of that model, as PEFT is to find it.
+      lora_config: sizes and targets of the adapter.
+      base_model: folder or repository from which PEFT is to load that model.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

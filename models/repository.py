@@ -1,4 +1,4 @@
-"""Where a model lies: a folder, the shipped stand-in, or a Hugging Face repository in the cache."""
+"""Folders of models: local ones, the shipped stand-in, and cached Hugging Face repositories."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""Where arrays lie on a mesh: one table for parameters, adapters, optimiser state and activations.
+"""Partition of arrays over a mesh: one table for parameters, adapters, optimiser and activations.
 
 Mesh axes are `fsdp`, over which batches and parameters are split, and `tensor`, over which heads,
 MLP columns and the vocabulary are split. A dimension that a mesh axis does not divide stays whole.
@@ -13,8 +13,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 # Axis letter to mesh axis; letters that are absent are never split. "d" is the model width of a
-# parameter: an activation is split over the batch and has its whole width ("-"), but for a step of
-# decoding, which is split over its width so that it meets the part of a kernel that is there.
+# parameter. Activations are split over the batch and have their whole width ("-"), except in a
+# decoding step, whose width is split so that each device multiplies its own part of a kernel.
 _MESH_AXIS = {
     "b": "fsdp",
     "d": "fsdp",
@@ -24,18 +24,20 @@ _MESH_AXIS = {
     "v": "tensor",
 }
 
-# Last names of a parameter's path to the letters of its last axes. The heads of q, k, v and o are
-# "n" or "k" with the head's size multiplied in.
+# End of a parameter's path, as a regular expression, to the letters of its last axes. "n" and "k"
+# are numbers of heads times the size of a head.
 _PARAMETERS = (
     ("embedder/embedding", "vd"),
     ("lm_head/kernel", "dv"),
     ("attention/q/kernel", "dn"),
     ("attention/k/kernel", "dk"),
     ("attention/v/kernel", "dk"),
+    ("attention/qkv/kernel", "dk"),
     ("attention/o/kernel", "nd"),
     ("attention/q/bias", "n"),
-    ("attention/[kv]/bias", "k"),
+    ("attention/(k|v|qkv)/bias", "k"),
     ("mlp/(gate|up)/kernel", "df"),
+    ("mlp/gate_up/kernel", "d-f"),
     ("mlp/down/kernel", "fd"),
     ("norm/scale", "-"),
     ("(q|k|v|gate|up)/a", "d-"),
@@ -50,11 +52,11 @@ _RULES = tuple((re.compile(rf"(.*[/_])?{suffix}"), axes) for suffix, axes in _PA
 
 
 def partition_spec(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
-    """How the array at a path such as "layers/attention/q/kernel" is split.
+    """Partition of the array at a path such as "layers/attention/q/kernel".
 
     Only the end of the path counts, so that gradients and optimiser states follow their parameters;
-    axes before those of the table (layers) are not split. What the table does not name is small
-    (step counters, scalar heads) and lies whole on every device.
+    leading axes that the table does not name (layers) are not split. Arrays that it does not name
+    are small (step counters, scalar heads) and lie whole on every device.
     """
     for rule, axes in _RULES:
         if rule.fullmatch(path) and len(shape) >= len(axes):
@@ -63,10 +65,10 @@ def partition_spec(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -
 
 
 def spec(axes: Sequence[str], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
-    """The partition of an array whose axes have these letters, one per dimension.
+    """Partition of an array whose axes have these letters, one for each dimension.
 
     Raises:
-      ValueError: the letters are not as many as the dimensions.
+      ValueError: the number of letters is not that of the dimensions.
     """
     if len(axes) != len(shape):
         raise ValueError(f"axes {''.join(axes)} do not name the dimensions of shape {shape}")
@@ -103,6 +105,14 @@ def shard(x: jax.Array, *axes: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh))
 
 
+def shard_parameter(path: str, x: jax.Array) -> jax.Array:
+    """Constrains a parameter inside jit to the partition of its path, as `shard` does."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(path, x.shape, mesh))
+
+
 def map_attention(
     attend: Callable[..., jax.Array],
     q: jax.Array,
@@ -112,19 +122,21 @@ def map_attention(
     *,
     axes: tuple[str, str, str],
 ) -> jax.Array:
-    """`attend(q, k, v, mask)`, on the mesh of `jax.set_mesh` by each device for its rows and heads.
+    """Calls `attend(q, k, v, mask)`, on each device of the mesh for its own rows and heads.
+
+    The mesh is that of `jax.set_mesh`; without one there is a single call.
 
     Args:
-      attend: returns an array in the shape of q.
+      attend: attention on one device; its output has the shape of q.
       q, k, v: queries, keys and values.
-      mask: of keys, [b, m].
+      mask: True for keys that are seen, [b, m].
       axes: letters of the axes of q, k and v: "b" rows, "n" heads, "k" key heads.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return attend(q, k, v, mask)
     split = dict(zip(axes[1], spec(axes[1], k.shape, mesh), strict=True))
-    # Query heads lie with the key head that they share, or are whole with it.
+    # Query heads are split like the key heads that they share.
     split["n"] = split["k"]
     queries, keys, values, visible = (
         P(*(split.get(letter) for letter in letters)) for letters in (*axes, "bm")

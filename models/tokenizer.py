@@ -1,4 +1,4 @@
-"""Text to ids and back: infilling prompts assembled token by token, and exact decoding."""
+"""Tokenizers: infilling prompts assembled token by token, and exact decoding."""
 
 import pathlib
 from collections.abc import Iterable
@@ -18,12 +18,12 @@ _SENTINEL = "☺"
 
 
 class _Infilling(NamedTuple):
-    """Tokens around the parts of a prompt, in the order prefix, suffix, middle."""
+    """Tokens before the prefix, suffix and middle of a prompt, in that order."""
 
     prefix: str
     suffix: str
     middle: str
-    end: str | None  # ends a middle, beside the end of text, where a model has such a token
+    end: str | None  # token after the middle, in place of the end of text, if the model has one
 
 
 _INFILLING = (
@@ -37,23 +37,26 @@ class Tokenizer:
     """The tokenizer of a model folder.
 
     Attributes:
-      eos_ids: ids that end an action: the end of text (of the tokenizer, config.json and
-        generation_config.json) and the end of infilling.
-      pad_id: fills up batches; never one of `eos_ids`. The folder's pad token if that is usable,
+      eos_ids: ids that end an action: every end of text that the tokenizer, config.json or
+        generation_config.json names, and the end of infilling.
+      pad_id: id of padding, never one of `eos_ids`: the pad token of the folder if it is usable,
         else its unknown token, else the first other special token.
-      vocab_size: every id is below it, and it is at most the model's.
-      has_infilling: whether the model sees the text behind the gap too.
+      vocab_size: number of ids in use, at most the vocabulary of the model.
+      has_infilling: whether the model also sees the text behind a gap.
     """
 
     def __init__(self, folder: str | pathlib.Path) -> None:
-        """Reads `tokenizer.json` and what belongs to it.
+        """Reads `tokenizer.json` and the configuration files beside it.
+
+        Args:
+          folder: a folder or name, as `models.repository.local_folder` takes it.
 
         Raises:
           ModelError: the folder or its tokenizer is missing, unusable, or not this model's.
         """
         folder = local_folder(folder)
         self._backend = _read(folder)
-        # Text is text, also where it spells the name of a special token.
+        # Text that spells the name of a special token stays text.
         self._backend.encode_special_tokens = True
         config = read_json(folder / "config.json")
         size = config.get("vocab_size")
@@ -112,11 +115,11 @@ class Tokenizer:
         return self.encode_infill(text) if count else self.encode(text)
 
     def encode_infill(self, text: str) -> list[int]:
-        """Ids of a prompt with one gap, up to where the model writes what belongs into it.
+        """Ids of a prompt with one gap; the model continues them with the text of the gap.
 
         Args:
-          text: holds `<FILL_ME>` exactly once. A model without infilling tokens gets the text
-            before it, to be completed.
+          text: prompt with `<FILL_ME>` exactly once. Without infilling tokens the model completes
+            the text before the marker.
 
         Raises:
           ValueError: the marker is missing or repeated.
@@ -131,9 +134,9 @@ class Tokenizer:
         return [*before, suf, *self._encode_continuation(suffix), mid]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of an action, white space at either end included; special tokens give nothing.
+        """Text of an action with the white space at either end, and without special tokens.
 
-        Bytes that are no valid UTF-8 become U+FFFD.
+        Invalid UTF-8 becomes U+FFFD.
         """
         kept = [int(i) for i in ids if int(i) not in self._dropped]
         text = self._backend.decode([*self._sentinel_ids, *kept], skip_special_tokens=False)
@@ -144,18 +147,18 @@ class Tokenizer:
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def _encode_continuation(self, text: str) -> list[int]:
-        """Ids of a text that continues another: without the space that starts a text."""
+        """Ids of a text that continues another, without the space that starts a text."""
         if not self._sentinel_ids:
             return self._encode(text)
         return self._encode(_SENTINEL + text)[len(self._sentinel_ids) :]
 
     def _sentinel(self) -> list[int]:
-        """Ids of the sentinel as a text; none for a tokenizer that puts no space before a text."""
+        """Ids of the sentinel; empty for a tokenizer that puts no space before a text."""
         once, twice = self._encode(_SENTINEL), self._encode(2 * _SENTINEL)
         return once if len(twice) < 2 * len(once) else []
 
     def _infilling_ids(self, size: int) -> tuple[int, ...] | None:
-        """Ids of prefix, suffix, middle and perhaps end, if the model has infilling tokens."""
+        """Ids of prefix, suffix, middle and perhaps end; None if the model has no infilling."""
         for names in _INFILLING:
             tokens = [name for name in names if name is not None]
             ids = [i for i in map(self._backend.token_to_id, tokens) if i is not None and i < size]
@@ -165,10 +168,10 @@ class Tokenizer:
 
 
 def _read(folder: pathlib.Path) -> tokenizers.Tokenizer:
-    """The tokenizer itself.
+    """Reads the tokenizer that the fast tokenizers of transformers wrap.
 
-    It is what the fast tokenizers of transformers wrap. The wrappers start slowly, and some replace
-    parts of the file or add tokens that the model has no row for.
+    The wrappers start slowly, and some replace parts of the file or add tokens for which the model
+    has no row.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -181,7 +184,7 @@ def _read(folder: pathlib.Path) -> tokenizers.Tokenizer:
 
 
 def _special_names(folder: pathlib.Path) -> dict[str, str]:
-    """Name such as "eos_token" to the token."""
+    """Special tokens by their names, such as "eos_token"."""
     values = {
         **_read_optional(folder / "special_tokens_map.json"),
         **_read_optional(folder / "tokenizer_config.json"),
@@ -199,7 +202,7 @@ def _read_optional(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _eos_ids(path: pathlib.Path) -> list[int]:
-    """The ids that a configuration file names: one, several or none."""
+    """End-of-text ids that a configuration file names."""
     value = _read_optional(path).get("eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(i, int) for i in ids):

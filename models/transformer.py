@@ -1,8 +1,6 @@
-"""The Llama-family decoder: pure functions on plain dictionaries, and the Linen modules over them.
+"""The decoder as a Flax Linen network, for training: scanned layers, adapters, rematerialisation.
 
-Training runs the modules, which scan over stacked layers; decoding runs the same functions on the
-dictionaries of single layers. A projection's dictionary holds `kernel` [in, out], perhaps `bias`
-[out], and perhaps the factors `a` [in, r] and `b` [r, out] of an adapter, scale included.
+The modules hold parameters; what a layer computes is in `models.blocks`.
 """
 
 from collections.abc import Mapping
@@ -11,28 +9,34 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 from jaxtyping import Array, Bool, Float, Int
 
+from models import blocks, rope
 from models import lora as adapters
-from models import rope
 from models.attention import attend, causal_visibility
-from models.config import DecoderConfig
+from models.config import DecoderConfig, parameter_shapes
 from models.lora import LoraConfig
 from models.sharding import shard
 
-# What a backward pass keeps of each block; the rest is computed again.
+# Values of each block that a backward pass keeps; it computes the others again.
 _REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 REMAT = ("none", *_REMAT_POLICIES)
 
-# Up to so many layers, where only the last positions are asked for, the last layer is computed at
-# those alone. It takes a copy of the other layers' weights, and with many layers gains nothing.
+# Where only the last positions are asked for, decoders of up to this many layers compute the last
+# layer at those alone. That copies the other layers' weights and gains nothing with many layers.
 _FEW_LAYERS = 4
 
-# Standard deviation of new kernels and embeddings, as in published Llama training.
-_INIT = nn.initializers.normal(0.02)
+# First values of parameters by the last name of their path, as in published Llama training.
+_INITIALIZERS = {
+    "embedding": nn.initializers.normal(0.02),
+    "kernel": nn.initializers.normal(0.02),
+    "bias": nn.initializers.zeros,
+    "scale": nn.initializers.ones,
+}
 
 
 def positions(mask_bs: Bool[Array, "b s"]) -> Int[Array, "b s"]:
@@ -41,209 +45,54 @@ def positions(mask_bs: Bool[Array, "b s"]) -> Int[Array, "b s"]:
     return jnp.where(mask_bs, counts - 1, 0)
 
 
-def rms_norm(
-    x: Float[Array, "*b d"], scale: Float[Array, "d"], epsilon: float
-) -> Float[Array, "*b d"]:
-    """Divides by the root mean square over d, computed in float32; the dtype of x is kept."""
-    wide = x.astype(jnp.float32)
-    mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(mean_square + epsilon) * scale).astype(x.dtype)
+class Parameters(nn.Module):
+    """Parameters of a part of the decoder, as the nested dictionary that `models.blocks` takes.
 
+    Adapters are in the collection `lora`: `init` makes them, and `apply` without the collection
+    gives the linear maps without them.
 
-def linear(p: Mapping[str, Array], x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-    """x W, plus the adapter and the bias where there are any, in the dtype of x."""
-    # With one leading axis the gradient of W is a plain matrix product. With two the CPU backend
-    # first copies the transposed activations, which doubles the cost of the backward pass.
-    rows = x.reshape(-1, x.shape[-1])
-    y = rows @ p["kernel"].astype(x.dtype)
-    if "a" in p:
-        y += (rows @ p["a"].astype(x.dtype)) @ p["b"].astype(x.dtype)
-    if "bias" in p:
-        y += p["bias"].astype(x.dtype)
-    return y.reshape(*x.shape[:-1], y.shape[-1])
-
-
-def queries_of(
-    config: DecoderConfig,
-    p: Mapping[str, Mapping[str, Array]],
-    x: Float[Array, "*b d"],
-    cos: Float[Array, "*b c"],
-    sin: Float[Array, "*b c"],
-) -> Float[Array, "*b n h"]:
-    """Queries of one layer, rotated to their positions.
-
-    Args:
-      config: head counts and sizes.
-      p: `layer["attention"]`.
-      x: normalised residual stream.
-      cos, sin: of `rope.angles` at the positions of x.
-    """
-    q = linear(p["q"], x).reshape(*x.shape[:-1], config.num_heads, config.head_dim)
-    return rope.rotate(q, cos, sin)
-
-
-def keys_values_of(
-    config: DecoderConfig,
-    p: Mapping[str, Mapping[str, Array]],
-    x: Float[Array, "*b d"],
-    cos: Float[Array, "*b c"],
-    sin: Float[Array, "*b c"],
-) -> tuple[Float[Array, "*b k h"], Float[Array, "*b k h"]]:
-    """Keys, rotated to their positions, and values of one layer; arguments as `queries_of`."""
-    lead = x.shape[:-1]
-    k = linear(p["k"], x).reshape(*lead, config.num_kv_heads, config.head_dim)
-    v = linear(p["v"], x).reshape(*lead, config.num_kv_heads, config.head_dim)
-    return rope.rotate(k, cos, sin), v
-
-
-def gated_mlp(
-    p: Mapping[str, Mapping[str, Array]], x: Float[Array, "*b d"]
-) -> Float[Array, "*b d"]:
-    """SwiGLU: down(silu(gate x) * up x); `p` is `layer["mlp"]`."""
-    inner = jax.nn.silu(linear(p["gate"], x)) * linear(p["up"], x)
-    return linear(p["down"], shard(inner, *_axes(inner, "f")))
-
-
-def output_logits(params: Mapping[str, Any], hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
-    """float32 logits of what follows the final norm.
-
-    Args:
-      params: the whole tree; the embedding is the output layer where there is no `lm_head`.
-      hidden: of `Decoder.hidden`.
-    """
-    if "lm_head" in params:
-        kernel = params["lm_head"]["kernel"].astype(hidden.dtype)
-        rows = hidden.reshape(-1, hidden.shape[-1])  # as in `linear`
-        logits = jnp.matmul(rows, kernel, preferred_element_type=jnp.float32)
-        logits = logits.reshape(*hidden.shape[:-1], -1)
-    else:
-        embedding = params["embedder"]["embedding"].astype(hidden.dtype)
-        logits = jnp.einsum("...d,vd->...v", hidden, embedding, preferred_element_type=jnp.float32)
-    return shard(logits, *_axes(logits, "v"))
-
-
-def _axes(x: Array, last: str) -> tuple[str, ...]:
-    """Axis letters of an activation: the batch first, `last` at the end, whole in between."""
-    return ("b", *"-" * (x.ndim - 2), last)
-
-
-class Embedding(nn.Module):
-    """The table of token vectors."""
-
-    config: DecoderConfig
-    param_dtype: Any
-
-    @nn.compact
-    def __call__(self) -> dict[str, Array]:
-        shape = (self.config.vocab_size, self.config.hidden_size)
-        return {"embedding": self.param("embedding", _INIT, shape, self.param_dtype)}
-
-
-class Norm(nn.Module):
-    """Root mean square norm with a learnt scale."""
-
-    epsilon: float
-    param_dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.param_dtype)
-        return rms_norm(x, scale, self.epsilon)
-
-
-class Projection(nn.Module):
-    """The parameters of one linear map, with its adapter if it has one, as `linear` takes them.
-
-    The adapter is in the collection `lora`. It is made by `init`; `apply` without the collection is
-    the map without the adapter.
+    Attributes:
+      shapes: nested dictionaries of shapes.
+      param_dtype: dtype of new parameters; adapters are float32.
+      lora: adapters of the linear maps, if any.
     """
 
-    fan_in: int
-    fan_out: int
-    use_bias: bool
+    shapes: Mapping[str, Any]
     param_dtype: Any
-    lora: LoraConfig | None
+    lora: LoraConfig | None = None
 
     @nn.compact
-    def __call__(self) -> dict[str, Array]:
-        shape = (self.fan_in, self.fan_out)
-        p = {"kernel": self.param("kernel", _INIT, shape, self.param_dtype)}
-        if self.use_bias:
-            p["bias"] = self.param("bias", nn.initializers.zeros, shape[1:], self.param_dtype)
+    def __call__(self) -> dict[str, Any]:
+        p: dict[str, Any] = {}
+        for name, entry in self.shapes.items():
+            if isinstance(entry, Mapping):
+                p[name] = Parameters(entry, self.param_dtype, self.lora, name=name)()
+            else:
+                p[name] = self.param(name, _INITIALIZERS[name], entry, self.param_dtype)
+        return p | self._adapter(*self.shapes["kernel"]) if "kernel" in p else p
+
+    def _adapter(self, fan_in: int, fan_out: int) -> dict[str, Array]:
+        """Factors of this linear map's adapter, scale included; nothing if it has none."""
         has_adapter = self.has_variable("lora", "a")
         if self.lora is None or self.name not in self.lora.targets:
             if has_adapter:
                 raise ValueError(f"there is an adapter for {self.name}, which is no LoRA target")
-        elif has_adapter or self.is_initializing():
-            rank = self.lora.rank
-            pair = {
-                "a": self.variable("lora", "a", self._init_a, (self.fan_in, rank)).value,
-                "b": self.variable("lora", "b", jnp.zeros, (rank, self.fan_out), jnp.float32).value,
-            }
-            p |= adapters.scaled(pair, self.lora)
-        return p
+            return {}
+        if not has_adapter and not self.is_initializing():
+            return {}
+        rank = self.lora.rank
+        pair = {
+            "a": self.variable("lora", "a", self._init_a, (fan_in, rank)).value,
+            "b": self.variable("lora", "b", jnp.zeros, (rank, fan_out), jnp.float32).value,
+        }
+        return adapters.scaled(pair, self.lora)
 
     def _init_a(self, shape: tuple[int, int]) -> Array:
         return adapters.init_a(self.make_rng("params"), shape)
 
 
-class Attention(nn.Module):
-    """Causal self-attention with rotary positions and grouped key heads."""
-
-    config: DecoderConfig
-    param_dtype: Any
-    lora: LoraConfig | None
-    attention_implementation: str
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "b s d"],
-        cos: Float[Array, "b s c"],
-        sin: Float[Array, "b s c"],
-        mask: Bool[Array, "b *s s"],
-        last: int | None = None,
-    ) -> Float[Array, "b q d"]:
-        """Of the last positions only, if so many are named; they see the keys of all."""
-        config = self.config
-        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        p = {
-            name: Projection(fan_in, fan_out, use_bias, self.param_dtype, self.lora, name=name)()
-            for name, fan_in, fan_out, use_bias in (
-                ("q", config.hidden_size, queries, config.attention_bias),
-                ("k", config.hidden_size, keys, config.attention_bias),
-                ("v", config.hidden_size, keys, config.attention_bias),
-                ("o", queries, config.hidden_size, False),
-            )
-        }
-        asked = slice(None) if last is None else slice(x.shape[1] - last, None)
-        q = queries_of(config, p, x[:, asked], cos[:, asked], sin[:, asked])
-        k, v = keys_values_of(config, p, x, cos, sin)
-        q = shard(q, "b", "s", "n", "h")
-        k, v = shard(k, "b", "m", "k", "h"), shard(v, "b", "m", "k", "h")
-        heads = attend(q, k, v, mask, implementation=self.attention_implementation)
-        return linear(p["o"], heads.reshape(*heads.shape[:-2], queries))
-
-
-class GatedMlp(nn.Module):
-    """The SwiGLU feed-forward network."""
-
-    config: DecoderConfig
-    param_dtype: Any
-    lora: LoraConfig | None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        d, f = self.config.hidden_size, self.config.intermediate_size
-        p = {
-            name: Projection(fan_in, fan_out, False, self.param_dtype, self.lora, name=name)()
-            for name, fan_in, fan_out in (("gate", d, f), ("up", d, f), ("down", f, d))
-        }
-        return gated_mlp(p, x)
-
-
 class Block(nn.Module):
-    """One layer: attention and MLP, each after a norm and around the residual stream."""
+    """One layer of the decoder with its parameters (`models.blocks.block`)."""
 
     config: DecoderConfig
     param_dtype: Any
@@ -254,34 +103,44 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b s d"],
-        cos: Float[Array, "b s c"],
-        sin: Float[Array, "b s c"],
+        angles: tuple[Float[Array, "b s c"], Float[Array, "b s c"]],
         mask: Bool[Array, "b *s s"],
         last: int | None = None,
     ) -> tuple[Float[Array, "b q d"], None]:
-        """All positions, or the last so many."""
-        parts = (self.config, self.param_dtype, self.lora)
-        norm = (self.config.rms_norm_eps, self.param_dtype)
-        normed = Norm(*norm, name="attention_norm")(x)
-        attended = Attention(*parts, self.attention_implementation, name="attention")(
-            normed, cos, sin, mask, last
-        )
-        x = attended + (x if last is None else x[:, x.shape[1] - last :])
-        x = x + GatedMlp(*parts, name="mlp")(Norm(*norm, name="mlp_norm")(x))
-        return shard(x, "b", "s", "-"), None  # the pair that a scan over layers wants
+        """The residual stream at all positions or the last ones; None is what a scan collects."""
+        p = {
+            name: Parameters(shapes, self.param_dtype, self.lora, name=name)()
+            for name, shapes in _shapes(self.config)["layers"].items()
+        }
+
+        def attention(q: Array, k: Array, v: Array) -> tuple[Array, None]:
+            return attend(q, k, v, mask, implementation=self.attention_implementation), None
+
+        return blocks.block(self.config, p, x, angles, attention, last=last)
+
+
+def _shapes(config: DecoderConfig) -> dict[str, Any]:
+    """Shapes of all parameters as a tree; those of `layers` belong to one layer."""
+    shapes = {
+        path: shape[1:] if path.startswith("layers/") else shape
+        for path, shape in parameter_shapes(config).items()
+    }
+    tree: dict[str, Any] = traverse_util.unflatten_dict(shapes, sep="/")
+    return tree
 
 
 class Decoder(nn.Module):
-    """The whole network.
+    """A decoder-only transformer of the Llama family.
 
     Attributes:
       config: sizes and constants.
-      dtype: of activations and matrix products; norms, softmax and logits are float32.
-      param_dtype: of new parameters; given ones are used in `dtype` whatever they are stored in.
-      remat: what is computed again in a backward pass: "none"; "dots", all but matrix products;
-        "full", every block from its input.
-      lora: makes and uses the collection `lora`.
-      attention_implementation: of `models.attention.IMPLEMENTATIONS`; generation has its own.
+      dtype: type of activations and matrix products; norms, softmax and logits are float32.
+      param_dtype: type of new parameters; given ones are used in `dtype`, however they are stored.
+      remat: what a backward pass computes again: "none"; "dots", all but matrix products; "full",
+        every block from its input.
+      lora: adapters to make and use, in the collection `lora`; None for none.
+      attention_implementation: one of `models.attention.IMPLEMENTATIONS`. Generation takes its own
+        choice (`models.decode`).
     """
 
     config: DecoderConfig
@@ -295,7 +154,8 @@ class Decoder(nn.Module):
         config = self.config
         if self.remat not in REMAT:
             raise ValueError(f"remat={self.remat}: must be one of {', '.join(REMAT)}")
-        self.embedder = Embedding(config, self.param_dtype)
+        shapes = _shapes(config)
+        self.embedder = Parameters(shapes["embedder"], self.param_dtype)
         block = Block
         if self.remat != "none":
             block = nn.remat(Block, prevent_cse=False, policy=_REMAT_POLICIES[self.remat])
@@ -306,10 +166,9 @@ class Decoder(nn.Module):
             in_axes=nn.broadcast,
             length=config.num_layers,
         )(config, self.param_dtype, self.lora, self.attention_implementation)
-        self.final_norm = Norm(config.rms_norm_eps, self.param_dtype)
-        if not config.tie_word_embeddings:
-            sizes = (config.hidden_size, config.vocab_size)
-            self.lm_head = Projection(*sizes, False, self.param_dtype, None)
+        self.final_norm = Parameters(shapes["final_norm"], self.param_dtype)
+        if config.has_lm_head:
+            self.lm_head = Parameters(shapes["lm_head"], self.param_dtype)
 
     def hidden(
         self,
@@ -321,18 +180,18 @@ class Decoder(nn.Module):
         """The residual stream after the final norm, in `dtype`.
 
         Args:
-          tokens_bs: ids; those of padding may be anything in range.
-          positions_bs: of `positions`, or any other numbering.
+          tokens_bs: ids; padding may hold any id of the vocabulary.
+          positions_bs: position of each token, from `positions` or any other numbering.
           mask_bs: True for real tokens. A token sees the real ones up to itself.
-          last: how many of the last positions are returned; None is all.
+          last: number of last positions to return; None returns all.
         """
         embedding = self.embedder()["embedding"]
         x = shard(embedding[tokens_bs].astype(self.dtype), "b", "s", "-")
-        cos, sin = rope.angles(self.config, positions_bs)
+        angles = rope.angles(self.config, positions_bs)
         mask = causal_visibility(mask_bs, self.attention_implementation)
         if last is None or self.config.num_layers > _FEW_LAYERS:
-            x, _ = self.layers(x, cos, sin, mask)
-            return self.final_norm(x if last is None else x[:, x.shape[1] - last :])
+            x, _ = self.layers(x, angles, mask)
+            return self._normed(x if last is None else x[:, x.shape[1] - last :])
         # The same layers as `self.layers` scans over, taken apart.
         stacked = self.layers.variables
         block = Block(
@@ -340,7 +199,7 @@ class Decoder(nn.Module):
         )
 
         def layer(x: Array, variables: Any, last: int | None) -> Array:
-            applied: Any = block.apply(variables, x, cos, sin, mask, last)
+            applied: Any = block.apply(variables, x, angles, mask, last)
             return applied[0]
 
         if self.remat != "none":
@@ -349,13 +208,16 @@ class Decoder(nn.Module):
         for index in range(self.config.num_layers):
             variables = jax.tree.map(lambda leaf, index=index: leaf[index], stacked)
             x = layer(x, variables, last if index + 1 == self.config.num_layers else None)
-        return self.final_norm(x)
+        return self._normed(x)
+
+    def _normed(self, x: Float[Array, "b q d"]) -> Float[Array, "b q d"]:
+        return blocks.rms_norm(x, self.final_norm()["scale"], self.config.rms_norm_eps)
 
     def logits(self, hidden_bsd: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
-        """float32 logits of `hidden`'s output, or of any choice of its positions."""
-        if self.config.tie_word_embeddings:
-            return output_logits({"embedder": self.embedder()}, hidden_bsd)
-        return output_logits({"lm_head": self.lm_head()}, hidden_bsd)
+        """float32 logits from the output of `hidden`, at any choice of its positions."""
+        if self.config.has_lm_head:
+            return blocks.output_logits({"lm_head": self.lm_head()}, hidden_bsd)
+        return blocks.output_logits({"embedder": self.embedder()}, hidden_bsd)
 
     def __call__(
         self,

@@ -1,6 +1,6 @@
 """Attention of one decoding step on TPUs: one pass over the filled part of a cache, in Pallas.
 
-Blocks of slots before a row's first real token and behind the newest are not read.
+Blocks of slots before the first real token of a row and behind its newest are not read.
 """
 
 import functools
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from models import sharding
 
 SLOTS = 128
-"""Slots that are read at a time: a cache's length is a multiple of it."""
+"""Number of slots that are read at a time; the length of a cache is a multiple of it."""
 
 # Finite, as in `models.attention`.
 _MASKED = -1e9
@@ -27,15 +27,15 @@ def attend_newest(
     *,
     interpret: bool = False,
 ) -> Float[Array, "b n h"]:
-    """What `attention.attend` gives for one query in each row.
+    """Attention of one query in each row, equal to `attention.attend`.
 
     On the mesh of `jax.set_mesh` each device attends for its rows and heads.
 
     Args:
       q_bnh: queries; consecutive heads share a key head.
-      k_bkhm, v_bkmh: a layer's cache.
+      k_bkhm, v_bkmh: cache of a layer.
       mask_bm: True for slots that are seen, at least one in each row.
-      interpret: runs the kernel as ordinary operations, on any device and slowly.
+      interpret: whether to run the kernel as ordinary operations, on any device and slowly.
 
     Raises:
       ValueError: the cache's length is no multiple of `SLOTS`.
@@ -50,7 +50,7 @@ def attend_newest(
 
 
 def _on_one_device(q: Array, k: Array, v: Array, mask_bm: Array, *, interpret: bool) -> Array:
-    # Here, since the import takes a second and is for TPUs only.
+    # Imported here, since it takes a second and is needed on TPUs only.
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
@@ -62,7 +62,7 @@ def _on_one_device(q: Array, k: Array, v: Array, mask_bm: Array, *, interpret: b
     last = (blocks - 1 - jnp.argmax(seen[:, ::-1], axis=-1)).astype(jnp.int32)
 
     def block(row: Any, index: Any, first: Any, last: Any) -> Any:
-        # A block that is there already is not read again.
+        # Outside of the range the index repeats: a block that is in memory is not read again.
         return jnp.clip(index, first[row], last[row])
 
     whole = pl.BlockSpec((1, num_kv_heads, group, h), lambda row, *unused: (row, 0, 0, 0))

@@ -8,9 +8,9 @@ from jaxtyping import Array, Bool, Float
 
 from models import sharding
 
-# Lengths and the head's dimension are multiples of it in the kernel.
+# The kernel takes lengths and sizes of a head that are multiples of it.
 _LANES = 128
-# Queries and keys at a time, forwards and backwards; smaller where a length asks for it.
+# Number of queries, and of keys, at a time; smaller where it would not divide the length.
 _BLOCK = 512
 
 
@@ -22,18 +22,18 @@ def attend_causal(
     *,
     interpret: bool = False,
 ) -> Float[Array, "b s n h"]:
-    """What `attention.attend` gives for `attention.causal_mask`, computed block by block.
+    """Causal attention block by block, equal to `attention.attend` at all real tokens.
 
     Lengths and heads that the kernel does not take are padded. Padding of the batch sees itself and
-    padding before it, so that its outputs are finite but differ from those of `attend`. On the mesh
-    of `jax.set_mesh` each device attends for its rows and heads.
+    padding before it: its outputs are finite, but differ from those of `attend`. On the mesh of
+    `jax.set_mesh` each device attends for its rows and heads.
 
     Args:
       q_bsnh: queries of the last s of the m positions; consecutive heads share a key head.
       k_bmkh: keys.
       v_bmkh: values.
       mask_bm: True for real tokens.
-      interpret: runs the kernel as ordinary operations, on any device and slowly.
+      interpret: whether to run the kernel as ordinary operations, on any device and slowly.
     """
 
     attend = functools.partial(_on_one_device, interpret=interpret)
@@ -43,7 +43,7 @@ def attend_causal(
 
 
 def _on_one_device(q: Array, k: Array, v: Array, mask_bm: Array, *, interpret: bool) -> Array:
-    # Here, since the import takes a second and is for TPUs only.
+    # Imported here, since it takes a second and is needed on TPUs only.
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernels,
     )
@@ -51,7 +51,7 @@ def _on_one_device(q: Array, k: Array, v: Array, mask_bm: Array, *, interpret: b
 
     s, n, h = q.shape[1:]
     m = k.shape[1]
-    # In front, so that the last query still belongs to the last key.
+    # Padding goes in front, so that the last query still belongs to the last key.
     q = _padded(q * h**-0.5, -s % _LANES)
     k, v = (_padded(x, -m % _LANES) for x in (k, v))
     mask_bm = jnp.pad(mask_bm, ((0, 0), (-m % _LANES, 0)))
@@ -69,7 +69,7 @@ def _on_one_device(q: Array, k: Array, v: Array, mask_bm: Array, *, interpret: b
         ),
         interpret=interpret,
     )
-    # Tokens see those of their own kind.
+    # Real tokens see real tokens only, and padding sees padding only.
     kind_bm = mask_bm.astype(jnp.int32)
     kinds = kernels.SegmentIds(q=kind_bm[:, keys - queries :], kv=kind_bm)
     heads = jax.vmap(kernel)(q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), kinds)
@@ -77,7 +77,7 @@ def _on_one_device(q: Array, k: Array, v: Array, mask_bm: Array, *, interpret: b
 
 
 def _padded(x_bsnh: Array, before: int) -> Array:
-    """Zeros before the first position, and after the head's last entry up to whole lanes."""
+    """Adds zeros before the first position, and to each head up to a multiple of the lanes."""
     after = -x_bsnh.shape[-1] % _LANES
     return jnp.pad(x_bsnh, ((0, 0), (before, 0), (0, 0), (0, after)))
 

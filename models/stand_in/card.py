@@ -1,4 +1,4 @@
-"""The model card of a stand-in: what it is and is not, and the figures measured on it."""
+"""The model card of a stand-in: its purpose, its making, and the figures measured on it."""
 
 import json
 import math
@@ -7,8 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from env.tables.registry import REGISTRY
-from models.config import DecoderConfig
-from models.convert import parameter_shapes
+from models.config import DecoderConfig, parameter_shapes
 from models.stand_in.corpus import SHARES
 
 TRAINING = "training.json"
@@ -93,7 +92,7 @@ _ROWS = (
 
 
 def parameter_count(config: DecoderConfig) -> int:
-    """Numbers in the weights of such a decoder."""
+    """Number of parameters of a decoder."""
     return sum(math.prod(shape) for shape in parameter_shapes(config).values())
 
 
@@ -136,7 +135,7 @@ def _figures(figures: Mapping) -> str:
 
 
 def _wrapped(text: str) -> str:
-    """Lines of an item of a list."""
+    """Text broken into the indented lines of a list item."""
     return textwrap.fill(text, width=98, initial_indent="  ", subsequent_indent="  ")
 
 

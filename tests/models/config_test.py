@@ -5,8 +5,7 @@ import math
 
 import pytest
 
-from models.config import DecoderConfig, LinearRope, Llama3Rope
-from models.convert import parameter_shapes
+from models.config import DecoderConfig, LinearRope, Llama3Rope, parameter_shapes
 from models.errors import ModelError
 
 

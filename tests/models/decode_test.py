@@ -139,7 +139,7 @@ def test_bfloat16_weights_give_bfloat16_computation_and_float32_logits():
     model = Decoder(PLAIN, dtype=jnp.bfloat16)
     expected = full_forward(model, {"params": params}, tokens_bs, mask_bs)
     weights = jax.jit(lambda p: unstack(p, PLAIN, dtype=jnp.bfloat16))(params)
-    assert weights["layers"][0]["qkv"]["kernel"].dtype == jnp.bfloat16
+    assert weights["layers"][0]["attention"]["qkv"]["kernel"].dtype == jnp.bfloat16
     assert weights["final_norm"]["scale"].dtype == jnp.float32
     _, cache = jax.eval_shape(lambda w: prefill(w, PLAIN, tokens_bs, mask_bs, 11), weights)
     assert {leaf.dtype for leaf in jax.tree.leaves(cache)} == {jnp.dtype(jnp.bfloat16)}

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from models import lora
+from models.blocks import linear
 from models.convert import abstract_parameters
 from models.lora import TARGETS, LoraConfig
-from models.transformer import Decoder, linear, positions
+from models.transformer import Decoder, positions
 from tests.models.small import small_decoder
 
 CONFIG = small_decoder()

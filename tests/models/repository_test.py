@@ -9,8 +9,7 @@ import pytest
 from huggingface_hub import errors
 
 import models
-from models.config import DecoderConfig
-from models.convert import parameter_shapes
+from models.config import DecoderConfig, parameter_shapes
 from models.errors import ModelError
 from models.repository import config_folder, local_folder
 from models.tokenizer import Tokenizer

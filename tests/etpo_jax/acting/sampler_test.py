@@ -238,7 +238,7 @@ def save_generation_of_mesh(path: str) -> None:
         placed = jax.device_put(parameters(), sharding.shardings(parameters(), mesh))
         split_weights = jax.jit(decode.unstack, static_argnums=1)(placed, CONFIG)
         check_that_weights_stay(split_weights)
-    kernel = split_weights["layers"][0]["qkv"]["kernel"]
+    kernel = split_weights["layers"][0]["attention"]["qkv"]["kernel"]
     assert tuple(kernel.sharding.spec) == ("fsdp", "tensor"), kernel.sharding
     split = Sampler(CONFIG, EOS, PAD, SamplingConfig(max_new_tokens=NEW), mesh=mesh).generate(
         split_weights, *prompts(), keys()
