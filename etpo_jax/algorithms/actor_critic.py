@@ -1,40 +1,62 @@
-"""Gradient steps of the two policy-gradient baselines, PPO-KL and POAD, over the same networks.
+"""Clipped policy gradients with a value network: what PPO-KL and POAD have in common.
 
-Both learn from each collection alone: what actions were worth is computed once, with the parameters
-that sampled them (`make_labels`), and several steps follow the clipped surrogate (`make_step`). The
-formulas are in `ppo_kl` and `poad`. The value network is a trunk of its own, started from rho as
-ETPO's critic is, with a scalar head in place of the vocabulary's.
+Both learn from each collection alone: the worth of its actions is computed once, with the
+parameters that sampled them (`label`), and several steps follow the clipped surrogate (`step`). The
+value network is a trunk of its own, started from rho as ETPO's critic is, with a scalar head in
+place of the vocabulary's.
 """
 
+import abc
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from etpo_jax.acting.transitions import Batch
-from etpo_jax.algorithms import optimizer, poad, ppo_kl
-from etpo_jax.algorithms.etpo import (
+from etpo_jax.algorithms import optimizer
+from etpo_jax.algorithms.base import Algorithm, Experience, Hyperparameters
+from etpo_jax.algorithms.gradients import (
+    Backward,
     Metrics,
-    action_hidden,
+    Share,
+    all_finite,
     constrain,
-    divergences,
+    guarded_step,
+    in_microbatches,
     initial_key,
+    next_state_values,
     over_devices,
-    where,
 )
-from etpo_jax.algorithms.hyperparameters import Hyperparameters
-from etpo_jax.algorithms.networks import Networks
-from etpo_jax.algorithms.token_scores import in_chunks
-from etpo_jax.algorithms.train_state import Critic
-from etpo_jax.config import Config
-from etpo_jax.divergence import action_log_ratio, categorical_kl, entropy, masked_mean
+from etpo_jax.algorithms.networks import Critic, Networks
+from etpo_jax.algorithms.token_scores import (
+    divergences,
+    in_chunks,
+    make_measure,
+    of_token,
+    read_reference,
+)
+from etpo_jax.config import Config, LearningConfig, option
+from etpo_jax.divergence import categorical_kl, entropy, masked_mean
 from etpo_jax.roles import Role
+from models.transformer import Decoder
+
+
+@dataclasses.dataclass(frozen=True)
+class ClippedConfig(LearningConfig):
+    """Settings that the clipped policy gradients have in common."""
+
+    clip_ratio: float = option(
+        0.2,
+        "Distance from 1 at which the ratio to the sampling policy is clipped.",
+        lower=0.0,
+        exclusive_lower=True,
+        traced=True,
+    )
 
 
 @jax.tree_util.register_dataclass
@@ -44,7 +66,7 @@ class ActorCriticState:
 
     Attributes:
       policy: pi_phi.
-      critic: the value network, read by its scalar head only; None with a leave-one-out baseline.
+      critic: the value network, read by its scalar head only; None where there is none.
       policy_optimizer, critic_optimizer: optax states; None without a critic.
       step: gradient steps taken.
     """
@@ -57,7 +79,7 @@ class ActorCriticState:
 
 
 class Labels(NamedTuple):
-    """What a collection's actions were worth under the policy that sampled them; constants.
+    """Worth of a collection's actions under the policy that sampled them; constants.
 
     Attributes:
       reference_bjd: hidden states of the reference that score the action tokens.
@@ -70,7 +92,7 @@ class Labels(NamedTuple):
     target: Float[Array, "*b"]
 
 
-class _Scores(NamedTuple):
+class Scores(NamedTuple):
     """Of each action token: log pi (differentiable), log rho, KL and entropy, in nats."""
 
     log_prob_bj: Float[Array, "b j"]
@@ -79,216 +101,276 @@ class _Scores(NamedTuple):
     entropy_bj: Float[Array, "b j"]
 
 
-LabelCollection = Callable[[ActorCriticState, Any, Batch, Hyperparameters], Labels]
-Step = Callable[
-    [ActorCriticState, Any, Batch, Labels, Int[Array | np.ndarray, "m"], Hyperparameters],
-    tuple[ActorCriticState, Metrics],
-]
+class ActorCritic(Algorithm):
+    """Base of PPO-KL and POAD: several clipped steps on each collection, which is then given up.
 
-
-def initial_state(networks: Networks, base: Any, config: Config) -> ActorCriticState:
-    """Policy and value network start as rho, the value head as 0."""
-    policy_key, critic_key = jax.random.split(initial_key(config))
-    transformation = optimizer.build(config.optimizer, momentum_dtype=networks.trained_dtype)
-    policy = networks.initial_policy(base, policy_key)
-    critic = networks.initial_critic(base, critic_key) if _has_critic(config) else None
-    return ActorCriticState(
-        policy=policy,
-        critic=critic,
-        policy_optimizer=optimizer.initial(transformation, policy),
-        critic_optimizer=None if critic is None else optimizer.initial(transformation, critic),
-        step=jnp.zeros((), jnp.int32),
-    )
-
-
-def make_labels(networks: Networks, config: Config) -> LabelCollection:
-    """The jitted (state, base, collection, hyperparameters) -> labels of all its actions."""
-    of_tokens = config.run.algorithm == "poad"
-
-    def labels(state: ActorCriticState, base: Any, batch: Batch, hyper: Hyperparameters) -> Labels:
-        batch = jax.tree.map(over_devices, batch)
-        mask_bj = batch.action_mask_bj
-        reference_bjd = action_hidden(networks, base, {}, batch)
-        policy_bjd = action_hidden(networks, base, state.policy, batch)
-        scores = _score(
-            networks, config, base, state.policy, policy_bjd, reference_bjd, batch, hyper
-        )
-        # mu, the distribution that was really sampled from, is the old policy of the ratio.
-        log_probs = (batch.log_probs_bj, scores.reference_log_prob_bj, mask_bj)
-        next_value_b = _next_state_value(networks, base, state.critic, batch)
-        if of_tokens:
-            assert state.critic is not None  # POAD always has one
-            value_bj = _token_values(networks, base, state.critic, batch)
-            advantage = poad.lambda_advantages(
-                poad.token_rewards(batch.reward_b, *log_probs, beta=hyper.beta),
-                value_bj,
-                next_value_b,
-                batch.continues_b,
-                mask_bj,
-                gamma=hyper.gamma,
-                gamma_within=hyper.gamma_within,
-                gae_lambda=hyper.gae_lambda,
-            )
-            target, mask = value_bj + advantage, mask_bj
-        else:
-            target = ppo_kl.action_return(
-                ppo_kl.kl_reward(batch.reward_b, *log_probs, beta=hyper.beta),
-                next_value_b,
-                batch.continues_b,
-                gamma=hyper.gamma,
-            )
-            if state.critic is None:
-                baseline_b = ppo_kl.leave_one_out(target, _is_same_state(batch))
-            else:
-                baseline_b = _state_values(networks, base, state.critic, batch)
-            advantage, mask = target - baseline_b, jnp.ones(target.shape, jnp.bool_)
-        return jax.lax.stop_gradient(
-            Labels(reference_bjd, ppo_kl.standardize(advantage, mask), target)
-        )
-
-    return jax.jit(labels)
-
-
-def make_step(networks: Networks, config: Config, mesh: Mesh) -> Step:
-    """The jitted (state, base, collection, labels, rows, hyperparameters) -> (state, metrics).
-
-    `rows` are the transitions of the minibatch. The state is donated; metrics are as those of
-    `etpo`, `critic_loss` is the value head's and `clipped_share` says how much of the
-    minibatch had left the trust region.
+    Class attributes:
+      is_per_token: whether advantages and ratios are those of tokens [b, j] or of actions [b].
     """
-    transformation = optimizer.build(config.optimizer, momentum_dtype=networks.trained_dtype)
 
-    def step(
-        state: ActorCriticState,
-        base: Any,
+    Settings = ClippedConfig
+    is_per_token: ClassVar[bool]
+
+    def __init__(self, model: Decoder, base: Any, config: Config, mesh: Mesh):
+        super().__init__(model, base, config, mesh)
+        self._label = self.make_label(self.networks, config)
+        self._step = self.make_step(self.networks, config, mesh)
+        self._measure = make_measure(self.networks)
+        self.state: ActorCriticState = jax.jit(
+            lambda base: constrain(self.initial_state(self.networks, base, config), mesh)
+        )(base)
+
+    # What the two differ in.
+
+    @classmethod
+    def has_critic(cls, config: Config) -> bool:
+        """Whether there is a value network."""
+        del config
+        return True
+
+    @classmethod
+    @abc.abstractmethod
+    def values(cls, networks: Networks, base: Any, critic: Critic, batch: Batch) -> Array:
+        """The value network's V before each action [b] or before each token [b, j]."""
+
+    @classmethod
+    @abc.abstractmethod
+    def worth(
+        cls,
         batch: Batch,
-        labels: Labels,
-        rows_m: Int[Array, "m"],
+        reference_log_prob_bj: Float[Array, "b j"],
+        value: Float[Array, "*b"] | None,
+        next_value_b: Float[Array, "b"],
+        num_new: Int[Array, ""],
         hyper: Hyperparameters,
-    ) -> tuple[ActorCriticState, Metrics]:
-        batch, labels = jax.tree.map(lambda leaf: over_devices(leaf[rows_m]), (batch, labels))
-        (policy_gradient, critic_gradient), metrics = _gradients(
-            networks, config, base, state, batch, labels, hyper, mesh
+    ) -> tuple[Array, Array, Array]:
+        """Advantage, regression target and mask of a collection, per action or per token.
+
+        Args:
+          batch: the collection, row i a copy of row i % num_new.
+          reference_log_prob_bj: log rho of the sampled tokens.
+          value: of `values`, None without a critic.
+          next_value_b: values of the next states, 0 where the episode ended.
+          num_new: rows that are no copies.
+          hyper: traced numbers of the settings.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def log_ratio(cls, scores: Scores, batch: Batch) -> tuple[Array, Array]:
+        """log pi - log mu per action or per token, and the mask of what is real."""
+
+    # The interface of an algorithm.
+
+    def policy_trunk(self) -> Role:
+        return self.state.policy
+
+    def start(self, mean_reward: float) -> None:
+        """Sets the value of states where nothing has been learnt."""
+        if self.state.critic is not None:
+            critic = self.state.critic.with_offset(mean_reward)
+            self.state = dataclasses.replace(self.state, critic=critic)
+
+    def after_collection(self, experience: Experience) -> list[Metrics]:
+        return self.learn_collection(
+            experience.collection(), experience.rng(0), len(experience.new)
         )
-        metrics["policy_grad_norm"] = _norm(policy_gradient)
-        metrics["critic_grad_norm"] = _norm(critic_gradient)
-        is_finite = jnp.all(jnp.isfinite(jnp.stack(list(metrics.values()))))
-        keys = jax.random.split(jax.random.fold_in(initial_key(config), state.step))
-        policy, policy_optimizer = optimizer.step(
-            transformation,
-            policy_gradient,
-            state.policy_optimizer,
-            state.policy,
-            optimizer.warmed_up(
-                hyper.policy_learning_rate, state.step, config.optimizer.policy_warmup_steps
-            ),
-            keys[0],
-        )
-        critic, critic_optimizer = state.critic, state.critic_optimizer
-        if state.critic is not None:
-            critic, critic_optimizer = optimizer.step(
-                transformation,
-                critic_gradient,
-                state.critic_optimizer,
-                state.critic,
-                hyper.critic_learning_rate,
-                keys[1],
+
+    def learn_collection(
+        self, batch: Batch, rng: np.random.Generator, num_new: int | None = None
+    ) -> list[Metrics]:
+        """All gradient steps on one collection; `rng` draws the minibatches."""
+        size, learning = len(batch.reward_b), self.config.learning
+        count = jnp.int32(size if num_new is None else num_new)
+        labels = self._label(self.state, self.base, batch, count, self.hyper)
+        learned = []
+        for rows in minibatches(size, learning.minibatch_size, learning.updates_per_batch, rng):
+            self.state, metrics = self._step(
+                self.state, self.base, batch, labels, rows, self.hyper
             )
-        proposed = ActorCriticState(
-            policy, critic, policy_optimizer, critic_optimizer, state.step + 1
+            learned.append(metrics)
+        return learned
+
+    def measure(self, batch: Batch) -> Metrics:
+        """KL and entropy of the policy, without learning."""
+        return self._measure(self.base, self.policy_trunk(), batch, self.hyper)
+
+    @classmethod
+    def make_networks(cls, model: Decoder, config: Config) -> Networks:
+        # A dueling critic has the scalar head that values are read from.
+        return Networks(model, "dueling", trained_dtype=jnp.dtype(config.finetune.trained_dtype))
+
+    @classmethod
+    def initial_state(cls, networks: Networks, base: Any, config: Config) -> ActorCriticState:
+        """Policy and value network start as rho, the value head as 0."""
+        policy_key, critic_key = jax.random.split(initial_key(config.run.seed))
+        transformation = optimizer.build(config.learning, momentum_dtype=networks.trained_dtype)
+        policy = networks.initial_policy(base, policy_key)
+        critic = networks.initial_critic(base, critic_key) if cls.has_critic(config) else None
+        return ActorCriticState(
+            policy=policy,
+            critic=critic,
+            policy_optimizer=optimizer.initial(transformation, policy),
+            critic_optimizer=None if critic is None else optimizer.initial(transformation, critic),
+            step=jnp.zeros((), jnp.int32),
         )
-        metrics["is_finite"] = is_finite.astype(jnp.float32)
-        return constrain(where(is_finite, proposed, state), mesh), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    @classmethod
+    def policy_keys(cls, config: Config) -> tuple[str, ...]:
+        del config
+        return ("policy",)
 
+    @classmethod
+    def lower_step(
+        cls,
+        networks: Networks,
+        base: Any,
+        state: Any,
+        make_batch: Callable[[int], Batch],
+        config: Config,
+        mesh: Mesh,
+    ) -> Any:
+        batch, hyper = make_batch(config.run.collection_size), Hyperparameters.of(config)
+        label = cls.make_label(networks, config)
+        labels = jax.eval_shape(label, state, base, batch, jnp.int32(0), hyper)
+        rows_m = jax.ShapeDtypeStruct((config.learning.minibatch_size,), jnp.int32)
+        step: Any = cls.make_step(networks, config, mesh)
+        return step.lower(state, base, batch, labels, rows_m, hyper)
 
-def _gradients(
-    networks: Networks,
-    config: Config,
-    base: Any,
-    state: ActorCriticState,
-    batch: Batch,
-    labels: Labels,
-    hyper: Hyperparameters,
-    mesh: Mesh,
-) -> tuple[tuple[Role, Critic | None], Metrics]:
-    """Gradients of policy and value network, in microbatches if so configured, and metrics."""
-    trained = (state.policy, state.critic)
-    whole = batch.reward_b.shape[0]
-    size = config.finetune.microbatch_size or whole
-    num_tokens = jnp.sum(batch.action_mask_bj)
+    # The two compiled programs.
 
-    def of_part(part: tuple[Batch, Labels]) -> tuple[Any, Metrics]:
-        batch, labels = jax.tree.map(over_devices, part)
-        tokens = jnp.sum(batch.action_mask_bj) / num_tokens
+    @classmethod
+    def make_label(cls, networks: Networks, config: Config) -> Callable[..., Labels]:
+        """The jitted (state, base, collection, num_new, hyperparameters) -> labels."""
+
+        def label(
+            state: ActorCriticState,
+            base: Any,
+            batch: Batch,
+            num_new: Int[Array, ""],
+            hyper: Hyperparameters,
+        ) -> Labels:
+            batch = jax.tree.map(over_devices, batch)
+            reference_bjd = networks.action_hidden(base, {}, batch)
+            scores = _score(networks, config, base, state.policy, reference_bjd, batch, hyper)
+            critic = state.critic
+            value, next_value_b = None, jnp.zeros_like(batch.reward_b)
+            if critic is not None:
+                value = cls.values(networks, base, critic, batch)
+                next_value_b = next_state_values(
+                    batch, lambda *prompts: state_values(networks, base, critic, *prompts)
+                )
+            advantage, target, mask = cls.worth(
+                batch, scores.reference_log_prob_bj, value, next_value_b, num_new, hyper
+            )
+            labels = Labels(reference_bjd, standardize(advantage, mask), target)
+            return jax.lax.stop_gradient(labels)
+
+        return jax.jit(label)
+
+    @classmethod
+    def make_step(cls, networks: Networks, config: Config, mesh: Mesh) -> Callable[..., Any]:
+        """The jitted (state, base, collection, labels, rows, hyperparameters) -> (state, metrics).
+
+        `rows` are the transitions of the minibatch. The state is donated; metrics are as those of
+        ETPO, `critic_loss` is the value head's and `clipped_share` says how much of the minibatch
+        had left the region in which the ratio is not clipped.
+        """
+        transformation = optimizer.build(config.learning, momentum_dtype=networks.trained_dtype)
+
+        def step(
+            state: ActorCriticState,
+            base: Any,
+            batch: Batch,
+            labels: Labels,
+            rows_m: Int[Array, "m"],
+            hyper: Hyperparameters,
+        ) -> tuple[ActorCriticState, Metrics]:
+            data = jax.tree.map(lambda leaf: over_devices(leaf[rows_m]), (batch, labels))
+            trained = (state.policy, state.critic)
+
+            def backward(part: tuple[Batch, Labels], share: Share) -> Backward:
+                return cls._backward(networks, config, base, trained, part, hyper, mesh, share)
+
+            found = in_microbatches(
+                backward,
+                data,
+                data[0].action_mask_bj,
+                trained,
+                config.finetune.microbatch_size,
+                mesh,
+            )
+            metrics, (policy_gradient, critic_gradient) = found.metrics, found.gradients
+            keys = jax.random.split(jax.random.fold_in(initial_key(config.run.seed), state.step))
+            policy = guarded_step(
+                transformation,
+                policy_gradient(None),
+                state.policy,
+                state.policy_optimizer,
+                learning_rate=hyper.policy_learning_rate,
+                key=keys[0],
+                is_finite=all_finite(metrics),
+            )
+            metrics["policy_grad_norm"], is_taken = policy.norm, policy.is_taken
+            critic, critic_optimizer = state.critic, state.critic_optimizer
+            metrics["critic_grad_norm"] = jnp.float32(0)
+            if critic is not None:
+                moved = guarded_step(
+                    transformation,
+                    critic_gradient(policy.parameters),
+                    critic,
+                    critic_optimizer,
+                    learning_rate=hyper.critic_learning_rate,
+                    key=keys[1],
+                    is_finite=is_taken,
+                )
+                critic, critic_optimizer, metrics["critic_grad_norm"], is_taken = moved
+            metrics["is_finite"] = is_taken.astype(jnp.float32)
+            taken = state.step + is_taken.astype(jnp.int32)
+            state = ActorCriticState(
+                policy.parameters, critic, policy.optimizer_state, critic_optimizer, taken
+            )
+            return constrain(state, mesh), metrics
+
+        return jax.jit(step, donate_argnums=0)
+
+    @classmethod
+    def _backward(
+        cls,
+        networks: Networks,
+        config: Config,
+        base: Any,
+        trained: tuple[Role, Critic | None],
+        data: tuple[Batch, Labels],
+        hyper: Hyperparameters,
+        mesh: Mesh,
+        share: Share,
+    ) -> Backward:
+        batch, labels = data
 
         def loss(trained: tuple[Role, Critic | None]) -> tuple[Array, Metrics]:
-            metrics = _losses(networks, config, base, trained, batch, labels, hyper)
-            # Means over tokens and over actions, as parts of those of the minibatch.
-            of_tokens = config.run.algorithm == "poad"
-            weights = {
-                name: tokens if of_tokens and name in _PER_ENTRY else size / whole
-                for name in metrics
+            policy, critic = trained
+            scores = _score(networks, config, base, policy, labels.reference_bjd, batch, hyper)
+            log_ratio, mask = cls.log_ratio(scores, batch)
+            value = labels.target
+            if critic is not None:
+                value = cls.values(networks, base, critic, batch)
+            clip = {"clip_ratio": hyper.clip_ratio}
+            entries = {
+                "policy_loss": clipped_surrogate(log_ratio, labels.advantage, mask, **clip),
+                "critic_loss": value_loss(value, labels.target, mask),
+                "target_mean": masked_mean(labels.target, mask),
+                "clipped_share": clipped_share(log_ratio, mask, **clip),
             }
-            metrics = {name: value * weights[name] for name, value in metrics.items()}
+            of_entries = share.tokens if cls.is_per_token else share.actions
+            per_action = divergences(scores.kl_bj, scores.entropy_bj, batch)
+            metrics = {name: entry * of_entries for name, entry in entries.items()}
+            metrics |= {name: entry * share.actions for name, entry in per_action.items()}
             return metrics["policy_loss"] + metrics["critic_loss"], metrics
 
         gradients, metrics = jax.grad(loss, has_aux=True)(trained)
-        # Gradients do not inherit the sharding of what they belong to.
-        return constrain(gradients, mesh), metrics
-
-    if size == whole:
-        return of_part((batch, labels))
-    count = whole // size
-    # Every microbatch is spread over all devices.
-    parts = jax.tree.map(
-        lambda leaf: leaf.reshape(size, count, *leaf.shape[1:]).swapaxes(0, 1), (batch, labels)
-    )
-
-    def add(sums: Any, part: tuple[Batch, Labels]) -> tuple[Any, Metrics]:
-        gradients, metrics = of_part(part)
-        return constrain(jax.tree.map(jnp.add, sums, gradients), mesh), metrics
-
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trained)
-    gradients, metrics = jax.lax.scan(add, constrain(zeros, mesh), parts)
-    return gradients, {name: jnp.sum(values) for name, values in metrics.items()}
-
-
-_PER_ENTRY = ("policy_loss", "critic_loss", "target_mean", "clipped_share")
-
-
-def _losses(
-    networks: Networks,
-    config: Config,
-    base: Any,
-    trained: tuple[Role, Critic | None],
-    batch: Batch,
-    labels: Labels,
-    hyper: Hyperparameters,
-) -> Metrics:
-    policy, critic = trained
-    policy_bjd = action_hidden(networks, base, policy, batch)
-    scores = _score(networks, config, base, policy, policy_bjd, labels.reference_bjd, batch, hyper)
-    mask: Bool[Array, "*b"]
-    if config.run.algorithm == "poad":
-        assert critic is not None  # POAD always has one
-        mask = batch.action_mask_bj
-        log_ratio = scores.log_prob_bj - batch.log_probs_bj
-        value = _token_values(networks, base, critic, batch)
-    else:
-        mask = jnp.ones(batch.reward_b.shape, jnp.bool_)
-        log_ratio = action_log_ratio(scores.log_prob_bj, batch.log_probs_bj, batch.action_mask_bj)
-        value = labels.target if critic is None else _state_values(networks, base, critic, batch)
-    return {
-        "policy_loss": ppo_kl.clipped_surrogate(
-            log_ratio, labels.advantage, mask, clip_ratio=hyper.clip_ratio
-        ),
-        "critic_loss": ppo_kl.value_loss(value, labels.target, mask),
-        "target_mean": masked_mean(labels.target, mask),
-        "clipped_share": ppo_kl.clipped_share(log_ratio, mask, clip_ratio=hyper.clip_ratio),
-        **divergences(scores.kl_bj, scores.entropy_bj, batch),
-    }
+        policy, critic = constrain(gradients, mesh)
+        return Backward(metrics, (lambda after: policy, lambda after: critic))
 
 
 def _score(
@@ -296,83 +378,97 @@ def _score(
     config: Config,
     base: Any,
     policy: Role,
-    policy_bjd: Array,
-    reference_bjd: Array,
+    reference_bjd: Float[Array, "b j d"],
     batch: Batch,
     hyper: Hyperparameters,
-) -> _Scores:
-    distribution = hyper.distribution
+) -> Scores:
+    """Scores of the action tokens under the policy."""
 
-    def score(inputs: tuple[Array, Array, Array]) -> _Scores:
+    def score(inputs: tuple[Array, Array, Array]) -> Scores:
         policy_bjd, reference_bjd, tokens_bj = inputs
-        raw_bjv = networks.logits(base, {}, reference_bjd)
-        support_bjv = distribution.support(raw_bjv)
-        # A sampled token was in the support, whatever rounding elsewhere says at its edge.
-        support_bjv |= jax.nn.one_hot(tokens_bj, raw_bjv.shape[-1], dtype=jnp.bool_)
-        reference_bjv = distribution.logits(raw_bjv, support_bjv)
-        policy_bjv = distribution.logits(networks.logits(base, policy, policy_bjd), support_bjv)
+        reference_bjv, support_bjv = read_reference(
+            networks, base, reference_bjd, tokens_bj, hyper
+        )
+        raw_bjv = networks.logits(base, policy, policy_bjd)
+        policy_bjv = hyper.distribution.logits(raw_bjv, support_bjv)
         constant_bjv = jax.lax.stop_gradient(policy_bjv)
-        return _Scores(
-            log_prob_bj=_of_token(jax.nn.log_softmax(policy_bjv), tokens_bj),
-            reference_log_prob_bj=_of_token(jax.nn.log_softmax(reference_bjv), tokens_bj),
+        return Scores(
+            log_prob_bj=of_token(jax.nn.log_softmax(policy_bjv), tokens_bj),
+            reference_log_prob_bj=of_token(jax.nn.log_softmax(reference_bjv), tokens_bj),
             kl_bj=categorical_kl(constant_bjv, reference_bjv),
             entropy_bj=entropy(constant_bjv),
         )
 
+    policy_bjd = networks.action_hidden(base, policy, batch)
     inputs = (policy_bjd, reference_bjd, batch.action_tokens_bj)
-    scores: _Scores = in_chunks(score, inputs, config.finetune.loss_chunk_size)
+    scores: Scores = in_chunks(score, inputs, config.finetune.loss_chunk_size)
     return scores
 
 
-def _token_values(networks: Networks, base: Any, critic: Critic, batch: Batch) -> Array:
-    """V [b, j] just before each token of the actions."""
-    return networks.head(critic, action_hidden(networks, base, critic.trunk, batch))
-
-
-def _state_values(networks: Networks, base: Any, critic: Critic, batch: Batch) -> Array:
-    """V [b] of the states, before any token."""
-    tokens_bp, mask_bp = batch.prompt_tokens_bp, batch.prompt_mask_bp
-    return networks.head(
-        critic, networks.hidden(base, critic.trunk, tokens_bp, mask_bp, last=1)[:, 0]
-    )
-
-
-def _next_state_value(
-    networks: Networks, base: Any, critic: Critic | None, batch: Batch
+def state_values(
+    networks: Networks, base: Any, critic: Critic, tokens_bp: Array, mask_bp: Array
 ) -> Float[Array, "b"]:
-    """V [b] of the next states; 0 where the episode ended, and everywhere without a critic."""
-    if critic is None:
-        return jnp.zeros_like(batch.reward_b)
-
-    def value(batch: Batch) -> Array:
-        tokens, mask = batch.next_prompt_tokens_bp, batch.next_prompt_mask_bp
-        return networks.head(
-            critic, networks.hidden(base, critic.trunk, tokens, mask, last=1)[:, 0]
-        )
-
-    value_b = jax.lax.cond(
-        jnp.any(batch.continues_b > 0),
-        value,
-        lambda batch: jnp.zeros_like(batch.reward_b),
-        batch,
-    )
-    return jnp.where(batch.continues_b > 0, value_b, 0.0)
+    """V of states, before any token of an action; prompts are left padded."""
+    return networks.head(critic, networks.state_hidden(base, critic.trunk, tokens_bp, mask_bp))
 
 
-def _is_same_state(batch: Batch) -> Bool[Array, "b b"]:
-    """Whether two rows have the same prompt."""
-    tokens_bp, mask_bp = batch.prompt_tokens_bp, batch.prompt_mask_bp
-    known_bp = jnp.where(mask_bp, tokens_bp, -1)
-    return jnp.all(known_bp[:, None] == known_bp[None], axis=-1)
+def minibatches(
+    size: int, minibatch_size: int, count: int, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """Rows of `count` minibatches: passes in random order, each cut into pieces of one size.
+
+    A last piece that is too short is filled up from the beginning of its pass.
+    """
+    rows = np.empty(0, np.int32)
+    for _ in range(count):
+        if not len(rows):
+            rows = rng.permutation(size).astype(np.int32)
+            rows = np.resize(rows, -(-size // minibatch_size) * minibatch_size)
+        rows, chosen = rows[minibatch_size:], rows[:minibatch_size]
+        yield chosen
 
 
-def _has_critic(config: Config) -> bool:
-    return config.run.algorithm == "poad" or config.learning.baseline == "value"
+def standardize(
+    advantage: Float[Array, "*b"], mask: Bool[Array, "*b"], *, epsilon: float = 1e-6
+) -> Float[Array, "*b"]:
+    """Advantages with mean 0 and deviation 1 over the real entries; 0 elsewhere."""
+    centred = advantage - masked_mean(advantage, mask)
+    deviation = jnp.sqrt(masked_mean(jnp.square(centred), mask))
+    return jax.lax.stop_gradient(jnp.where(mask, centred / (deviation + epsilon), 0.0))
 
 
-def _norm(gradient: Any) -> Array:
-    return optax.tree.norm(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradient))
+def clipped_surrogate(
+    log_ratio: Float[Array, "*b"],
+    advantage: Float[Array, "*b"],
+    mask: Bool[Array, "*b"],
+    *,
+    clip_ratio: float | Float[Array, ""],
+) -> Float[Array, ""]:
+    """-mean min(x A, clip(x, 1 - c, 1 + c) A), x the ratio to the sampling policy (PPO, Eq. 7).
+
+    Args:
+      log_ratio: log pi_new - log pi_old of whole actions or of tokens (differentiable).
+      advantage: its gradient is stopped.
+      mask: True for entries that count.
+      clip_ratio: c.
+    """
+    # Under the mask the ratio may be anything; exp of it must not become inf or NaN.
+    ratio = jnp.exp(jnp.where(mask, log_ratio, 0.0))
+    advantage = jax.lax.stop_gradient(advantage)
+    clipped = jnp.clip(ratio, 1.0 - clip_ratio, 1.0 + clip_ratio)
+    return -masked_mean(jnp.minimum(ratio * advantage, clipped * advantage), mask)
 
 
-def _of_token(values_bjv: Array, tokens_bj: Array) -> Array:
-    return jnp.take_along_axis(values_bjv, tokens_bj[..., None], axis=-1)[..., 0]
+def clipped_share(
+    log_ratio: Float[Array, "*b"], mask: Bool[Array, "*b"], *, clip_ratio: float | Float[Array, ""]
+) -> Float[Array, ""]:
+    """Share of the entries whose ratio lies outside [1 - c, 1 + c]; how far an update went."""
+    ratio = jnp.exp(jnp.where(mask, log_ratio, 0.0))
+    return masked_mean((jnp.abs(ratio - 1.0) > clip_ratio).astype(jnp.float32), mask)
+
+
+def value_loss(
+    value: Float[Array, "*b"], target: Float[Array, "*b"], mask: Bool[Array, "*b"]
+) -> Float[Array, ""]:
+    """Half the mean squared error of a value head; the target's gradient is stopped."""
+    return masked_mean(0.5 * jnp.square(value - jax.lax.stop_gradient(target)), mask)

@@ -1,64 +1,302 @@
-"""One gradient step of Algorithm 1 as one program: score, targets, critic, policy, target critic.
+"""ETPO: Algorithm 1 with its settings and its gradient step.
 
-All four networks are scored in one pass over the batch, with the parameters as they stood before
-the step, so that logits never leave the device. The policy's loss therefore reads the critic before
-its own step, where Algorithm 1 writes them one after the other.
+One program scores all four networks and takes the steps of critic, policy and target critic, so
+that logits never leave the device. The networks are scored with the parameters as they stood before
+the step: the policy's loss reads the critic before its own step, where Algorithm 1 writes them one
+after the other. Losses and targets are in `etpo_losses`.
 
 Memory: both forward passes are followed by the critic's backward pass and step, then the policy's,
 so that one gradient is alive at a time. With microbatches the sums of both gradients are.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
 
 from etpo_jax.acting.transitions import Batch
-from etpo_jax.algorithms import optimizer
-from etpo_jax.algorithms.hyperparameters import Hyperparameters
-from etpo_jax.algorithms.networks import Networks
-from etpo_jax.algorithms.token_scores import Hidden, Roles, TokenScores, read_critic, score_tokens
-from etpo_jax.algorithms.train_state import Critic, TrainState, polyak
-from etpo_jax.config import Config, LearningConfig
-from etpo_jax.divergence import categorical_kl, entropy, masked_mean
-from etpo_jax.losses import (
-    critic_loss,
-    doubly_robust_correction,
-    is_trusted,
-    path_loss,
-    suffix_sums,
+from etpo_jax.algorithms import etpo_losses, optimizer
+from etpo_jax.algorithms.base import Algorithm, Experience, Hyperparameters, StepMemory
+from etpo_jax.algorithms.gradients import (
+    Backward,
+    Metrics,
+    Share,
+    all_finite,
+    constrain,
+    guarded_step,
+    in_microbatches,
+    initial_key,
+    over_devices,
+    where,
 )
+from etpo_jax.algorithms.inspection import Inspection
+from etpo_jax.algorithms.networks import Networks, TrainState, polyak
+from etpo_jax.algorithms.token_scores import make_measure
+from etpo_jax.config import Config, LearningConfig, option
+from etpo_jax.registry import register_algorithm
 from etpo_jax.roles import Role
-from etpo_jax.soft_q import retrace_targets, soft_value, token_targets
-from models import sharding
+from models.transformer import Decoder
 
-Metrics = dict[str, Float[Array, ""]]
-UpdateStep = Callable[[TrainState, Any, Batch, Hyperparameters], tuple[TrainState, Metrics]]
-
-
-class NonFiniteError(Exception):
-    """A loss or a gradient is NaN or infinite; a network whose gradient is took no step."""
+CRITIC_LOSSES = ("one_step", "retrace", "path", "path_root")
+Q_PARAMETERIZATIONS = ("residual", "logits", "beta_logits", "dueling", "policy")
+POLICY_LOSSES = ("doubly_robust", "exact", "eq7", "uniform", "tied")
 
 
-def initial_state(networks: Networks, base: Any, config: Config) -> TrainState:
-    """Algorithm 1's initialisation: every network starts as rho."""
-    policy_key, critic_key = jax.random.split(initial_key(config))
-    policy = networks.initial_policy(base, policy_key)
-    critic = networks.initial_critic(base, critic_key)
-    transformation = _transformation(networks, config)
-    return TrainState(
-        policy=policy,
-        critic=critic,
-        target_critic=jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), critic),
-        policy_optimizer=optimizer.initial(transformation, policy),
-        critic_optimizer=optimizer.initial(transformation, critic),
-        step=jnp.zeros((), jnp.int32),
+@dataclasses.dataclass(frozen=True)
+class EtpoConfig(LearningConfig):
+    """Settings of ETPO; the defaults are the recommended method (docs/presets.md)."""
+
+    updates_per_batch: int = option(6, "Gradient steps after each collection.", lower=1)
+    beta: float = option(
+        0.06,
+        LearningConfig.__dataclass_fields__["beta"].metadata["help"],
+        lower=0.0,
+        exclusive_lower=True,
+        traced=True,
     )
+    critic_learning_rate: float = option(
+        2e-3, "Learning rate of the critic.", lower=0.0, traced=True
+    )
+    replay_size: int = option(
+        16,
+        "Newest transitions that are kept for learning. If it holds more than one collection, "
+        "gradient steps from the replay are taken while programs execute, all but the last, which "
+        "takes new transitions; otherwise all of them follow the execution.",
+        lower=1,
+    )
+    critic_loss: str = option(
+        "retrace",
+        "Regression of the critic: the paper's one-step targets (one_step), Retrace along the "
+        "action (retrace), or path consistency of the action from every token (path) or from its "
+        "first (path_root), see docs/algorithm.md.",
+        choices=CRITIC_LOSSES,
+    )
+    huber_delta: float | None = option(
+        None,
+        "Delta of the Huber loss of one_step and retrace targets; by default the error is squared.",
+        lower=0.0,
+        exclusive_lower=True,
+    )
+    gamma_within: float = option(
+        1.0,
+        "Discount between the tokens of an action (Eq. 6: 1; the DISC. ablation: 0.99).",
+        lower=0.0,
+        upper=1.0,
+        traced=True,
+    )
+    lambda_within: float = option(
+        1.0,
+        "Weight of later tokens along the action: Retrace's lambda (etpo; 0 is the paper's "
+        "target) or that of the generalised advantage (poad).",
+        lower=0.0,
+        upper=1.0,
+        traced=True,
+    )
+    polyak_lambda: float = option(
+        0.9,
+        "Weight of the old target critic in its moving average (the paper's lambda).",
+        lower=0.0,
+        upper=1.0,
+        traced=True,
+    )
+    q_parameterization: str = option(
+        "residual",
+        "Reading of Q from the critic: beta times its logits less the reference's (residual), a "
+        "value head plus beta times the log ratio (dueling), plain logits (logits, the authors' "
+        "code), beta times them (beta_logits), or a value head plus beta log(pi/rho) (policy).",
+        choices=Q_PARAMETERIZATIONS,
+    )
+    policy_loss: str = option(
+        "doubly_robust",
+        "Loss of the policy: the exact expectation of Eq. 8 and 9 (exact), the same corrected at "
+        "the sampled token by what the critic misses (doubly_robust), Eq. 7 as printed (eq7), the "
+        "authors' plain mean over the vocabulary (uniform), or none, the policy being the softmax "
+        "of the critic's logits (tied).",
+        choices=POLICY_LOSSES,
+    )
+    trust_region: float = option(
+        0.3,
+        "Nats that the log probability of an action may have moved since it was sampled; beyond, "
+        "the action adds nothing to the policy's gradient in that step. 0 is no limit.",
+        lower=0.0,
+        traced=True,
+    )
+
+    def check(self, config: Config) -> None:
+        super().check(config)
+        if self.is_path and self.gamma_within != 1.0:
+            raise ValueError(
+                f"--gamma_within={self.gamma_within:g}: --critic_loss={self.critic_loss} needs 1, "
+                "a path does not discount inside an action"
+            )
+        if self.policy_loss == "doubly_robust" and self.is_path:
+            raise ValueError(
+                "--policy_loss=doubly_robust: path consistency has no targets of tokens, it needs "
+                "--critic_loss=one_step or retrace"
+            )
+        if self.has_policy_loss:
+            if self.q_parameterization == "policy":
+                raise ValueError(
+                    f"--policy_loss={self.policy_loss}: must be tied with "
+                    "--q_parameterization=policy, where Q implies the policy"
+                )
+        elif self.trust_region > 0:
+            raise ValueError(
+                f"--trust_region={self.trust_region:g}: must be 0 with --policy_loss=tied, where "
+                "the policy has no loss of its own"
+            )
+        elif self.q_parameterization in ("logits", "beta_logits"):
+            raise ValueError(
+                f"--q_parameterization={self.q_parameterization}: --policy_loss=tied needs "
+                "residual or dueling, whose Q implies the softmax of the critic's logits, or policy"
+            )
+        threshold = config.sampling.support_threshold
+        if self.policy_loss == "uniform" and threshold > 0:
+            raise ValueError(
+                f"--support_threshold={threshold:g}: must be 0 with --policy_loss=uniform, whose "
+                "mean over the vocabulary includes masked tokens"
+            )
+
+    @property
+    def is_path(self) -> bool:
+        """True for the regressions by path consistency."""
+        return self.critic_loss.startswith("path")
+
+    @property
+    def has_policy_loss(self) -> bool:
+        """True if the policy has a loss of its own."""
+        return self.policy_loss != "tied"
+
+
+@register_algorithm("etpo")
+class Etpo(Algorithm):
+    """Algorithm 1: a soft Q-network with credit per token, and the policy that follows it."""
+
+    Settings = EtpoConfig
+
+    def __init__(self, model: Decoder, base: Any, config: Config, mesh: Mesh):
+        super().__init__(model, base, config, mesh)
+        networks, learning = self.networks, config.learning
+        if not learning.trust_region:
+            self.hyper = self.hyper.replace(trust_region=jnp.float32(np.inf))
+        self._update_step = make_update_step(networks, config, mesh)
+        self._measure = make_measure(networks)
+        self._inspect = etpo_losses.make_inspect(networks, config)
+        self._num_updates, self._size = learning.updates_per_batch, learning.minibatch_size
+        self._is_overlapping = learning.replay_size > config.run.collection_size
+        self.state: TrainState = jax.jit(
+            lambda base: constrain(self.initial_state(networks, base, config), mesh)
+        )(base)
+
+    def policy_trunk(self) -> Role:
+        return self.networks.policy_trunk(self.state.policy, self.state.critic)
+
+    def start(self, mean_reward: float) -> None:
+        """Sets b0 of both critics: an untrained token is then worth the average reward."""
+        self.state = dataclasses.replace(
+            self.state,
+            critic=self.state.critic.with_offset(mean_reward),
+            target_critic=self.state.target_critic.with_offset(mean_reward),
+        )
+
+    def while_programs_execute(self, experience: Experience) -> list[Metrics]:
+        return self._learn_from_replay(experience) if self._is_overlapping else []
+
+    def after_collection(self, experience: Experience) -> list[Metrics]:
+        learned = [] if self._is_overlapping else self._learn_from_replay(experience)
+        return [*learned, self.learn(experience.fresh(self._size, self._num_updates))]
+
+    def _learn_from_replay(self, experience: Experience) -> list[Metrics]:
+        """All gradient steps but the last, which takes the new transitions."""
+        if not len(experience.replay):
+            return []
+        return [
+            self.learn(experience.sample(self._size, index))
+            for index in range(self._num_updates - 1)
+        ]
+
+    def learn(self, batch: Batch) -> Metrics:
+        """One gradient step; the metrics may still be on their way from the device."""
+        self.state, metrics = self._update_step(self.state, self.base, batch, self.hyper)
+        return metrics
+
+    def measure(self, batch: Batch) -> Metrics:
+        """KL and entropy of the policy, without learning."""
+        return self._measure(self.base, self.policy_trunk(), batch, self.hyper)
+
+    def inspect(self, batch: Batch) -> Inspection:
+        return self._inspect(self.state, self.base, batch, self.hyper)
+
+    @classmethod
+    def replay_size(cls, config: Config) -> int:
+        return max(config.learning.replay_size, config.run.collection_size)
+
+    @classmethod
+    def make_networks(cls, model: Decoder, config: Config) -> Networks:
+        learning: EtpoConfig = config.learning
+        is_policy_read = learning.q_parameterization == "policy"
+        return Networks(
+            model,
+            learning.q_parameterization,
+            tie_policy=not learning.has_policy_loss and not is_policy_read,
+            trained_dtype=jnp.dtype(config.finetune.trained_dtype),
+        )
+
+    @classmethod
+    def initial_state(cls, networks: Networks, base: Any, config: Config) -> TrainState:
+        """Algorithm 1's initialisation: every network starts as rho."""
+        policy_key, critic_key = jax.random.split(initial_key(config.run.seed))
+        policy = networks.initial_policy(base, policy_key)
+        critic = networks.initial_critic(base, critic_key)
+        transformation = optimizer.build(config.learning, momentum_dtype=networks.trained_dtype)
+        return TrainState(
+            policy=policy,
+            critic=critic,
+            target_critic=jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), critic),
+            policy_optimizer=optimizer.initial(transformation, policy),
+            critic_optimizer=optimizer.initial(transformation, critic),
+            step=jnp.zeros((), jnp.int32),
+        )
+
+    @classmethod
+    def policy_keys(cls, config: Config) -> tuple[str, ...]:
+        learning: EtpoConfig = config.learning
+        is_tied = not learning.has_policy_loss and learning.q_parameterization != "policy"
+        return ("critic", "trunk") if is_tied else ("policy",)
+
+    @classmethod
+    def step_memory(cls, config: Config) -> StepMemory:
+        learning, run = config.learning, config.run
+        is_overlapping = learning.replay_size > run.collection_size
+        return StepMemory(
+            scored_rows=0,
+            gradients_at_once=False,
+            # The device learns while programs execute, and samples with the same weights later.
+            is_beside_sampling=is_overlapping
+            and learning.updates_per_batch > 1
+            and run.steps_per_update > 1,
+        )
+
+    @classmethod
+    def lower_step(
+        cls,
+        networks: Networks,
+        base: Any,
+        state: Any,
+        make_batch: Callable[[int], Batch],
+        config: Config,
+        mesh: Mesh,
+    ) -> Any:
+        step: Any = make_update_step(networks, config, mesh)
+        batch = make_batch(config.learning.minibatch_size)
+        return step.lower(state, base, batch, Hyperparameters.of(config))
+
+
+UpdateStep = Callable[[TrainState, Any, Batch, Hyperparameters], tuple[TrainState, Metrics]]
 
 
 def make_update_step(networks: Networks, config: Config, mesh: Mesh) -> UpdateStep:
@@ -66,439 +304,57 @@ def make_update_step(networks: Networks, config: Config, mesh: Mesh) -> UpdateSt
 
     The state is donated. Metrics are float32 scalars; `is_finite` 0 means that a network, or both,
     kept the values from before. `kl_to_reference` and `entropy` are nats per action, summed over
-    its tokens; `clipped_share` is that of the actions outside the trust region.
+    its tokens; `clipped_share` is the share of the actions outside the trust region.
     """
-    transformation = _transformation(networks, config)
+    transformation = optimizer.build(config.learning, momentum_dtype=networks.trained_dtype)
 
     def update_step(
         state: TrainState, base: Any, batch: Batch, hyper: Hyperparameters
     ) -> tuple[TrainState, Metrics]:
-        keys = jax.random.split(jax.random.fold_in(initial_key(config), state.step))
+        keys = jax.random.split(jax.random.fold_in(initial_key(config.run.seed), state.step))
         batch = jax.tree.map(over_devices, batch)
-        backward = _backward(networks, config, base, state, batch, hyper, mesh)
-        metrics = backward.metrics
-        is_finite = jnp.all(jnp.isfinite(jnp.stack(list(metrics.values()))))
 
-        def step(
-            gradients: Any, parameters: Any, optimizer_state: Any, rate: Array, key: Array
-        ) -> tuple[Any, Any, Array, Array]:
-            norm = optax.tree.norm(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradients))
-            is_taken = is_finite & jnp.isfinite(norm)
-            proposed = optimizer.step(
-                transformation, gradients, optimizer_state, parameters, rate, key
-            )
-            kept = where(is_taken, proposed, (parameters, optimizer_state))
-            return *kept, norm, is_taken
+        def backward(part: Batch, share: Share) -> Backward:
+            return etpo_losses.backward(networks, config, base, state, part, hyper, mesh, share)
 
-        critic, critic_optimizer, metrics["critic_grad_norm"], is_finite = step(
-            backward.critic_gradient(),
+        found = in_microbatches(
+            backward,
+            batch,
+            batch.action_mask_bj,
+            (state.critic, state.policy),
+            config.finetune.microbatch_size,
+            mesh,
+        )
+        metrics, (critic_gradient, policy_gradient) = found.metrics, found.gradients
+        critic = guarded_step(
+            transformation,
+            critic_gradient(None),
             state.critic,
             state.critic_optimizer,
-            hyper.critic_learning_rate,
-            keys[0],
+            learning_rate=hyper.critic_learning_rate,
+            key=keys[0],
+            is_finite=all_finite(metrics),
         )
-        target_critic = where(
-            is_finite,
-            polyak(state.target_critic, critic, hyper.polyak_lambda),
-            state.target_critic,
-        )
-        policy, policy_optimizer, metrics["policy_grad_norm"], is_finite = step(
-            backward.policy_gradient(critic),
+        moved = polyak(state.target_critic, critic.parameters, hyper.polyak_lambda)
+        policy = guarded_step(
+            transformation,
+            policy_gradient(critic.parameters),
             state.policy,
             state.policy_optimizer,
-            optimizer.warmed_up(
-                hyper.policy_learning_rate, state.step, config.optimizer.policy_warmup_steps
-            ),
-            keys[1],
+            learning_rate=hyper.policy_learning_rate,
+            key=keys[1],
+            is_finite=critic.is_taken,
         )
-        metrics["is_finite"] = is_finite.astype(jnp.float32)
+        metrics["critic_grad_norm"], metrics["policy_grad_norm"] = critic.norm, policy.norm
+        metrics["is_finite"] = policy.is_taken.astype(jnp.float32)
         state = TrainState(
-            policy=policy,
-            critic=critic,
-            target_critic=target_critic,
-            policy_optimizer=policy_optimizer,
-            critic_optimizer=critic_optimizer,
-            step=state.step + is_finite.astype(jnp.int32),
+            policy=policy.parameters,
+            critic=critic.parameters,
+            target_critic=where(critic.is_taken, moved, state.target_critic),
+            policy_optimizer=policy.optimizer_state,
+            critic_optimizer=critic.optimizer_state,
+            step=state.step + policy.is_taken.astype(jnp.int32),
         )
         return constrain(state, mesh), metrics
 
     return jax.jit(update_step, donate_argnums=0)
-
-
-def make_targets(
-    networks: Networks, config: Config
-) -> Callable[[TrainState, Any, Batch, Hyperparameters], Float[Array, "b j"]]:
-    """The jitted (state, base, batch, hyperparameters) -> targets of every token, no gradient.
-
-    What a gradient step computes for itself, for those that are computed at collection.
-    """
-
-    def targets(
-        state: TrainState, base: Any, batch: Batch, hyper: Hyperparameters
-    ) -> Float[Array, "b j"]:
-        batch = jax.tree.map(over_devices, batch)
-        learning = config.learning
-        next_value_b = next_state_value(networks, learning, base, state, batch, hyper)
-        scores = score_tokens(
-            networks,
-            learning,
-            base,
-            Roles(state.policy, state.critic, state.target_critic),
-            hidden_states(networks, base, state, batch),
-            batch.action_tokens_bj,
-            hyper,
-            chunk_size=config.finetune.loss_chunk_size,
-        )
-        return targets_of(learning, scores, batch, next_value_b, hyper)
-
-    return jax.jit(targets)
-
-
-def make_measure(
-    networks: Networks,
-) -> Callable[[Any, Role, Batch, Hyperparameters], Metrics]:
-    """The jitted (base, policy trunk, batch, hyperparameters) -> KL and entropy."""
-
-    def measure(base: Any, trunk: Role, batch: Batch, hyper: Hyperparameters) -> Metrics:
-        reference_bjv = networks.logits(base, {}, action_hidden(networks, base, {}, batch))
-        support_bjv = hyper.distribution.support(reference_bjv)
-        policy_bjv = networks.logits(base, trunk, action_hidden(networks, base, trunk, batch))
-        policy_bjv = hyper.distribution.logits(policy_bjv, support_bjv)
-        reference_bjv = hyper.distribution.logits(reference_bjv, support_bjv)
-        return divergences(categorical_kl(policy_bjv, reference_bjv), entropy(policy_bjv), batch)
-
-    return jax.jit(measure)
-
-
-def constrain(tree: Any, mesh: Mesh) -> Any:
-    """Inside jit: every leaf lies as the partition table says."""
-    return jax.lax.with_sharding_constraint(tree, sharding.shardings(tree, mesh))
-
-
-def check_finite(metrics: dict[str, np.ndarray], step: int) -> None:
-    """Raises NonFiniteError, naming what was not finite, if the step was not taken."""
-    if metrics["is_finite"]:
-        return
-    broken = [name for name, value in metrics.items() if not np.isfinite(value)]
-    raise NonFiniteError(
-        f"gradient step {step} gave a non-finite {', '.join(broken)}; checkpoints hold the state "
-        "before it. Try a lower learning rate, a larger --beta or --dtype=float32"
-    )
-
-
-def action_hidden(networks: Networks, base: Any, role: Role, batch: Batch) -> Array:
-    """Hidden states [b, j, d] that score the action tokens."""
-    tokens_bs = jnp.concatenate([batch.prompt_tokens_bp, batch.action_tokens_bj], axis=1)
-    mask_bs = jnp.concatenate([batch.prompt_mask_bp, batch.action_mask_bj], axis=1)
-    # The last position of the prompt scores the first token; the last token scores nothing.
-    last = batch.action_tokens_bj.shape[1] + 1
-    return networks.hidden(base, role, tokens_bs, mask_bs, last=last)[:, :-1]
-
-
-def hidden_states(networks: Networks, base: Any, state: TrainState, batch: Batch) -> Hidden:
-    """Those of all four networks, without a way back to their parameters."""
-
-    def hidden(role: Role) -> Array:
-        return action_hidden(networks, base, role, batch)
-
-    return Hidden(
-        hidden({}),
-        None if networks.tie_policy else hidden(state.policy),
-        hidden(state.critic.trunk),
-        hidden(state.target_critic.trunk),
-    )
-
-
-class _Backward(NamedTuple):
-    """Losses and the way to their gradients.
-
-    Attributes:
-      metrics: losses, mean target, KL and entropy.
-      critic_gradient: makes the critic's gradient.
-      policy_gradient: makes the policy's, after its argument has been computed.
-    """
-
-    metrics: Metrics
-    critic_gradient: Callable[[], Critic]
-    policy_gradient: Callable[[Any], Role]
-
-
-class _Share(NamedTuple):
-    """Part of a minibatch that a microbatch is, by actions and by tokens; both 1 for the whole."""
-
-    actions: Array | float
-    tokens: Array | float
-
-
-def _backward(
-    networks: Networks,
-    config: Config,
-    base: Any,
-    state: TrainState,
-    batch: Batch,
-    hyper: Hyperparameters,
-    mesh: Mesh,
-) -> _Backward:
-    """Gradients of a minibatch, in microbatches if so configured."""
-    size, whole = config.finetune.microbatch_size, batch.reward_b.shape[0]
-    if size in (0, whole):
-        return _backward_at_once(
-            networks, config, base, state, batch, hyper, mesh, _Share(1.0, 1.0)
-        )
-    if whole % size:
-        raise ValueError(f"microbatches of {size} do not divide a minibatch of {whole}")
-    count = whole // size
-    # Every microbatch is spread over all devices.
-    microbatches = jax.tree.map(
-        lambda leaf: leaf.reshape(size, count, *leaf.shape[1:]).swapaxes(0, 1), batch
-    )
-    num_tokens = jnp.sum(batch.action_mask_bj)
-    trained = (state.critic, state.policy)
-
-    def add(sums: Any, microbatch: Batch) -> tuple[Any, Metrics]:
-        microbatch = jax.tree.map(over_devices, microbatch)
-        share = _Share(1 / count, jnp.sum(microbatch.action_mask_bj) / num_tokens)
-        part = _backward_at_once(networks, config, base, state, microbatch, hyper, mesh, share)
-        critic_gradient = part.critic_gradient()
-        gradients = (critic_gradient, part.policy_gradient(critic_gradient))
-        return constrain(jax.tree.map(jnp.add, sums, gradients), mesh), part.metrics
-
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trained)
-    (critic, policy), metrics = jax.lax.scan(add, constrain(zeros, mesh), microbatches)
-    return _Backward(
-        {name: jnp.sum(values) for name, values in metrics.items()},
-        lambda: critic,
-        lambda after: policy,
-    )
-
-
-def _backward_at_once(
-    networks: Networks,
-    config: Config,
-    base: Any,
-    state: TrainState,
-    batch: Batch,
-    hyper: Hyperparameters,
-    mesh: Mesh,
-    share: _Share,
-) -> _Backward:
-    learning = config.learning
-    next_value_b = next_state_value(networks, learning, base, state, batch, hyper)
-    target_critic = state.target_critic if learning.critic_loss != "path" else None
-    critic_bjd, critic_back = jax.vjp(
-        lambda critic: action_hidden(networks, base, critic.trunk, batch), state.critic
-    )
-    policy_bjd, policy_back = jax.vjp(
-        lambda policy: (
-            None if networks.tie_policy else action_hidden(networks, base, policy, batch)
-        ),
-        state.policy,
-    )
-    reference_bjd = action_hidden(networks, base, {}, batch)
-    target_bjd = None
-    if target_critic is not None:
-        target_bjd = action_hidden(networks, base, target_critic.trunk, batch)
-
-    def loss(
-        critic: Critic, critic_bjd: Array, policy: Role, policy_bjd: Array | None
-    ) -> tuple[Array, Metrics]:
-        scores = score_tokens(
-            networks,
-            learning,
-            base,
-            Roles(policy, critic, target_critic),
-            Hidden(reference_bjd, policy_bjd, critic_bjd, target_bjd),
-            batch.action_tokens_bj,
-            hyper,
-            chunk_size=config.finetune.loss_chunk_size,
-        )
-        metrics = _losses(learning, scores, batch, next_value_b, hyper, share)
-        return metrics["critic_loss"] + metrics["policy_loss"], metrics
-
-    # With respect to the parameters this is the way through the output layers alone.
-    (_, metrics), cotangents = jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True)(
-        state.critic, critic_bjd, state.policy, policy_bjd
-    )
-    critic_head, critic_cotangent, policy_head, policy_cotangent = cotangents
-
-    def critic_gradient() -> Critic:
-        (through_trunk,) = critic_back(critic_cotangent)
-        # Gradients do not inherit the sharding of what they belong to.
-        gradient: Critic = constrain(jax.tree.map(jnp.add, through_trunk, critic_head), mesh)
-        return gradient
-
-    def policy_gradient(after: Any) -> Role:
-        cotangent, _ = jax.lax.optimization_barrier((policy_cotangent, after))
-        (through_trunk,) = policy_back(cotangent)
-        gradient: Role = constrain(jax.tree.map(jnp.add, through_trunk, policy_head), mesh)
-        return gradient
-
-    return _Backward(metrics, critic_gradient, policy_gradient)
-
-
-def _losses(
-    learning: LearningConfig,
-    scores: TokenScores,
-    batch: Batch,
-    next_value_b: Array,
-    hyper: Hyperparameters,
-    share: _Share,
-) -> Metrics:
-    """The losses and what describes them, each weighted with the microbatch's share."""
-    mask_bj = batch.action_mask_bj
-    policy_objective_bj = scores.policy_objective_bj
-    if learning.critic_loss == "path":
-        target_b = batch.reward_b + hyper.gamma * batch.continues_b * next_value_b
-        critic_objective = path_loss(
-            scores.state_value_bj,
-            scores.log_ratio_bj,
-            target_b,
-            mask_bj,
-            beta=hyper.beta,
-            starts=learning.path_starts,  # type: ignore[arg-type]
-        )
-        critic_share = share.actions if learning.path_starts == "root" else share.tokens
-        target_mean = jnp.mean(target_b) * share.actions
-    else:
-        target_bj = batch.targets_bj
-        if target_bj is None:
-            target_bj = targets_of(learning, scores, batch, next_value_b, hyper)
-        critic_objective = critic_loss(
-            scores.q_bj, target_bj, mask_bj, huber_delta=learning.huber_delta
-        )
-        if learning.policy_loss == "doubly_robust":
-            policy_objective_bj += doubly_robust_correction(
-                scores.log_prob_bj, scores.q_bj, target_bj, _ratio(scores, batch), mask_bj
-            )
-        critic_share = share.tokens
-        target_mean = masked_mean(target_bj, mask_bj) * share.tokens
-    is_trusted_b = is_trusted(
-        scores.log_prob_bj, batch.log_probs_bj, mask_bj, trust_region=hyper.trust_region
-    )
-    policy_objective_bj = jnp.where(
-        is_trusted_b[:, None], policy_objective_bj, jax.lax.stop_gradient(policy_objective_bj)
-    )
-    per_action = divergences(scores.kl_bj, scores.entropy_bj, batch) | {
-        "clipped_share": 1.0 - jnp.mean(is_trusted_b.astype(jnp.float32))
-    }
-    return {
-        "critic_loss": critic_objective * critic_share,
-        "policy_loss": masked_mean(policy_objective_bj, mask_bj) * share.tokens,
-        "target_mean": target_mean,
-        **{name: value * share.actions for name, value in per_action.items()},
-    }
-
-
-def targets_of(
-    learning: LearningConfig,
-    scores: TokenScores,
-    batch: Batch,
-    next_value_b: Array,
-    hyper: Hyperparameters,
-) -> Float[Array, "b j"]:
-    """What the critic is regressed on at every token, in reward units.
-
-    For path consistency, what the rest of the action implies for the value before each token.
-    """
-    if learning.critic_loss == "path":
-        mask_bj = batch.action_mask_bj
-        rest_bj = suffix_sums(scores.log_ratio_bj, mask_bj)
-        target_b = batch.reward_b + hyper.gamma * batch.continues_b * next_value_b
-        return jnp.where(mask_bj, target_b[:, None] - hyper.beta * rest_bj, 0.0)
-    if learning.critic_loss == "one_step":
-        return token_targets(
-            scores.value_bj,
-            next_value_b,
-            batch.reward_b,
-            batch.continues_b,
-            batch.action_mask_bj,
-            gamma=hyper.gamma,
-            gamma_within=hyper.gamma_within,
-        )
-    return retrace_targets(
-        scores.value_bj,
-        scores.target_q_bj,
-        _ratio(scores, batch),
-        next_value_b,
-        batch.reward_b,
-        batch.continues_b,
-        batch.action_mask_bj,
-        gamma=hyper.gamma,
-        gamma_within=hyper.gamma_within,
-        lambda_within=hyper.lambda_within,
-    )
-
-
-def _ratio(scores: TokenScores, batch: Batch) -> Float[Array, "b j"]:
-    """min(1, pi / mu) of the sampled tokens."""
-    return jnp.exp(jnp.minimum(scores.log_prob_bj - batch.log_probs_bj, 0.0))
-
-
-def next_state_value(
-    networks: Networks,
-    learning: LearningConfig,
-    base: Any,
-    state: TrainState,
-    batch: Batch,
-    hyper: Hyperparameters,
-) -> Array:
-    """V'_0 under the target critic [b]; 0 where the episode ended.
-
-    Of pi, or for the path loss of the policy that Q implies.
-    """
-
-    def value(batch: Batch) -> Array:
-        tokens, mask = batch.next_prompt_tokens_bp, batch.next_prompt_mask_bp
-
-        def last_hidden(role: Role) -> Array:
-            return networks.hidden(base, role, tokens, mask, last=1)[:, 0]
-
-        distribution, target = hyper.distribution, state.target_critic
-        if networks.q_parameterization == "policy":
-            # Q is v + beta log(pi / rho), whose soft value under pi is v.
-            return networks.head(target, last_hidden(target.trunk))
-        raw_bv = networks.logits(base, {}, last_hidden({}))
-        support_bv = distribution.support(raw_bv)
-        reference_bv = distribution.logits(raw_bv, support_bv)
-        soft_q, _ = read_critic(
-            networks, base, target, last_hidden(target.trunk), None, reference_bv, support_bv, hyper
-        )
-        if learning.critic_loss == "path":
-            return soft_q.value_bj
-        trunk = networks.policy_trunk(state.policy, state.critic)
-        policy_bv = distribution.logits(
-            networks.logits(base, trunk, last_hidden(trunk)), support_bv
-        )
-        return soft_value(policy_bv, reference_bv, soft_q.q_bjv, beta=hyper.beta)
-
-    value_b = jax.lax.cond(
-        jnp.any(batch.continues_b > 0),
-        value,
-        lambda batch: jnp.zeros_like(batch.reward_b),
-        batch,
-    )
-    return jax.lax.stop_gradient(jnp.where(batch.continues_b > 0, value_b, 0.0))
-
-
-def divergences(kl_bj: Array, entropy_bj: Array, batch: Batch) -> Metrics:
-    def per_action(values_bj: Array) -> Array:
-        return jnp.mean(jnp.sum(jnp.where(batch.action_mask_bj, values_bj, 0.0), axis=1))
-
-    return {"kl_to_reference": per_action(kl_bj), "entropy": per_action(entropy_bj)}
-
-
-def _transformation(networks: Networks, config: Config) -> optax.GradientTransformation:
-    return optimizer.build(config.optimizer, momentum_dtype=networks.trained_dtype)
-
-
-def initial_key(config: Config) -> Array:
-    """Of adapters, and folded with the step of stochastic rounding."""
-    return jax.random.fold_in(jax.random.key(config.run.seed), 0x7057)
-
-
-def over_devices(array: Array) -> Array:
-    return sharding.shard(array, "b", *"-" * (array.ndim - 1))
-
-
-def where(condition: Array, one: Any, other: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)

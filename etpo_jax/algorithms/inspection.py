@@ -1,20 +1,12 @@
-"""What every token of some actions was credited with: the numbers of the report's inspector."""
+"""Credit of every token of some actions: the numbers of the report's token inspector."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from etpo_jax.acting.transitions import Batch, Transition
-from etpo_jax.algorithms.etpo import hidden_states, next_state_value, targets_of
-from etpo_jax.algorithms.hyperparameters import Hyperparameters
-from etpo_jax.algorithms.networks import Networks
-from etpo_jax.algorithms.token_scores import Roles, read_critic, read_reference, score_tokens
-from etpo_jax.algorithms.train_state import TrainState
-from etpo_jax.config import Config
+from etpo_jax.acting.transitions import Transition
 from models.tokenizer import Tokenizer
 
 NUM_ALTERNATIVES = 5
@@ -47,56 +39,6 @@ class Inspection(NamedTuple):
     top_tokens_bjk: Int[Array, "b j k"]
     top_probs_bjk: Float[Array, "b j k"]
     top_q_bjk: Float[Array, "b j k"]
-
-
-Inspect = Callable[[TrainState, Any, Batch, Hyperparameters], Inspection]
-
-
-def make_inspect(networks: Networks, config: Config) -> Inspect:
-    """The jitted (state, base, batch, hyperparameters) -> inspection; nothing changes the state."""
-    learning = config.learning
-
-    def inspect(state: TrainState, base: Any, batch: Batch, hyper: Hyperparameters) -> Inspection:
-        trunk = networks.policy_trunk(state.policy, state.critic)
-        tokens_bj = batch.action_tokens_bj
-        hiddens = hidden_states(networks, base, state, batch)
-        roles = Roles(state.policy, state.critic, state.target_critic)
-        scores = score_tokens(networks, learning, base, roles, hiddens, tokens_bj, hyper)
-        next_value_b = next_state_value(networks, learning, base, state, batch, hyper)
-        reference_bjv, support_bjv = read_reference(
-            networks, base, hiddens.reference_bjd, tokens_bj, hyper
-        )
-        policy_bjd = hiddens.critic_bjd if hiddens.policy_bjd is None else hiddens.policy_bjd
-        policy_bjv = hyper.distribution.logits(
-            networks.logits(base, trunk, policy_bjd), support_bjv
-        )
-        soft_q, _ = read_critic(
-            networks,
-            base,
-            state.critic,
-            hiddens.critic_bjd,
-            policy_bjv,
-            reference_bjv,
-            support_bjv,
-            hyper,
-        )
-        top_probs_bjk, top_tokens_bjk = jax.lax.top_k(jax.nn.softmax(policy_bjv), NUM_ALTERNATIVES)
-        is_path = learning.critic_loss == "path"
-        return Inspection(
-            q_bj=scores.q_bj,
-            value_bj=scores.state_value_bj if is_path else scores.value_bj,
-            target_bj=targets_of(learning, scores, batch, next_value_b, hyper),
-            log_prob_bj=scores.log_prob_bj,
-            log_reference_bj=_of_tokens(jax.nn.log_softmax(reference_bjv), tokens_bj[..., None])[
-                ..., 0
-            ],
-            kl_bj=scores.kl_bj,
-            top_tokens_bjk=top_tokens_bjk,
-            top_probs_bjk=top_probs_bjk,
-            top_q_bjk=_of_tokens(soft_q.q_bjv, top_tokens_bjk),
-        )
-
-    return jax.jit(inspect)
 
 
 def to_rows(
@@ -148,7 +90,3 @@ def to_rows(
         }
         for row, transition in enumerate(transitions)
     ]
-
-
-def _of_tokens(values_bjv: Array, tokens_bjk: Array) -> Array:
-    return jnp.take_along_axis(values_bjv, tokens_bjk, axis=-1)

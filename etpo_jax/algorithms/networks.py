@@ -1,4 +1,4 @@
-"""The four networks over one architecture: policy, reference, critic, target critic.
+"""The four networks over one architecture: policy, reference, critic and target critic.
 
 A role is a choice of variables for one `apply`. The reference is the frozen base alone; with
 adapters the other three are their adapter over that base, with full fine-tuning each has parameters
@@ -10,16 +10,67 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from etpo_jax.algorithms.train_state import Critic
-from etpo_jax.config import Config
+from etpo_jax.acting.transitions import Batch
 from etpo_jax.roles import Role
 from etpo_jax.soft_q import optimal_soft_value
 from models import lora
 from models.transformer import Decoder, positions
 
 HAS_VALUE_HEAD = ("dueling", "policy")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Critic:
+    """A network whose output layer is read as Q over the vocabulary, or that has a value head.
+
+    Attributes:
+      trunk: variables of the trunk, as every network has them.
+      offset: b0, the value where nothing has been learnt; near the mean reward of the first batch.
+      value: weights [d] of the scalar head v(h) - b0 of a dueling critic, else None.
+    """
+
+    trunk: Role
+    offset: Float[Array, ""]
+    value: Float[Array, "d"] | None
+
+    def with_offset(self, value: float) -> "Critic":
+        """The critic with this b0, in a buffer of its own, because train states are donated."""
+        offset = jax.device_put(np.float32(value), self.offset.sharding)
+        return dataclasses.replace(self, offset=offset)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a gradient step changes; the frozen base is kept beside it.
+
+    Attributes:
+      policy: pi_phi; an empty dict where the policy is tied to the critic.
+      critic: Q_theta.
+      target_critic: its moving average, in float32: it moves by small parts of differences.
+      policy_optimizer, critic_optimizer: optax states.
+      step: gradient steps taken.
+    """
+
+    policy: Role
+    critic: Critic
+    target_critic: Critic
+    policy_optimizer: Any
+    critic_optimizer: Any
+    step: Int[Array, ""]
+
+
+def polyak(target: Any, online: Any, polyak_lambda: float | Float[Array, ""]) -> Any:
+    """lambda * target + (1 - lambda) * online, leaf by leaf (last line of Algorithm 1).
+
+    For adapters it averages the factors, which is not the average of their products.
+    """
+    return optax.incremental_update(online, target, 1.0 - polyak_lambda)
 
 
 class SoftQ(NamedTuple):
@@ -93,19 +144,9 @@ class Networks:
     """
 
     model: Decoder
-    q_parameterization: str
-    tie_policy: bool
+    q_parameterization: str = "residual"
+    tie_policy: bool = False
     trained_dtype: Any = jnp.float32
-
-    @classmethod
-    def of(cls, model: Decoder, config: Config) -> "Networks":
-        """The networks of a run over this trunk, which has the configured adapters."""
-        return cls(
-            model,
-            config.learning.q_parameterization,
-            config.learning.tie_policy,
-            jnp.dtype(config.finetune.trained_dtype),
-        )
 
     def initial_policy(self, base: Any, key: Key[Array, ""]) -> Role:
         """pi <- rho: a copy, since the state is donated while the base is kept, or a zero delta."""
@@ -145,6 +186,20 @@ class Networks:
             variables, tokens_bs, positions(mask_bs), mask_bs, last, method="hidden"
         )
         return hidden
+
+    def action_hidden(self, base: Any, role: Role, batch: Batch) -> Float[Array, "b j d"]:
+        """Hidden states that score the action tokens of a batch."""
+        tokens_bs = jnp.concatenate([batch.prompt_tokens_bp, batch.action_tokens_bj], axis=1)
+        mask_bs = jnp.concatenate([batch.prompt_mask_bp, batch.action_mask_bj], axis=1)
+        # The last position of the prompt scores the first token; the last token scores nothing.
+        last = batch.action_tokens_bj.shape[1] + 1
+        return self.hidden(base, role, tokens_bs, mask_bs, last=last)[:, :-1]
+
+    def state_hidden(
+        self, base: Any, role: Role, tokens_bp: Int[Array, "b p"], mask_bp: Bool[Array, "b p"]
+    ) -> Float[Array, "b d"]:
+        """Hidden states just before the first token of an action, from left padded prompts."""
+        return self.hidden(base, role, tokens_bp, mask_bp, last=1)[:, 0]
 
     def logits(
         self, base: Any, role: Role, hidden_bjd: Float[Array, "*b d"]

@@ -9,29 +9,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-from etpo_jax.config import OptimizerConfig
+from etpo_jax.config import LearningConfig
 
 
 def build(
-    config: OptimizerConfig, *, momentum_dtype: Any = jnp.float32
+    config: LearningConfig, *, momentum_dtype: Any = jnp.float32
 ) -> optax.GradientTransformation:
     """Clipping, then AdamW or Lion with rate 1: its updates are to be scaled by -learning_rate.
 
     Args:
-      config: which optimiser, and its settings.
+      config: names the optimiser and its settings.
       momentum_dtype: storage of the first moment; the second is float32.
     """
-    b1, b2 = config.adam_b1, config.adam_b2
-    if config.optimizer == "lion":
-        direction = optax.scale_by_lion(b1=b1, b2=b2, mu_dtype=momentum_dtype)
+    name, settings = config.optimizer_settings
+    moments = {"b1": settings["b1"], "b2": settings["b2"], "mu_dtype": momentum_dtype}
+    if name == "lion":
+        direction = optax.scale_by_lion(**moments)
     else:
-        direction = optax.scale_by_adam(b1=b1, b2=b2, eps=config.adam_eps, mu_dtype=momentum_dtype)
+        direction = optax.scale_by_adam(**moments, eps=settings["eps"])
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        optax.clip_by_global_norm(settings["clip_norm"]),
         direction,
-        optax.add_decayed_weights(config.weight_decay),
+        optax.add_decayed_weights(settings["weight_decay"]),
     )
 
 
@@ -70,13 +71,6 @@ def step(
         for index, (leaf, old) in enumerate(zip(leaves, jax.tree.leaves(parameters), strict=True))
     ]
     return jax.tree.unflatten(jax.tree.structure(moved), rounded), optimizer_state
-
-
-def warmed_up(
-    learning_rate: Float[Array, ""], step: Int[Array, ""], warmup_steps: int
-) -> Float[Array, ""]:
-    """The rate of a gradient step, counted from 0, that rises linearly over the first ones."""
-    return learning_rate * jnp.minimum(1.0, (step + 1) / (warmup_steps + 1))
 
 
 def stochastic_round(x: Float[Array, "*b"], key: Key[Array, ""]) -> Float[Array, "*b"]:

@@ -1,16 +1,91 @@
 """Policy optimisation with action decomposition (POAD, arXiv 2405.15821), the authors' follow-up.
 
-Every token is a decision with a value of its own; credit goes back by lambda-returns, undiscounted
-inside an action and with gamma between actions. Pure functions. The clipped ratio is per token
-(`ppo_kl.clipped_surrogate`). The KL to the reference is in the rewards token by token, so
-that all algorithms here maximise the objective of Eq. 2; beta 0 is POAD without it.
+Every token is a decision with a value and a clipped ratio of its own; credit goes back by
+lambda-returns, undiscounted inside an action and with gamma between actions. The KL to the
+reference is in the rewards token by token, so that all algorithms here maximise the objective of
+Eq. 2; beta 0 is POAD without it.
 """
+
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from etpo_jax.acting.transitions import Batch
+from etpo_jax.algorithms.actor_critic import ActorCritic, ClippedConfig, Scores
+from etpo_jax.algorithms.base import Hyperparameters
+from etpo_jax.algorithms.networks import Critic, Networks
+from etpo_jax.config import option
+from etpo_jax.registry import register_algorithm
 from etpo_jax.soft_q import is_last_token
+
+
+@dataclasses.dataclass(frozen=True)
+class PoadConfig(ClippedConfig):
+    """Settings of POAD."""
+
+    gamma_within: float = option(
+        1.0, "Discount between the tokens of an action.", lower=0.0, upper=1.0, traced=True
+    )
+    lambda_within: float = option(
+        0.95,
+        "Weight of later errors along the action (the lambda of generalised advantages); 1 is the "
+        "whole action's return.",
+        lower=0.0,
+        upper=1.0,
+        traced=True,
+    )
+
+
+@register_algorithm("poad")
+class Poad(ActorCritic):
+    """Policy gradient with values, advantages and clipped ratios of tokens."""
+
+    Settings = PoadConfig
+    is_per_token = True
+
+    @classmethod
+    def values(
+        cls, networks: Networks, base: Any, critic: Critic, batch: Batch
+    ) -> Float[Array, "b j"]:
+        return networks.head(critic, networks.action_hidden(base, critic.trunk, batch))
+
+    @classmethod
+    def worth(
+        cls,
+        batch: Batch,
+        reference_log_prob_bj: Float[Array, "b j"],
+        value: Float[Array, "b j"] | None,
+        next_value_b: Float[Array, "b"],
+        num_new: Int[Array, ""],
+        hyper: Hyperparameters,
+    ) -> tuple[Array, Array, Array]:
+        del num_new
+        assert value is not None  # POAD always has a critic
+        mask_bj = batch.action_mask_bj
+        advantage_bj = lambda_advantages(
+            token_rewards(
+                batch.reward_b,
+                batch.log_probs_bj,
+                reference_log_prob_bj,
+                mask_bj,
+                beta=hyper.beta,
+            ),
+            value,
+            next_value_b,
+            batch.continues_b,
+            mask_bj,
+            gamma=hyper.gamma,
+            gamma_within=hyper.gamma_within,
+            lambda_within=hyper.lambda_within,
+        )
+        return advantage_bj, value + advantage_bj, mask_bj
+
+    @classmethod
+    def log_ratio(cls, scores: Scores, batch: Batch) -> tuple[Array, Array]:
+        return scores.log_prob_bj - batch.log_probs_bj, batch.action_mask_bj
 
 
 def token_rewards(
@@ -49,12 +124,12 @@ def lambda_advantages(
     *,
     gamma: float | Float[Array, ""],
     gamma_within: float | Float[Array, ""] = 1.0,
-    gae_lambda: float | Float[Array, ""],
+    lambda_within: float | Float[Array, ""],
 ) -> Float[Array, "b j"]:
     """Generalised advantages of tokens; plus `value_bj` they are the lambda-returns.
 
     delta_j = r_j + gamma_within V_{j+1} - V_j, at the last token r + gamma continues V'_0 - V_j,
-    and A_j = delta_j + gamma_within gae_lambda A_{j+1}. The trace ends with the action, whose
+    and A_j = delta_j + gamma_within lambda_within A_{j+1}. The trace ends with the action, whose
     successor is bootstrapped: transitions are learnt from one by one.
 
     Args:
@@ -66,7 +141,7 @@ def lambda_advantages(
       mask_bj: True for the tokens of the action; they come first (right padding).
       gamma: discount between actions.
       gamma_within: discount inside an action; 1 in POAD.
-      gae_lambda: weight of later errors, in [0, 1]; 1 is the whole action's return.
+      lambda_within: weight of later errors, in [0, 1]; 1 is the whole action's return.
 
     Returns:
       [b, j] in reward units; 0 where the mask is False. Gradients are stopped.
@@ -78,7 +153,7 @@ def lambda_advantages(
     error_bj = jnp.where(mask_bj, token_reward_bj + following_bj - value_bj, 0.0)
 
     def backward(carry_b, error_b):
-        advantage_b = error_b + gamma_within * gae_lambda * carry_b
+        advantage_b = error_b + gamma_within * lambda_within * carry_b
         return advantage_b, advantage_b
 
     # Padding comes last and has error 0, so it carries nothing into the action.

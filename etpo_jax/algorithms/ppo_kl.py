@@ -1,14 +1,95 @@
 """PPO on whole actions with a KL penalty in the reward: the paper's baseline PPO-KL (section 5.2).
 
 An action is one decision: its reward is r - beta log(pi(a) / rho(a)), its credit is one number that
-all its tokens share (Eq. 5). Pure functions; advantages and returns are constants for gradients.
+all its tokens share (Eq. 5). Advantages and returns are constants for gradients.
 """
+
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from etpo_jax.divergence import action_log_ratio, masked_mean
+from etpo_jax.acting.transitions import Batch
+from etpo_jax.algorithms.actor_critic import ActorCritic, ClippedConfig, Scores, state_values
+from etpo_jax.algorithms.base import Hyperparameters
+from etpo_jax.algorithms.networks import Critic, Networks
+from etpo_jax.config import Config, option
+from etpo_jax.divergence import action_log_ratio
+from etpo_jax.registry import register_algorithm
+
+
+@dataclasses.dataclass(frozen=True)
+class PpoKlConfig(ClippedConfig):
+    """Settings of PPO-KL."""
+
+    baseline: str = option(
+        "value",
+        "Baseline of a return: a value network, or the mean return of the other actions "
+        "(leave_one_out).",
+        choices=("value", "leave_one_out"),
+    )
+
+    def check(self, config: Config) -> None:
+        super().check(config)
+        if self.baseline == "leave_one_out" and config.run.collection_size < 2:
+            raise ValueError(
+                f"--num_envs={config.run.num_envs}: --baseline=leave_one_out needs at least two "
+                "actions per update"
+            )
+
+
+@register_algorithm("ppo_kl")
+class PpoKl(ActorCritic):
+    """PPO on whole actions, with the KL to the reference in the reward."""
+
+    Settings = PpoKlConfig
+    is_per_token = False
+
+    @classmethod
+    def has_critic(cls, config: Config) -> bool:
+        return config.learning.baseline == "value"
+
+    @classmethod
+    def values(
+        cls, networks: Networks, base: Any, critic: Critic, batch: Batch
+    ) -> Float[Array, "b"]:
+        return state_values(networks, base, critic, batch.prompt_tokens_bp, batch.prompt_mask_bp)
+
+    @classmethod
+    def worth(
+        cls,
+        batch: Batch,
+        reference_log_prob_bj: Float[Array, "b j"],
+        value: Float[Array, "b"] | None,
+        next_value_b: Float[Array, "b"],
+        num_new: Int[Array, ""],
+        hyper: Hyperparameters,
+    ) -> tuple[Array, Array, Array]:
+        # mu, the distribution that was really sampled from, is the old policy of the ratio.
+        reward_b = kl_reward(
+            batch.reward_b,
+            batch.log_probs_bj,
+            reference_log_prob_bj,
+            batch.action_mask_bj,
+            beta=hyper.beta,
+        )
+        return_b = action_return(reward_b, next_value_b, batch.continues_b, gamma=hyper.gamma)
+        if value is None:
+            value = leave_one_out(return_b, _is_same_state(batch), num_new)
+        return return_b - value, return_b, jnp.ones(return_b.shape, jnp.bool_)
+
+    @classmethod
+    def log_ratio(cls, scores: Scores, batch: Batch) -> tuple[Array, Array]:
+        ratio_b = action_log_ratio(scores.log_prob_bj, batch.log_probs_bj, batch.action_mask_bj)
+        return ratio_b, jnp.ones(ratio_b.shape, jnp.bool_)
+
+
+def _is_same_state(batch: Batch) -> Bool[Array, "b b"]:
+    """True where two rows have the same prompt."""
+    known_bp = jnp.where(batch.prompt_mask_bp, batch.prompt_tokens_bp, -1)
+    return jnp.all(known_bp[:, None] == known_bp[None], axis=-1)
 
 
 def kl_reward(
@@ -38,9 +119,10 @@ def action_return(
     *,
     gamma: float | Float[Array, ""],
 ) -> Float[Array, "b"]:
-    """What an action is worth: its reward and the discounted value of where it leads.
+    """Return of an action: its reward and the discounted value of the next state.
 
     Args:
+      kl_reward_b: see `kl_reward`.
       next_state_value_b: ignored, NaN included, where `continues_b` is 0.
       continues_b: 1 where the episode goes on, 0 where it ended.
       gamma: discount between actions.
@@ -50,16 +132,20 @@ def action_return(
 
 
 def leave_one_out(
-    return_b: Float[Array, "b"], is_alike_bb: Bool[Array, "b b"]
+    return_b: Float[Array, "b"],
+    is_alike_bb: Bool[Array, "b b"],
+    num_distinct: int | Int[Array, ""] | None = None,
 ) -> Float[Array, "b"]:
     """A baseline without a network: the mean return of the other actions in the same state.
 
-    An action whose state nobody else was in is held against all others. The own return never
-    counts, which keeps the policy gradient unbiased (Kool et al. 2019).
+    An action in a state of its own is held against all others. Its own return never counts, nor
+    that of a copy of it, which keeps the policy gradient unbiased (Kool et al. 2019).
 
     Args:
       return_b: at least two.
-      is_alike_bb: whether two rows have the same state; the diagonal is ignored.
+      is_alike_bb: True where two rows have the same state; the diagonal is ignored.
+      num_distinct: row i is a copy of row i % num_distinct, as where a small last collection is
+        filled up with itself; None if no row is a copy. A single distinct row has baseline 0.
 
     Raises:
       ValueError: for a single row, which has no others.
@@ -67,56 +153,11 @@ def leave_one_out(
     size = return_b.shape[0]
     if size < 2:
         raise ValueError("a leave-one-out baseline needs at least two actions")
-    others_bb = ~jnp.eye(size, dtype=jnp.bool_)
-    alike_bb = is_alike_bb & others_bb
-    chosen_bb = jnp.where(alike_bb.any(axis=1, keepdims=True), alike_bb, others_bb)
-    mean_b = chosen_bb @ return_b / chosen_bb.sum(axis=1)
+    rows_b = jnp.arange(size)
+    count = size if num_distinct is None else num_distinct
+    # Each distinct row counts once, by its first copy.
+    is_other_bb = (rows_b[:, None] % count != rows_b[None] % count) & (rows_b < count)
+    alike_bb = is_alike_bb & is_other_bb
+    chosen_bb = jnp.where(alike_bb.any(axis=1, keepdims=True), alike_bb, is_other_bb)
+    mean_b = chosen_bb @ return_b / jnp.maximum(chosen_bb.sum(axis=1), 1)
     return jax.lax.stop_gradient(mean_b)
-
-
-def standardize(
-    advantage: Float[Array, "*b"], mask: Bool[Array, "*b"], *, epsilon: float = 1e-6
-) -> Float[Array, "*b"]:
-    """Advantages with mean 0 and deviation 1 over the real entries; 0 elsewhere."""
-    centred = advantage - masked_mean(advantage, mask)
-    deviation = jnp.sqrt(masked_mean(jnp.square(centred), mask))
-    return jax.lax.stop_gradient(jnp.where(mask, centred / (deviation + epsilon), 0.0))
-
-
-def clipped_surrogate(
-    log_ratio: Float[Array, "*b"],
-    advantage: Float[Array, "*b"],
-    mask: Bool[Array, "*b"],
-    *,
-    clip_ratio: float | Float[Array, ""],
-) -> Float[Array, ""]:
-    """-mean min(x A, clip(x, 1 - c, 1 + c) A), x the ratio to the sampling policy (PPO, Eq. 7).
-
-    Entries are whole actions here, tokens in `etpo_jax.algorithms.poad`.
-
-    Args:
-      log_ratio: log pi_new - log pi_old of what was sampled (differentiable).
-      advantage: its gradient is stopped.
-      mask: True for entries that count.
-      clip_ratio: c.
-    """
-    # Under the mask the ratio may be anything; exp of it must not become inf or NaN.
-    ratio = jnp.exp(jnp.where(mask, log_ratio, 0.0))
-    advantage = jax.lax.stop_gradient(advantage)
-    clipped = jnp.clip(ratio, 1.0 - clip_ratio, 1.0 + clip_ratio)
-    return -masked_mean(jnp.minimum(ratio * advantage, clipped * advantage), mask)
-
-
-def clipped_share(
-    log_ratio: Float[Array, "*b"], mask: Bool[Array, "*b"], *, clip_ratio: float | Float[Array, ""]
-) -> Float[Array, ""]:
-    """Share of the entries whose ratio lies outside [1 - c, 1 + c]; how far an update went."""
-    ratio = jnp.exp(jnp.where(mask, log_ratio, 0.0))
-    return masked_mean((jnp.abs(ratio - 1.0) > clip_ratio).astype(jnp.float32), mask)
-
-
-def value_loss(
-    value: Float[Array, "*b"], target: Float[Array, "*b"], mask: Bool[Array, "*b"]
-) -> Float[Array, ""]:
-    """Half the mean squared error of a value head; the target's gradient is stopped."""
-    return masked_mean(0.5 * jnp.square(value - jax.lax.stop_gradient(target)), mask)

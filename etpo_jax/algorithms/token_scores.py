@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from etpo_jax.algorithms.hyperparameters import Hyperparameters
-from etpo_jax.algorithms.networks import Networks, SoftQ, read_soft_q
-from etpo_jax.algorithms.train_state import Critic
-from etpo_jax.config import LearningConfig
+from etpo_jax.acting.transitions import Batch
+from etpo_jax.algorithms.base import Hyperparameters
+from etpo_jax.algorithms.gradients import Metrics
+from etpo_jax.algorithms.networks import Critic, Networks, SoftQ, read_soft_q
 from etpo_jax.divergence import categorical_kl, entropy
 from etpo_jax.losses import policy_objective, uniform_policy_objective
 from etpo_jax.roles import Role
@@ -72,7 +72,7 @@ class TokenScores(NamedTuple):
 
 def score_tokens(
     networks: Networks,
-    learning: LearningConfig,
+    learning: Any,
     base: Any,
     roles: Roles,
     hidden: Hidden,
@@ -85,7 +85,7 @@ def score_tokens(
 
     Args:
       networks: how roles are read.
-      learning: which losses.
+      learning: settings of ETPO, `etpo_jax.algorithms.etpo.EtpoConfig`.
       base: parameters of the reference.
       roles: whose output layers are used; differentiable in policy and critic.
       hidden: of the same roles; differentiable in policy and critic.
@@ -133,7 +133,7 @@ def in_chunks(score: Callable[[Any], Any], inputs: Any, chunk_size: int) -> Any:
 
 def _score(
     networks: Networks,
-    learning: LearningConfig,
+    learning: Any,
     base: Any,
     roles: Roles,
     hidden: Hidden,
@@ -169,22 +169,22 @@ def _score(
             reference_bjv,
             soft_q.q_bjv,
             beta=beta,
-            target=learning.policy_target,  # type: ignore[arg-type]
+            target="exp_q" if learning.policy_loss == "eq7" else "reference_exp_q",
         )
     value_bj = target_q_bj = jnp.zeros(tokens_bj.shape)
     constant_bjv = jax.lax.stop_gradient(policy_bjv)
     if roles.target_critic is not None and hidden.target_bjd is not None:
         target, _ = read(roles.target_critic, hidden.target_bjd)
         value_bj = soft_value(constant_bjv, reference_bjv, target.q_bjv, beta=beta)
-        target_q_bj = jax.lax.stop_gradient(_of_token(target.q_bjv, tokens_bj))
+        target_q_bj = jax.lax.stop_gradient(of_token(target.q_bjv, tokens_bj))
     return TokenScores(
-        q_bj=_of_token(soft_q.q_bjv, tokens_bj),
+        q_bj=of_token(soft_q.q_bjv, tokens_bj),
         state_value_bj=soft_q.value_bj,
-        log_ratio_bj=_of_token(soft_q.log_ratio_bjv, tokens_bj),
+        log_ratio_bj=of_token(soft_q.log_ratio_bjv, tokens_bj),
         policy_objective_bj=objective_bj,
         value_bj=value_bj,
         target_q_bj=target_q_bj,
-        log_prob_bj=_of_token(jax.nn.log_softmax(policy_bjv), tokens_bj),
+        log_prob_bj=of_token(jax.nn.log_softmax(policy_bjv), tokens_bj),
         kl_bj=categorical_kl(constant_bjv, reference_bjv),
         entropy_bj=entropy(constant_bjv),
     )
@@ -236,5 +236,35 @@ def read_critic(
     return soft_q, logits_bjv
 
 
-def _of_token(values_bjv: Array, tokens_bj: Array) -> Array:
+def of_token(
+    values_bjv: Float[Array, "b j v"], tokens_bj: Int[Array, "b j"]
+) -> Float[Array, "b j"]:
+    """Entries of the given tokens."""
     return jnp.take_along_axis(values_bjv, tokens_bj[..., None], axis=-1)[..., 0]
+
+
+def divergences(
+    kl_bj: Float[Array, "b j"], entropy_bj: Float[Array, "b j"], batch: Batch
+) -> Metrics:
+    """KL to the reference and entropy in nats per action, summed over its tokens."""
+
+    def per_action(values_bj: Array) -> Array:
+        return jnp.mean(jnp.sum(jnp.where(batch.action_mask_bj, values_bj, 0.0), axis=1))
+
+    return {"kl_to_reference": per_action(kl_bj), "entropy": per_action(entropy_bj)}
+
+
+def make_measure(
+    networks: Networks,
+) -> Callable[[Any, Role, Batch, Hyperparameters], Metrics]:
+    """The jitted (base, policy trunk, batch, hyperparameters) -> KL and entropy."""
+
+    def measure(base: Any, trunk: Role, batch: Batch, hyper: Hyperparameters) -> Metrics:
+        reference_bjv = networks.logits(base, {}, networks.action_hidden(base, {}, batch))
+        support_bjv = hyper.distribution.support(reference_bjv)
+        policy_bjv = networks.logits(base, trunk, networks.action_hidden(base, trunk, batch))
+        policy_bjv = hyper.distribution.logits(policy_bjv, support_bjv)
+        reference_bjv = hyper.distribution.logits(reference_bjv, support_bjv)
+        return divergences(categorical_kl(policy_bjv, reference_bjv), entropy(policy_bjv), batch)
+
+    return jax.jit(measure)

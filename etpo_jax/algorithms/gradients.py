@@ -1,0 +1,195 @@
+"""The machinery of a gradient step that every algorithm shares: microbatches, guards, placement."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Key
+
+from etpo_jax.acting.transitions import Batch
+from etpo_jax.algorithms import optimizer
+from models import sharding
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+class NonFiniteError(Exception):
+    """A loss or a gradient is NaN or infinite; a network whose gradient is took no step."""
+
+
+class Share(NamedTuple):
+    """Part of a minibatch that a microbatch is, by actions and by tokens; both 1 for the whole."""
+
+    actions: Array | float
+    tokens: Array | float
+
+
+class Backward(NamedTuple):
+    """Losses, and the way to their gradients.
+
+    Attributes:
+      metrics: scalars of the minibatch; those of a microbatch are weighted with its share.
+      gradients: one function for each trained network. It makes the gradient of that network once
+        its argument has been computed, so that one gradient can be applied before the next exists.
+    """
+
+    metrics: Metrics
+    gradients: tuple[Callable[[Any], Any], ...]
+
+
+def in_microbatches(
+    backward: Callable[[Any, Share], Backward],
+    data: Any,
+    mask_bj: Bool[Array, "b j"],
+    trained: tuple[Any, ...],
+    size: int,
+    mesh: Mesh,
+) -> Backward:
+    """The backward pass of a minibatch, with its gradients accumulated over microbatches.
+
+    Args:
+      backward: makes the losses of a part of the minibatch, weighted with the part's share.
+      data: tree of arrays [b, ...], such as a batch.
+      mask_bj: True for the action tokens of the minibatch.
+      trained: the networks, in the order of `Backward.gradients`.
+      size: transitions of a microbatch; 0 is the whole minibatch.
+      mesh: devices over which every microbatch is spread.
+
+    Raises:
+      ValueError: microbatches of this size do not divide the minibatch.
+    """
+    whole = mask_bj.shape[0]
+    if size in (0, whole):
+        return backward(data, Share(1.0, 1.0))
+    if whole % size:
+        raise ValueError(f"microbatches of {size} do not divide a minibatch of {whole}")
+    count = whole // size
+    parts = jax.tree.map(
+        lambda leaf: leaf.reshape(size, count, *leaf.shape[1:]).swapaxes(0, 1), (data, mask_bj)
+    )
+    num_tokens = jnp.sum(mask_bj)
+
+    def add(sums: Any, part: Any) -> tuple[Any, Metrics]:
+        microbatch, part_mask_bj = jax.tree.map(over_devices, part)
+        share = Share(1 / count, jnp.sum(part_mask_bj) / num_tokens)
+        found = backward(microbatch, share)
+        gradients: list[Any] = []
+        for make_gradient in found.gradients:
+            gradients.append(make_gradient(gradients[-1] if gradients else None))
+        return constrain(jax.tree.map(jnp.add, sums, tuple(gradients)), mesh), found.metrics
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trained)
+    sums, metrics = jax.lax.scan(add, constrain(zeros, mesh), parts)
+    return Backward(
+        {name: jnp.sum(values) for name, values in metrics.items()},
+        tuple(lambda after, gradient=gradient: gradient for gradient in sums),
+    )
+
+
+def all_finite(metrics: Metrics) -> Bool[Array, ""]:
+    """True if no scalar is NaN or infinite."""
+    return jnp.all(jnp.isfinite(jnp.stack(list(metrics.values()))))
+
+
+class Step(NamedTuple):
+    """One network after a gradient step.
+
+    Attributes:
+      parameters, optimizer_state: new ones, or the old ones where the step was not taken.
+      norm: global norm of the gradient, before it is clipped.
+      is_taken: False if the gradient or anything before it was not finite.
+    """
+
+    parameters: Any
+    optimizer_state: Any
+    norm: Float[Array, ""]
+    is_taken: Bool[Array, ""]
+
+
+def guarded_step(
+    transformation: optax.GradientTransformation,
+    gradients: Any,
+    parameters: Any,
+    optimizer_state: Any,
+    *,
+    learning_rate: Float[Array, ""],
+    key: Key[Array, ""],
+    is_finite: Bool[Array, ""],
+) -> Step:
+    """One step of one network, taken only if everything is finite.
+
+    Args:
+      transformation: the optimiser, see `etpo_jax.algorithms.optimizer.build`.
+      gradients: tree like `parameters`.
+      parameters, optimizer_state: what is changed.
+      learning_rate: factor of the direction.
+      key: random key of stochastic rounding.
+      is_finite: False if a step before this one was not taken.
+    """
+    norm = optax.tree.norm(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradients))
+    is_taken = is_finite & jnp.isfinite(norm)
+    proposed = optimizer.step(
+        transformation, gradients, optimizer_state, parameters, learning_rate, key
+    )
+    return Step(*where(is_taken, proposed, (parameters, optimizer_state)), norm, is_taken)
+
+
+def next_state_values(
+    batch: Batch, value: Callable[[Array, Array], Float[Array, "b"]]
+) -> Float[Array, "b"]:
+    """Values of the next states, 0 where the episode ended; gradients are stopped.
+
+    Args:
+      batch: the transitions.
+      value: makes values [b] of prompts (tokens [b, p], mask [b, p]); it is evaluated only if an
+        episode of the batch goes on.
+    """
+    value_b = jax.lax.cond(
+        jnp.any(batch.continues_b > 0),
+        lambda batch: value(batch.next_prompt_tokens_bp, batch.next_prompt_mask_bp),
+        lambda batch: jnp.zeros_like(batch.reward_b),
+        batch,
+    )
+    return jax.lax.stop_gradient(jnp.where(batch.continues_b > 0, value_b, 0.0))
+
+
+def check_finite(metrics: dict[str, np.ndarray], step: int) -> None:
+    """Checks the metrics of a gradient step that is done.
+
+    Raises:
+      NonFiniteError: naming what was not finite, if the step was not taken.
+    """
+    if metrics["is_finite"]:
+        return
+    broken = [name for name, value in metrics.items() if not np.isfinite(value)]
+    raise NonFiniteError(
+        f"gradient step {step} gave a non-finite {', '.join(broken)}; checkpoints hold the state "
+        "before it. Try a lower learning rate, a larger --beta or --dtype=float32"
+    )
+
+
+def constrain(tree: Any, mesh: Mesh) -> Any:
+    """The same tree, each leaf laid out as the partition table says; to be called inside jit.
+
+    Gradients do not inherit the sharding of their parameters, so they are constrained too.
+    """
+    return jax.lax.with_sharding_constraint(tree, sharding.shardings(tree, mesh))
+
+
+def over_devices(array: Array) -> Array:
+    """The same array, its rows spread over the devices; to be called inside jit."""
+    return sharding.shard(array, "b", *"-" * (array.ndim - 1))
+
+
+def where(condition: Bool[Array, ""], one: Any, other: Any) -> Any:
+    """One of two trees of the same shapes."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
+
+
+def initial_key(seed: int) -> Key[Array, ""]:
+    """Random key of new adapters; folded with the step it is that of stochastic rounding."""
+    return jax.random.fold_in(jax.random.key(seed), 0x7057)
