@@ -1,9 +1,9 @@
-"""Parts of a program made from its configuration: model, task, actor."""
+"""Parts of a run made from its settings: task, language model, actor, algorithm."""
 
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +15,62 @@ import models
 from env.base import Task, UsageError
 from env.datasets import Dataset, load_dataset
 from env.execution import metrics, reward_cache
-from env.executor import CachedExecutor, CodeExecutor, Executor, Limits, RayExecutor
+from env.execution.ray_executor import RayExecutor
+from env.execution.reward_cache import CachedExecutor, Executor
+from env.executor import CodeExecutor
+from env.sandbox.limits import Limits
 from env.tasks.code_task import CodeTask
+from env.tasks.loading import load_task
 from env.tasks.table_questions import TableQuestions
 from env.tasks.toy import ToyTask
-from etpo_jax.acting.rollout import SamplingActor
+from etpo_jax.acting.rollout import Actor, Prompts, SamplingActor, TokenPrompts
 from etpo_jax.acting.sampler import Sampler
-from etpo_jax.config import Config, TaskConfig
+from etpo_jax.algorithms.base import Algorithm
+from etpo_jax.algorithms.reflection import EndpointReflection
+from etpo_jax.config import LENGTH_MULTIPLE, Config, ExecutionConfig, TaskConfig
 from models.tokenizer import Tokenizer
 from models.transformer import Decoder
 
 _QUESTIONS = "questions:"
+_CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
 @dataclasses.dataclass(frozen=True)
 class Language:
-    """A language model: its trunk, its weights (the frozen base) and its tokenizer."""
+    """A language model: its decoder, its weights (the frozen base) and its tokenizer."""
 
     model: Decoder
     base: Any
     tokenizer: Tokenizer
 
 
-def use_compilation_cache(path: str) -> None:
-    """Keeps compiled programs in this folder; nothing if it is empty."""
-    if not path:
+@dataclasses.dataclass(frozen=True)
+class Agent:
+    """The acting and learning side of a run.
+
+    Attributes:
+      language: the model on our devices; None if it is behind an endpoint.
+      prompts: encodes states for the actor.
+      actor: samples actions.
+      algorithm: learns from them.
+    """
+
+    language: Language | None
+    prompts: Prompts
+    actor: Actor
+    algorithm: Algorithm
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on the disk, so that the next start is quick.
+
+    The folder is that of the environment variable JAX_COMPILATION_CACHE_DIR, by default
+    ~/.cache/etpo_jax; an empty variable turns it off.
+    """
+    name = os.environ.get(_CACHE_VARIABLE, "~/.cache/etpo_jax")
+    if not name:
         return
-    folder = Path(path).expanduser()
+    folder = Path(name).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
@@ -65,8 +94,8 @@ def load_language(config: Config, mesh: Mesh) -> Language:
     model, base = models.load(config.model.model, mesh=mesh, dtype=jnp.dtype(config.model.dtype))
     model = model.clone(
         remat=config.model.remat,
-        lora=config.finetune.lora,
-        attention_implementation=config.model.attention,
+        lora=config.finetune.adapters,
+        attention_implementation=attention,
     )
     return Language(model, base, tokenizer)
 
@@ -85,13 +114,20 @@ def open_dataset(config: TaskConfig, name: str) -> Dataset:
 
 
 @contextlib.contextmanager
-def open_task(config: Config) -> Iterator[tuple[Task, str]]:
-    """The task of `--dataset`, ready to step, and the isolation that its programs run in."""
+def open_task(config: Config) -> Iterator[Task]:
+    """The task that the settings describe, ready to step; closed at the end."""
     with contextlib.closing(_make_task(config)) as task:
-        yield task, getattr(task, "isolation", "none: this task executes no programs")
+        yield task
+
+
+def isolation_of(task: Task) -> str:
+    """The isolation that a task's programs run in, for the records of a run."""
+    return getattr(task, "isolation", "none: this task executes no programs")
 
 
 def _make_task(config: Config) -> Task:
+    if config.task.task:
+        return load_task(config.task.task)
     name = config.task.dataset
     if name == "toy":
         return ToyTask(max_steps=config.task.max_steps)
@@ -104,31 +140,23 @@ def _make_task(config: Config) -> Task:
         _make_executor(config, dataset),
         max_steps=config.task.max_steps,
         prompt_style=config.task.prompt_style,  # type: ignore[arg-type]
-        forbidden_constructs=[text for text in config.task.forbidden_constructs.split(",") if text],
     )
 
 
 def _make_executor(config: Config, dataset: Dataset) -> Executor:
     execution = config.execution
-    metric = metrics.find(config.task.metric)
     rules: dict[str, Any] = {
         "num_splits": config.task.num_splits,
-        "metric": metric,
+        "metric": metrics.find(config.task.metric),
         "libraries": execution.library_names,
-        "limits": Limits(
-            timeout_s=execution.timeout_s,
-            cpu_s=execution.cpu_s,
-            memory_bytes=execution.memory_bytes,
-            max_threads=execution.max_threads,
-            max_output_bytes=execution.max_output_bytes,
-        ),
+        "limits": _limits(execution),
     }
     executor: CodeExecutor | RayExecutor
-    if execution.executor == "ray":
+    if execution.executor.startswith("ray"):
         executor = RayExecutor(
             dataset,
-            address=execution.ray_address,
-            num_actors=execution.num_ray_actors,
+            address=execution.ray_options.get("address", ""),
+            num_actors=execution.ray_options.get("actors", 0),
             num_workers=execution.num_workers,
             isolation=execution.isolation,
             **rules,
@@ -140,12 +168,48 @@ def _make_executor(config: Config, dataset: Dataset) -> Executor:
             isolation=execution.isolation,
             **rules,
         )
-    if execution.reward_cache == "off":
-        return executor
     folder = execution.reward_cache
+    if folder == "off":
+        return executor
     context = reward_cache.reward_context(dataset, **rules)
     return CachedExecutor(
         executor, reward_cache.default_folder() if folder == "auto" else folder, context
+    )
+
+
+def _limits(execution: ExecutionConfig) -> Limits:
+    units = {"memory_mb": ("memory_bytes", 2**20), "max_output_kb": ("max_output_bytes", 2**10)}
+    values: dict[str, Any] = {}
+    for flag, value in execution.further_limits.items():
+        name, unit = units.get(flag, (flag, 1))
+        values[name] = value * unit
+    return Limits(timeout_s=execution.timeout_s, **values)
+
+
+def make_agent(config: Config, task: Task, mesh: Mesh) -> Agent:
+    """The model that acts, and the algorithm that learns.
+
+    Raises:
+      models.errors.ModelError: for a model that cannot be used.
+      UsageError: for settings that do not fit the model, the task or the devices.
+    """
+    if endpoint := getattr(config.learning, "endpoint", ""):
+        from etpo_jax.acting.external import ExternalModel, TextPrompts
+
+        external = ExternalModel(
+            task,
+            url=endpoint,
+            model=config.model.model,
+            options=config.learning.options,
+            sampling=config.sampling,
+        )
+        return Agent(None, TextPrompts(task), external, EndpointReflection(external))
+    language = load_language(config, mesh)
+    return Agent(
+        language,
+        TokenPrompts(task, language.tokenizer, config.model.max_prompt_length),
+        make_actor(config, language, mesh),
+        config.algorithm(language.model, language.base, config, mesh),
     )
 
 
@@ -177,5 +241,20 @@ def make_actor(config: Config, language: Language, mesh: Mesh) -> SamplingActor:
         sampler,
         language.tokenizer,
         config.model.max_prompt_length,
-        config.model.length_multiple,
+        LENGTH_MULTIPLE,
     )
+
+
+def settings_of(values: Mapping[str, Any]) -> Config:
+    """The settings that a run directory stores, of a run whose model is on our devices.
+
+    Raises:
+      UsageError: the settings are of another version, or the model is behind an endpoint.
+    """
+    try:
+        config = Config.from_dict(values)
+    except ValueError as error:
+        raise UsageError(f"the settings of the run cannot be used: {error}") from error
+    if getattr(config.learning, "endpoint", ""):
+        raise UsageError("the run's model is behind an endpoint, not in the run")
+    return config

@@ -204,6 +204,11 @@ class TaskConfig(Section):
         False, "Use a table of the paper although its rows are not the paper's."
     )
 
+    @property
+    def title(self) -> str:
+        """Name of what is done, for messages."""
+        return self.task or self.dataset
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Section):

@@ -15,12 +15,13 @@ from absl import flags
 from jax.sharding import AbstractMesh
 
 from env import command_line
-from etpo_jax import config as config_lib
+from etpo_jax import flags as settings_flags
 from etpo_jax.config import Config
 from etpo_jax.devices import accelerators, aot, memory
 from etpo_jax.devices.accelerators import Accelerator
 from etpo_jax.devices.memory import Item, Memory, total
 from etpo_jax.devices.mesh import abstract_mesh
+from etpo_jax.launch_files import launch_folder
 from models.config import DecoderConfig
 from models.errors import ModelError
 from models.repository import config_folder
@@ -32,9 +33,7 @@ _HINT = (
 )
 
 _flags = flags.FlagValues()
-config_lib.define_flags(_flags)
-flags.adopt_module_key_flags(config_lib, _flags)
-flags.DEFINE_string("flagfile", None, "Insert flags from a file.", flag_values=_flags)
+settings_flags.define_flags(_flags)
 flags.DEFINE_enum(
     "device",
     None,
@@ -54,7 +53,7 @@ def main() -> int:
     """Prints the plan; the exit code is 1 where it is known not to fit."""
     # A look at a plan must not take an accelerator from a run that is under way.
     jax.config.update("jax_platforms", "cpu")
-    config = config_lib.from_flags(_flags)
+    config = settings_flags.from_flags(_flags)
     device = accelerators.find(_flags["device"].value) if _flags["device"].value else None
     text, fits = _describe(config, device)
     print(text)
@@ -77,9 +76,8 @@ def describe(config: Config) -> str:
 
 def _describe(config: Config, device: Accelerator | None) -> tuple[str, bool]:
     """The plan, and False if it is known that the run does not fit."""
-    if config.endpoint.endpoint:
-        endpoint = config.endpoint
-        model = f"model {endpoint.endpoint_model} behind {endpoint.endpoint}: no device is needed"
+    if endpoint := getattr(config.learning, "endpoint", ""):
+        model = f"model {config.model.model} behind {endpoint}: no device is needed"
         return "\n".join([*_step_lines(config), model]), True
     mesh = abstract_mesh(config.model.mesh)
     decoder = DecoderConfig.from_folder(config_folder(config.model.model))
@@ -99,10 +97,10 @@ def _describe(config: Config, device: Accelerator | None) -> tuple[str, bool]:
 
 def _step_lines(config: Config) -> Iterator[str]:
     learning, run = config.learning, config.run
-    per_update = learning.num_envs * learning.steps_per_update
-    yield f"{run.algorithm} on {config.task.dataset}, seed {run.seed}"
+    per_update = run.collection_size
+    yield f"{run.algorithm} on {config.task.title}, seed {run.seed}"
     steps = ""
-    if run.algorithm != "reflection":
+    if config.algorithm.learns:
         steps = f", {learning.updates_per_batch} gradient steps of {learning.minibatch_size} each"
     updates = math.ceil(run.num_env_steps / per_update)
     yield (
@@ -149,8 +147,7 @@ def _item_lines(items: tuple[Item, ...], text: Callable[[int], str]) -> Iterator
 
 
 def _compiler_lines(config: Config, topology: str) -> tuple[list[str], bool]:
-    is_learning = config.run.algorithm != "reflection"
-    programs = aot.PROGRAMS if is_learning else ("generation",)
+    programs = aot.PROGRAMS if config.algorithm.learns else ("generation",)
     limit = accelerators.find(topology.split(":")[0]).num_bytes
     lines = ["", f"compiled for {topology}, on each chip ({_gib(limit)})"]
     columns = ("arguments", "temporaries", "results", "sum", "host", "seconds")
@@ -185,4 +182,11 @@ def _mib(num_bytes: int) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main, errors=(ModelError,), flag_values=_flags)
+    command_line.run(
+        main,
+        errors=(ModelError,),
+        flag_values=_flags,
+        sections=settings_flags.help_sections(_flags),
+        flagfile_folders=(launch_folder(),),
+        before_parsing=lambda arguments: settings_flags.define_chosen(arguments, _flags),
+    )

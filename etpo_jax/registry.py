@@ -1,9 +1,11 @@
 """Learning algorithms by name: the built-in ones, registered ones, and `package.module:Class`."""
 
 import importlib
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+from env.base import UsageError
+from env.plugins import load_object
 
 _BUILT_IN = "etpo_jax.algorithms"
 _ALGORITHMS: dict[str, Any] = {}
@@ -42,16 +44,13 @@ def find_algorithm(name: str) -> Any:
     importlib.import_module(_BUILT_IN)
     if name in _ALGORITHMS:
         return _ALGORITHMS[name]
-    module, _, attribute = name.partition(":")
-    if not attribute:
+    if ":" not in name:
         known = ", ".join(_ALGORITHMS)
         raise ValueError(f"--algorithm={name}: must be one of {known}, or package.module:Class")
-    if "" not in sys.path:
-        sys.path.append("")
     try:
-        algorithm = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"--algorithm={name}: {error}") from error
+        algorithm = load_object(name, flag="--algorithm")
+    except UsageError as error:
+        raise ValueError(str(error)) from error
     if not (isinstance(algorithm, type) and hasattr(algorithm, "Settings")):
         raise ValueError(f"--algorithm={name}: is no subclass of etpo_jax.Algorithm")
     algorithm.name = name  # type: ignore[attr-defined]

@@ -227,13 +227,15 @@ class ActorCritic(Algorithm):
         base: Any,
         state: Any,
         make_batch: Callable[[int], Batch],
+        whole: Callable[[Any], Any],
         config: Config,
         mesh: Mesh,
     ) -> Any:
-        batch, hyper = make_batch(config.run.collection_size), Hyperparameters.of(config)
-        label = cls.make_label(networks, config)
-        labels = jax.eval_shape(label, state, base, batch, jnp.int32(0), hyper)
-        rows_m = jax.ShapeDtypeStruct((config.learning.minibatch_size,), jnp.int32)
+        batch = whole(make_batch(config.run.collection_size))
+        hyper = whole(jax.eval_shape(lambda: Hyperparameters.of(config)))
+        label, count = cls.make_label(networks, config), jax.ShapeDtypeStruct((), jnp.int32)
+        labels = whole(jax.eval_shape(label, state, base, batch, count, hyper))
+        rows_m = whole(jax.ShapeDtypeStruct((config.learning.minibatch_size,), jnp.int32))
         step: Any = cls.make_step(networks, config, mesh)
         return step.lower(state, base, batch, labels, rows_m, hyper)
 

@@ -251,18 +251,20 @@ class Algorithm(abc.ABC):
         base: Any,
         state: Any,
         make_batch: Callable[[int], Batch],
+        whole: Callable[[Any], Any],
         config: Config,
         mesh: Mesh,
     ) -> Any:
         """Lowers the gradient step for ahead-of-time compilation (`plan --aot`).
 
         Args:
-          networks: of `make_networks`.
+          networks: see `make_networks`.
           base, state: shapes with shardings.
           make_batch: shapes of a batch of so many transitions with longest prompts and actions.
-          config, mesh: of the run.
+          whole: gives shapes the sharding of arrays that come from the host.
+          config, mesh: settings and devices of the run.
 
         Returns:
           What `jax.jit(...).lower` returns, or None where nothing is learnt.
         """
-        del networks, base, state, make_batch, config, mesh
+        del networks, base, state, make_batch, whole, config, mesh

@@ -288,12 +288,14 @@ class Etpo(Algorithm):
         base: Any,
         state: Any,
         make_batch: Callable[[int], Batch],
+        whole: Callable[[Any], Any],
         config: Config,
         mesh: Mesh,
     ) -> Any:
         step: Any = make_update_step(networks, config, mesh)
         batch = make_batch(config.learning.minibatch_size)
-        return step.lower(state, base, batch, Hyperparameters.of(config))
+        hyper = jax.eval_shape(lambda: Hyperparameters.of(config))
+        return step.lower(state, base, *whole((batch, hyper)))
 
 
 UpdateStep = Callable[[TrainState, Any, Batch, Hyperparameters], tuple[TrainState, Metrics]]

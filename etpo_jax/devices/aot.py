@@ -27,8 +27,6 @@ from jax.sharding import PartitionSpec as P
 from env.base import UsageError
 from etpo_jax.acting.sampler import Sampler
 from etpo_jax.acting.transitions import Batch
-from etpo_jax.algorithms import actor_critic, etpo
-from etpo_jax.algorithms.hyperparameters import Hyperparameters
 from etpo_jax.config import Config
 from etpo_jax.devices import memory
 from etpo_jax.devices.mesh import AXES, axis_sizes
@@ -188,23 +186,18 @@ def _topology_mesh(topology: str, mesh_text: str) -> Mesh:
 
 
 def _lower_update(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any:
-    dtype = jnp.dtype(config.model.dtype)
     networks = memory.networks_of(config, decoder)
-    base = _placed(abstract_parameters(decoder, dtype), mesh)
+    base = _placed(abstract_parameters(decoder, jnp.dtype(config.model.dtype)), mesh)
     state = _placed(memory.abstract_state(networks, base, config), mesh)
-    hyper = _whole(jax.eval_shape(lambda: Hyperparameters.of(config)), mesh)
-    learning = config.learning
-    step: Any
-    if memory.is_from_replay(config):
-        batch = _whole(_abstract_batch(config, learning.minibatch_size), mesh)
-        step = etpo.make_update_step(networks, config, mesh)
-        return step.lower(state, base, batch, hyper)
-    batch = _whole(_abstract_batch(config, learning.num_envs * learning.steps_per_update), mesh)
-    make_labels = actor_critic.make_labels(networks, config)
-    labels = _whole(jax.eval_shape(make_labels, state, base, batch, hyper), mesh)
-    rows_m = jax.ShapeDtypeStruct((learning.minibatch_size,), jnp.int32)
-    step = actor_critic.make_step(networks, config, mesh)
-    return step.lower(state, base, batch, labels, _whole(rows_m, mesh), hyper)
+    return config.algorithm.lower_step(
+        networks,
+        base,
+        state,
+        functools.partial(_abstract_batch, config),
+        lambda tree: _whole(tree, mesh),
+        config,
+        mesh,
+    )
 
 
 def _abstract_batch(config: Config, b: int) -> Batch:
@@ -224,7 +217,6 @@ def _abstract_batch(config: Config, b: int) -> Batch:
         continues_b=array(jnp.float32, b),
         next_prompt_tokens_bp=array(jnp.int32, b, p),
         next_prompt_mask_bp=array(jnp.bool_, b, p),
-        targets_bj=array(jnp.float32, b, j) if config.learning.targets == "collection" else None,
     )
 
 
@@ -248,7 +240,7 @@ def _lower_generation(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any
     def generate(weights: Any, reference: Any, tokens_bp: Any, mask_bp: Any, keys_b: Any) -> Any:
         return sampler.generate(weights, tokens_bp, mask_bp, keys_b, reference_weights=reference)
 
-    b, p = config.learning.num_envs, config.model.max_prompt_length
+    b, p = config.run.num_envs, config.model.max_prompt_length
     keys_b = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), b))
     prompts = (
         jax.ShapeDtypeStruct((b, p), jnp.int32),

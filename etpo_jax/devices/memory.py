@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
-from etpo_jax.algorithms import actor_critic, etpo
 from etpo_jax.algorithms.networks import Networks
 from etpo_jax.config import Config
 from models import decode
@@ -80,15 +79,14 @@ def estimate(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> Memo
     dtype = jnp.dtype(config.model.dtype)
     base = abstract_parameters(decoder, dtype)
     resident = [_item("base (reference)", base, mesh)]
-    is_learning = config.run.algorithm != "reflection"
+    algorithm = config.algorithm
     state: Any = None
-    if is_learning:
+    if algorithm.learns:
         state = abstract_state(networks_of(config, decoder), base, config)
         trees = {
-            "policy": state.policy,
-            "critic": state.critic,
-            "target critic": getattr(state, "target_critic", None),
-            "optimiser states": (state.policy_optimizer, state.critic_optimizer),
+            field.name.replace("_", " "): getattr(state, field.name)
+            for field in dataclasses.fields(state)
+            if field.name != "step"
         }
         resident += [
             _item(name, tree, mesh) for name, tree in trees.items() if jax.tree.leaves(tree)
@@ -100,22 +98,14 @@ def estimate(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> Memo
     if config.sampling.support_threshold > 0:
         copies = 2
         resident.append(dataclasses.replace(sampled, name="reference's weights of generation"))
-    needed = _update(config, decoder, mesh, state) if is_learning else []
-    # The device learns while programs execute, and samples with the same weights afterwards.
-    learning = config.learning
-    is_overlapping = learning.learn_while_executing and learning.updates_per_batch > 1
-    if is_from_replay(config) and is_overlapping and learning.steps_per_update > 1:
+    needed = _update(config, decoder, mesh, state) if algorithm.learns else []
+    if needed and algorithm.step_memory(config).is_beside_sampling:
         needed.insert(0, sampled)
     return Memory(
         tuple(resident),
         (sampled, *_generation(config, decoder, mesh, copies)),
         tuple(needed),
     )
-
-
-def is_from_replay(config: Config) -> bool:
-    """Whether the algorithm is ETPO, which learns from minibatches of the replay."""
-    return config.run.algorithm == "etpo"
 
 
 def networks_of(config: Config, decoder: DecoderConfig) -> Networks:
@@ -126,18 +116,15 @@ def networks_of(config: Config, decoder: DecoderConfig) -> Networks:
         dtype=dtype,
         param_dtype=dtype,
         remat=config.model.remat,
-        lora=config.finetune.lora,
+        lora=config.finetune.adapters,
         attention_implementation=config.model.attention,
     )
-    networks = Networks.of(model, config)
-    if is_from_replay(config):
-        return networks
-    return dataclasses.replace(networks, q_parameterization="dueling", tie_policy=False)
+    return config.algorithm.make_networks(model, config)
 
 
 def abstract_state(networks: Networks, base: Any, config: Config) -> Any:
-    """Shapes of what the learner of `--algorithm` keeps; see `etpo_jax.algorithms.learner`."""
-    initial = etpo.initial_state if is_from_replay(config) else actor_critic.initial_state
+    """Shapes of the state that the algorithm of `--algorithm` keeps."""
+    initial = config.algorithm.initial_state
     return jax.eval_shape(lambda tree: initial(networks, tree, config), base)
 
 
@@ -145,7 +132,7 @@ def _generation(
     config: Config, decoder: DecoderConfig, mesh: AbstractMesh, copies: int
 ) -> list[Item]:
     width = jnp.dtype(config.model.dtype).itemsize
-    b, p = config.learning.num_envs, config.model.max_prompt_length
+    b, p = config.run.num_envs, config.model.max_prompt_length
     m = decode.num_slots(p + config.sampling.max_new_tokens, config.model.attention)
     n, k, h = decoder.num_heads, decoder.num_kv_heads, decoder.head_dim
     d, f = decoder.hidden_size, decoder.intermediate_size
@@ -188,19 +175,16 @@ def _update(config: Config, decoder: DecoderConfig, mesh: AbstractMesh, state: A
     }[config.model.remat]
     networks = [tree for tree in (state.critic, state.policy) if jax.tree.leaves(tree)]
     sizes = [_num_bytes(network, mesh) for network in networks]
-    if is_from_replay(config):
-        gradient = max(sizes)
-        logits = _LOGITS * _local("b-v", (b, min(finetune.loss_chunk_size or j, j), v), mesh)
-    else:
-        gradient = sum(sizes)
-        # Before the first step the whole collection is scored, by policy and reference.
-        rows = learning.num_envs * learning.steps_per_update
-        logits = _LOGITS * _local("b-v", (max(rows, b), j, v), mesh)
+    step = config.algorithm.step_memory(config)
+    gradient = sum(sizes) if step.gradients_at_once else max(sizes)
+    logits = _LOGITS * _local("b-v", (b, min(finetune.loss_chunk_size or j, j), v), mesh)
+    if step.scored_rows:
+        logits = _LOGITS * _local("b-v", (max(step.scored_rows, b), j, v), mesh)
     if finetune.microbatch_size not in (0, learning.minibatch_size):
         # The sums of both in float32, once as they were and once with the microbatch added.
         gradient += 2 * sum(_num_bytes(_as_float32(network), mesh) for network in networks)
     gathered = _gathered(decoder, width, mesh)
-    if finetune.lora is None:
+    if finetune.adapters is None:
         # The gradient of a layer before it is summed over devices.
         gathered += _gathered(decoder, jnp.dtype(finetune.trained_dtype).itemsize, mesh)
     return [
@@ -221,7 +205,7 @@ def _products(config: Config, decoder: DecoderConfig, b: int, s: int, mesh: Abst
         ("-", 2 * decoder.hidden_size),
     )
     count = sum(_local(f"b-{axis}", (b, s, size), mesh) for axis, size in sizes)
-    parts = 1 if config.finetune.lora is None else 2
+    parts = 1 if config.finetune.adapters is None else 2
     return parts * count * jnp.dtype(config.model.dtype).itemsize
 
 
