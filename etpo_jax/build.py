@@ -23,6 +23,7 @@ from env.tasks.code_task import CodeTask
 from env.tasks.loading import load_task
 from env.tasks.table_questions import TableQuestions
 from env.tasks.toy import ToyTask
+from etpo_jax.acting.external import ExternalModel, TextPrompts
 from etpo_jax.acting.rollout import Actor, Prompts, SamplingActor, TokenPrompts
 from etpo_jax.acting.sampler import Sampler
 from etpo_jax.algorithms.base import Algorithm
@@ -186,31 +187,34 @@ def _limits(execution: ExecutionConfig) -> Limits:
     return Limits(timeout_s=execution.timeout_s, **values)
 
 
-def make_agent(config: Config, task: Task, mesh: Mesh) -> Agent:
-    """The model that acts, and the algorithm that learns.
+def make_agent(config: Config, task: Task, language: Language, mesh: Mesh) -> Agent:
+    """The agent of a model on our devices.
 
     Raises:
-      models.errors.ModelError: for a model that cannot be used.
-      UsageError: for settings that do not fit the model, the task or the devices.
+      UsageError: for settings that do not fit the model.
     """
-    if endpoint := getattr(config.learning, "endpoint", ""):
-        from etpo_jax.acting.external import ExternalModel, TextPrompts
-
-        external = ExternalModel(
-            task,
-            url=endpoint,
-            model=config.model.model,
-            options=config.learning.options,
-            sampling=config.sampling,
-        )
-        return Agent(None, TextPrompts(task), external, EndpointReflection(external))
-    language = load_language(config, mesh)
     return Agent(
         language,
         TokenPrompts(task, language.tokenizer, config.model.max_prompt_length),
         make_actor(config, language, mesh),
         config.algorithm(language.model, language.base, config, mesh),
     )
+
+
+def make_endpoint_agent(config: Config, task: Task) -> Agent:
+    """The agent of a model behind `--endpoint`.
+
+    Raises:
+      UsageError: for a task that a chat model cannot be asked, or without the client.
+    """
+    external = ExternalModel(
+        task,
+        url=config.learning.endpoint,
+        model=config.model.model,
+        options=config.learning.options,
+        sampling=config.sampling,
+    )
+    return Agent(None, TextPrompts(task), external, EndpointReflection(external))
 
 
 def make_actor(config: Config, language: Language, mesh: Mesh) -> SamplingActor:

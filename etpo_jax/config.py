@@ -542,12 +542,11 @@ class Config:
         for field in values:
             if field not in known:
                 raise ValueError(_unknown(field, name, known))
-        return cls(
-            **{
-                key: section(**{field: values[field] for field in section.names() if field in values})
-                for key, section in sections.items()
-            }
-        )
+        made = {
+            key: section(**{name: values[name] for name in section.names() if name in values})
+            for key, section in sections.items()
+        }
+        return cls(**made)
 
     def replace(self, **values: Any) -> Self:
         """The same settings but for these, by name; errors as `from_dict`."""

@@ -22,20 +22,23 @@ from absl import flags
 from env import command_line
 from env.base import Task, UsageError
 from etpo_jax import build, perplexity
-from etpo_jax import config as config_lib
+from etpo_jax import flags as settings_flags
 from etpo_jax.acting.rollout import Episodes, TokenPrompts
-from etpo_jax.algorithms.learner import make_learner
 from etpo_jax.algorithms.networks import Networks
 from etpo_jax.config import Config
 from etpo_jax.devices.mesh import build_mesh
+from etpo_jax.launch_files import launch_folder
 from etpo_jax.roles import Role
-from etpo_jax.runs import directory, files, fingerprint
-from etpo_jax.runs.checkpoint import choose, read_state
+from etpo_jax.runs import directory, fingerprint
+from etpo_jax.runs.checkpoint import choose, read_role
 from etpo_jax.runs.run_log import error_kind
 from models.errors import ModelError
 
-config_lib.define_flags(sections=config_lib.EVALUATION_SECTIONS)
-flags.adopt_module_key_flags(config_lib)
+_SECTIONS = ("task", "model", "sampling", "execution")
+"""Settings that matter where nothing is learnt."""
+
+settings_flags.define_flags(sections=_SECTIONS, with_learning=False)
+flags.adopt_module_key_flags(settings_flags)
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Run whose policy is evaluated; else --model is.")
 _CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "Update of the run; the newest by default.")
 _NUM_SAMPLES = flags.DEFINE_integer(
@@ -66,22 +69,24 @@ def main() -> int:
         path: perplexity.read_documents(Path(path))
         for path in (_PERPLEXITY_FILES.value if _PERPLEXITY.value else ())
     }
-    build.use_compilation_cache(config.model.compilation_cache_dir)
+    build.use_compilation_cache()
     mesh = build_mesh(config.model.mesh)
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         # The executor starts its processes first: they get ready while the model is loaded.
         task = None
         if _NUM_SAMPLES.value:
-            task, _ = stack.enter_context(build.open_task(config))
+            task = stack.enter_context(build.open_task(config))
         language = build.load_language(config, mesh)
         trunk: Role = {}
         title = config.model.model
         if run_path is not None:
             update = choose(run_path / directory.CHECKPOINTS, _CHECKPOINT.value)
-            trunk = _restore_policy(config, run_path, update, language, mesh)
+            keys = config.algorithm.policy_keys(config)
+            if keys:
+                trunk = read_role(run_path / directory.CHECKPOINTS / str(update), keys, mesh)
             title = f"{run_path} after update {update}"
-        answer: dict[str, Any] = {"policy": title, "dataset": config.task.dataset}
-        lines = [f"{title} on {config.task.dataset}, temperature {config.sampling.temperature:g}"]
+        answer: dict[str, Any] = {"policy": title, "dataset": config.task.title}
+        lines = [f"{title} on {config.task.title}, temperature {config.sampling.temperature:g}"]
         if task is not None:
             statistics = summarize(_sample(config, language, trunk, task, mesh))
             answer |= statistics
@@ -134,7 +139,7 @@ def _perplexities(
     if not 2 <= window <= largest:
         raise UsageError(f"--perplexity_window={window}: must be from 2 to the model's {largest}")
     scorer = perplexity.Scorer(
-        Networks.of(language.model, config),
+        Networks(language.model),
         language.tokenizer.pad_id,
         length=window,
         stride=max(1, window // 2),
@@ -229,31 +234,28 @@ def render_perplexity(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _resolve() -> tuple[Config, Path | None]:
-    """The run's configuration under the flags that were given, or that of the flags alone."""
+    """The run's settings under the flags that were given, or those of the flags alone."""
     if _RUN_DIR.value is None:
         if _CHECKPOINT.value is not None:
             raise UsageError(f"--checkpoint={_CHECKPOINT.value}: needs --run_dir")
-        return config_lib.from_flags(), None
+        return settings_flags.from_flags(sections=_SECTIONS), None
     run_path = Path(_RUN_DIR.value).expanduser()
-    if not directory.is_run_directory(run_path):
-        raise UsageError(f"--run_dir={run_path}: is no run directory")
-    stored = files.read_json(run_path / directory.CONFIG)
-    config = config_lib.from_flags(defaults=stored)
-    if config.endpoint.endpoint:
-        raise UsageError(f"--run_dir={run_path}: its model is behind an endpoint, not in the run")
+    stored = build.settings_of(directory.open_for_reading(run_path)).to_dict()
+    config = settings_flags.from_flags(sections=_SECTIONS, defaults=stored)
     fingerprint.check(run_path, config.model.model)
     return config, run_path
 
 
-def _restore_policy(
-    config: Config, run_path: Path, update: int, language: build.Language, mesh: jax.sharding.Mesh
-) -> Role:
-    networks = Networks.of(language.model, config)
-    learner = make_learner(networks, language.base, config, mesh)
-    folder = run_path / directory.CHECKPOINTS / str(update)
-    learner.state = read_state(folder, learner.state)
-    return learner.policy_trunk()
-
-
 if __name__ == "__main__":
-    command_line.run(main, errors=(ModelError,))
+    command_line.run(
+        main,
+        errors=(ModelError,),
+        sections=[
+            (
+                "Evaluation",
+                ["run_dir", "checkpoint", "model", "dataset", "num_samples", "num_envs", "seed"],
+            ),
+            *settings_flags.help_sections(),
+        ],
+        flagfile_folders=(launch_folder(),),
+    )

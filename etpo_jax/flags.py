@@ -8,7 +8,7 @@ from absl import flags
 
 from env.base import UsageError
 from etpo_jax import registry
-from etpo_jax.config import SECTIONS, Config, LearningConfig, RunConfig, Section
+from etpo_jax.config import SECTIONS, Config, LearningConfig, Section
 
 IMPORTANT = (
     "run_dir",
@@ -49,9 +49,7 @@ def define_flags(
             _define_section(algorithm.Settings, flag_values, of_algorithms=True)
 
 
-def define_chosen(
-    arguments: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS
-) -> None:
+def define_chosen(arguments: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the settings of an algorithm that the command line names as package.module:Class.
 
     Args:
@@ -72,19 +70,24 @@ def define_chosen(
 
 
 def from_flags(
-    flag_values: flags.FlagValues = flags.FLAGS, *, defaults: Mapping[str, Any] | None = None
+    flag_values: flags.FlagValues = flags.FLAGS,
+    *,
+    sections: Iterable[str] = SECTIONS,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Config:
     """The settings that the parsed flags describe.
 
     Args:
       flag_values: the registry of flags.
+      sections: as for `define_flags`; other programs may have flags of the same names.
       defaults: values of settings that the command line does not give, such as a run's.
 
     Raises:
       UsageError: naming the flag, its value and what is allowed; also for a flag that the chosen
         algorithm does not read.
     """
-    names = [*_general_names(), *_learning_names(flag_values)]
+    general = [name for section in sections for name in SECTIONS[section].names()]
+    names = [*general, *_learning_names(flag_values)]
     given = {
         name: flag_values[name].value
         for name in names
@@ -98,7 +101,8 @@ def from_flags(
 
 def help_sections(flag_values: flags.FlagValues = flags.FLAGS) -> list[tuple[str, list[str]]]:
     """Titles and names of flags in the order of `--help`: what matters most comes first."""
-    listed = [("What matters most", [name for name in IMPORTANT if name in flag_values])]
+    important = [name for name in IMPORTANT if name in flag_values]
+    listed = [("What matters most", important)] if "algorithm" in flag_values else []
     groups = [(section, section.names()) for section in SECTIONS.values()]
     groups.append((LearningConfig, LearningConfig.names()))
     own: dict[tuple[str, ...], list[str]] = {}
@@ -108,7 +112,8 @@ def help_sections(flag_values: flags.FlagValues = flags.FLAGS) -> list[tuple[str
     titles = [(_title(section), names) for section, names in groups]
     titles += [(f"Learning: read by {' and '.join(readers)} only", own[readers]) for readers in own]
     for title, names in titles:
-        rest = [name for name in names if name in flag_values and name not in IMPORTANT]
+        seen = {name for _, names in listed for name in names}
+        rest = [name for name in names if name in flag_values and name not in seen]
         if rest:
             listed.append((title, rest))
     return listed
@@ -118,13 +123,9 @@ def _title(section: type[Section]) -> str:
     return (section.__doc__ or "").strip().rstrip(".")
 
 
-def _general_names() -> list[str]:
-    return [name for section in SECTIONS.values() for name in section.names()]
-
-
 def _learning_names(flag_values: flags.FlagValues) -> list[str]:
     """Names of the flags that belong to algorithms, each once."""
-    chosen = flag_values["algorithm"].value if "algorithm" in flag_values else RunConfig.algorithm
+    chosen = str(flag_values["algorithm"].value) if "algorithm" in flag_values else ""
     settings = [algorithm.Settings for algorithm in registry.algorithms().values()]
     if ":" in chosen:
         settings.append(registry.find_algorithm(chosen).Settings)

@@ -210,7 +210,7 @@ class Loop:
         return self._row(rows, metrics) | of_the_machine, rows
 
     def inspect(self, count: int) -> list[dict[str, Any]]:
-        """The newest actions token by token for the report; empty if the algorithm has no credit."""
+        """The newest actions token by token for the report; empty where there is no credit."""
         newest = self._replay.newest(count)
         if not newest or self._tokenizer is None:
             return []
@@ -269,9 +269,7 @@ class Loop:
                 check_finite(metrics, self._counters.gradient_steps)
         names = [name for name in fetched[-1] if name != "is_finite"]
         means = {name: float(np.mean([metrics[name] for metrics in fetched])) for name in names}
-        return means | {
-            name: float(fetched[-1][name]) for name in _OF_LAST_STEP if name in names
-        }
+        return means | {name: float(fetched[-1][name]) for name in _OF_LAST_STEP if name in names}
 
     def _note_best(self, actions: Actions, steps: list[Step]) -> None:
         first = self.env_step - len(steps) + 1

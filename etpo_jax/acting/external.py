@@ -19,7 +19,7 @@ import numpy as np
 
 from env.base import ChatTask, State, Task, UsageError
 from etpo_jax.acting.rollout import Actions, Prompt
-from etpo_jax.config import Config, SamplingConfig
+from etpo_jax.config import SamplingConfig
 from etpo_jax.roles import Role
 
 BILLED = ("endpoint_prompt_tokens", "endpoint_completion_tokens", "endpoint_cost_usd")
@@ -278,29 +278,3 @@ class ExternalModel:
     def _failure(self, reason: str) -> UsageError:
         shown = " ".join(reason.split())[:_MAX_ERROR_CHARS]
         return UsageError(f"--endpoint={self._url}: {shown}; the same command resumes the run")
-
-
-def make_endpoint(config: Config, task: Task) -> ExternalModel:
-    """The external model that the settings describe.
-
-    Raises:
-      UsageError: as `ExternalModel` does.
-    """
-    endpoint = config.endpoint
-    options = dataclasses.replace(
-        EndpointOptions.parse(endpoint.endpoint_options),
-        timeout_s=endpoint.endpoint_timeout_s,
-        max_retries=endpoint.endpoint_retries,
-        concurrency=endpoint.endpoint_concurrency,
-        key_variable=endpoint.endpoint_key_variable,
-        usd=endpoint.endpoint_budget,
-        prompt_price=endpoint.endpoint_prompt_price,
-        completion_price=endpoint.endpoint_completion_price,
-    )
-    return ExternalModel(
-        task,
-        url=endpoint.endpoint,
-        model=endpoint.endpoint_model,
-        options=options,
-        sampling=config.sampling,
-    )

@@ -185,9 +185,7 @@ class ActorCritic(Algorithm):
         labels = self._label(self.state, self.base, batch, count, self.hyper)
         learned = []
         for rows in minibatches(size, learning.minibatch_size, learning.updates_per_batch, rng):
-            self.state, metrics = self._step(
-                self.state, self.base, batch, labels, rows, self.hyper
-            )
+            self.state, metrics = self._step(self.state, self.base, batch, labels, rows, self.hyper)
             learned.append(metrics)
         return learned
 
@@ -388,9 +386,7 @@ def _score(
 
     def score(inputs: tuple[Array, Array, Array]) -> Scores:
         policy_bjd, reference_bjd, tokens_bj = inputs
-        reference_bjv, support_bjv = read_reference(
-            networks, base, reference_bjd, tokens_bj, hyper
-        )
+        reference_bjv, support_bjv = read_reference(networks, base, reference_bjd, tokens_bj, hyper)
         raw_bjv = networks.logits(base, policy, policy_bjd)
         policy_bjv = hyper.distribution.logits(raw_bjv, support_bjv)
         constant_bjv = jax.lax.stop_gradient(policy_bjv)

@@ -182,6 +182,7 @@ class Algorithm(abc.ABC):
 
     def start(self, mean_reward: float) -> None:
         """Called once, with the mean reward of the first collection, before anything is learnt."""
+        del mean_reward
 
     def while_programs_execute(self, experience: Experience) -> list[Metrics]:
         """Gradient steps that need no new transitions, taken while programs are executed.

@@ -31,7 +31,13 @@ from etpo_jax.algorithms.token_scores import (
 )
 from etpo_jax.config import Config
 from etpo_jax.divergence import masked_mean
-from etpo_jax.losses import critic_loss, doubly_robust_correction, is_trusted, path_loss, suffix_sums
+from etpo_jax.losses import (
+    critic_loss,
+    doubly_robust_correction,
+    is_trusted,
+    path_loss,
+    suffix_sums,
+)
 from etpo_jax.roles import Role
 from etpo_jax.soft_q import retrace_targets, soft_value, token_targets
 
@@ -57,9 +63,7 @@ def backward(
         lambda critic: networks.action_hidden(base, critic.trunk, batch), state.critic
     )
     policy_bjd, policy_back = jax.vjp(
-        lambda policy: (
-            None if networks.tie_policy else networks.action_hidden(base, policy, batch)
-        ),
+        lambda policy: None if networks.tie_policy else networks.action_hidden(base, policy, batch),
         state.policy,
     )
     reference_bjd = networks.action_hidden(base, {}, batch)

@@ -1,5 +1,6 @@
 """The machinery of a gradient step that every algorithm shares: microbatches, guards, placement."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -84,10 +85,14 @@ def in_microbatches(
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trained)
     sums, metrics = jax.lax.scan(add, constrain(zeros, mesh), parts)
-    return Backward(
-        {name: jnp.sum(values) for name, values in metrics.items()},
-        tuple(lambda after, gradient=gradient: gradient for gradient in sums),
-    )
+    metrics = {name: jnp.sum(values) for name, values in metrics.items()}
+    return Backward(metrics, tuple(functools.partial(_given, gradient) for gradient in sums))
+
+
+def _given(gradient: Any, after: Any) -> Any:
+    """A gradient that is there already."""
+    del after
+    return gradient
 
 
 def all_finite(metrics: Metrics) -> Bool[Array, ""]:
@@ -135,7 +140,8 @@ def guarded_step(
     proposed = optimizer.step(
         transformation, gradients, optimizer_state, parameters, learning_rate, key
     )
-    return Step(*where(is_taken, proposed, (parameters, optimizer_state)), norm, is_taken)
+    kept_parameters, kept_state = where(is_taken, proposed, (parameters, optimizer_state))
+    return Step(kept_parameters, kept_state, norm, is_taken)
 
 
 def next_state_values(

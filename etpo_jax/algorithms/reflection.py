@@ -94,7 +94,7 @@ class EndpointReflection(Reflection):
         self._external = external
 
     @property
-    def state(self) -> dict[str, Any]:  # type: ignore[override]
+    def state(self) -> dict[str, Any]:
         return self._external.state
 
     @state.setter

@@ -17,45 +17,45 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from env.base import UsageError
-from etpo_jax.config import HostsConfig
 
 AUTOMATIC = "auto"
 
 _Value = TypeVar("_Value")
 
 
-def initialize(config: HostsConfig) -> None:
+def initialize(text: str) -> None:
     """Joins the other hosts, before anything else is asked of jax; nothing for a single host.
 
+    Args:
+      text: "auto" where jax finds the hosts (TPU pods, Slurm, Open MPI), or HOST:PORT of the first
+        host, their number and the number of this one, separated by commas; "" for a single host.
+
     Raises:
-      UsageError: the flags do not say which of how many processes this is, or the others were not
-        found.
+      UsageError: the text has another form, or the others were not found.
     """
-    address = config.coordinator_address
-    numbers = (config.num_processes, config.process_id)
-    if not address:
-        if numbers != (None, None):
-            raise UsageError(
-                "--num_processes and --process_id need --coordinator_address=HOST:PORT"
-            )
+    if not text:
         return
     arguments: dict[str, Any] = {}
-    if address != AUTOMATIC:
-        if None in numbers:
+    if text != AUTOMATIC:
+        address, *numbers = (part.strip() for part in text.split(","))
+        if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
             raise UsageError(
-                f"--coordinator_address={address}: needs --num_processes and --process_id; "
-                "auto finds all three on TPU pods, Slurm and Open MPI"
+                f"--hosts={text}: must be auto, which finds the hosts on TPU pods, Slurm and Open "
+                "MPI, or HOST:PORT,COUNT,INDEX"
             )
+        num_processes, process_id = map(int, numbers)
+        if not process_id < num_processes:
+            raise UsageError(f"--hosts={text}: INDEX must be below COUNT, it counts from 0")
         arguments = {
             "coordinator_address": address,
-            "num_processes": config.num_processes,
-            "process_id": config.process_id,
+            "num_processes": num_processes,
+            "process_id": process_id,
         }
     try:
         jax.distributed.initialize(**arguments)
     except (ValueError, RuntimeError) as error:
         line = " ".join(str(error).split())
-        raise UsageError(f"--coordinator_address={address}: {line}") from error
+        raise UsageError(f"--hosts={text}: {line}") from error
 
 
 def count() -> int:

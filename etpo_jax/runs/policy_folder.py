@@ -1,0 +1,107 @@
+"""A trained policy as a folder for Hugging Face's tools: a whole model, or a PEFT adapter."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+import models
+from env.base import UsageError
+from etpo_jax.config import Config
+from etpo_jax.roles import Role
+from models import peft_format
+from models.config import DecoderConfig, read_json
+from models.repository import local_folder
+
+Form = Literal["merged", "peft"]
+FORMS: tuple[Form, ...] = ("merged", "peft")
+
+# Files of a model folder beside weights and config.json.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+_GENERATION = "generation_config.json"
+
+
+def check_new(output: Path) -> None:
+    """Raises UsageError if the folder to be made is there already."""
+    if output.exists():
+        raise UsageError(f"--output={output}: is there already; name a new folder")
+
+
+def write_policy(
+    output: Path,
+    config: Config,
+    role: Role,
+    mesh: jax.sharding.Mesh,
+    *,
+    form: Form = "merged",
+    dtype: str | None = None,
+    model: str | None = None,
+) -> None:
+    """Writes a policy into a new folder, which appears only when it is whole.
+
+    Args:
+      output: the folder to be made.
+      config: settings of the run.
+      role: variables of the policy.
+      mesh: devices of the arrays.
+      form: a model with adapters added to the weights, or an adapter to the model that was trained.
+      dtype: type of a model's weights; None is the run's `--dtype`.
+      model: folder or repository of the model that was trained; None is the run's `--model`.
+
+    Raises:
+      UsageError: the folder is there already, or there is no adapter.
+      models.errors.ModelError: the trained model cannot be read.
+    """
+    check_new(output)
+    name = model or config.model.model
+    folder = local_folder(name)
+    part = output.with_name(f"{output.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with jax.set_mesh(mesh):
+        if form == "peft":
+            _write_adapter(part, config, role, name, folder)
+        else:
+            _write_model(part, config, role, folder, dtype or config.model.dtype, mesh)
+    for file in (*_TOKENIZER_FILES, *([_GENERATION] if form == "merged" else [])):
+        if (folder / file).is_file():
+            shutil.copyfile(folder / file, part / file)
+    os.rename(part, output)
+
+
+def _write_model(
+    output: Path, config: Config, role: Role, folder: Path, dtype: str, mesh: jax.sharding.Mesh
+) -> None:
+    adapters: Any = None
+    if "params" in role:
+        params, sizes = role["params"], DecoderConfig.from_folder(folder)
+    else:
+        decoder, params = models.load(folder, mesh=mesh, dtype=jnp.dtype(config.model.dtype))
+        sizes = decoder.config
+        if "lora" in role:
+            adapters = (role["lora"], config.finetune.adapters)
+    values = read_json(folder / "config.json")
+    values.pop("torch_dtype", None)  # the name of dtype in older files
+    models.save(output, sizes, params, dtype=jnp.dtype(dtype), values=values, adapters=adapters)
+
+
+def _write_adapter(output: Path, config: Config, role: Role, name: str, folder: Path) -> None:
+    adapters = config.finetune.adapters
+    if "lora" not in role or adapters is None:
+        raise UsageError("--format=peft: the run trained all weights (--finetune=full), no adapter")
+    # PEFT finds a folder from wherever it is called.
+    base_model = str(folder.resolve()) if Path(name).expanduser().is_dir() else name
+    sizes = DecoderConfig.from_folder(folder)
+    peft_format.save(output, sizes, role["lora"], adapters, base_model=base_model)

@@ -1,0 +1,367 @@
+"""The Python API: one run from settings to results; the command line is a thin user of it."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from env.base import Task, UsageError
+from env.tasks.function_task import FunctionTask
+from etpo_jax import build
+from etpo_jax.acting.transitions import bucket, pad_left
+from etpo_jax.algorithms.base import Algorithm
+from etpo_jax.build import Agent, Language
+from etpo_jax.config import LENGTH_MULTIPLE, Config
+from etpo_jax.devices import hosts
+from etpo_jax.devices.mesh import build_mesh
+from etpo_jax.loop import Loop
+from etpo_jax.roles import Role
+from etpo_jax.runs import directory, files, fingerprint, policy_folder, progress, report
+from etpo_jax.runs.best import Best
+from etpo_jax.runs.checkpoint import Checkpoints, committed_steps, read_state
+from etpo_jax.runs.directory import FollowedRun, RunDirectory
+from etpo_jax.runs.stopping import StopSignals
+from etpo_jax.runs.trackers import TensorBoard
+
+CHECKPOINTS_TO_KEEP = 2
+INSPECTED_ACTIONS = 8
+"""Number of the newest actions that the report shows token by token."""
+
+_IN_PYTHON = " (given in Python)"
+
+Row = dict[str, Any]
+Callback = Callable[[Row], bool | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Outcome of a run, as far as it has come.
+
+    Attributes:
+      run_dir: the folder of the run.
+      metrics: one dict for each update, the rows of `metrics.jsonl`.
+      best: the best action that worked, with `action`, `reward` and the whole `program`; None if
+        none did.
+      signal: the number of the signal that stopped the run; 0 without any.
+    """
+
+    run_dir: Path
+    metrics: list[Row]
+    best: Best | None
+    signal: int = 0
+
+
+class Trainer:
+    """One run of an algorithm on a task: trains, samples the policy and exports it.
+
+    The run lives in a run directory. `train` resumes it from its last checkpoint, as the same
+    command line does, and a finished run is not trained again. Devices, model and processes are
+    taken when they are first needed.
+
+        def reward(prompt: str, completion: str) -> float: ...
+
+        trainer = etpo_jax.Trainer(prompts=["..."], reward=reward, run_dir="runs/mine")
+        result = trainer.train()
+    """
+
+    def __init__(
+        self,
+        *,
+        task: Task | str | None = None,
+        prompts: Sequence[str] | None = None,
+        reward: Callable[[str, str], float] | None = None,
+        callbacks: Sequence[Callback] = (),
+        overwrite: bool = False,
+        quiet: bool = False,
+        **settings: Any,
+    ):
+        """Checks the settings; nothing is loaded yet.
+
+        Args:
+          task: the task to learn; `package.module:factory` as for `--task`, or None for that of
+            `dataset` or of `prompts` and `reward`. The caller closes a task that is given here.
+          prompts: texts to complete, each with at most one `<FILL_ME>`; without one the completion
+            follows the prompt.
+          reward: reward of a completion, from (prompt, completion); it may raise, which counts as
+            a failure with that error.
+          callbacks: called with the row of `metrics.jsonl` after each update; one that returns
+            False stops the run, with a checkpoint.
+          overwrite: give up the run in `run_dir` and start anew.
+          quiet: print nothing.
+          **settings: any setting by the name of its flag, such as `model`, `run_dir`, `beta`
+            (`python -m etpo_jax.train --help` lists them).
+
+        Raises:
+          ValueError: a wrong name or value, with the message of the flag; prompts without a reward
+            or the other way round.
+        """
+        if isinstance(task, str):
+            settings["task"], task = task, None
+        if (prompts is None) != (reward is None):
+            raise ValueError("prompts and reward: one is given without the other")
+        if prompts is not None and reward is not None:
+            if task is not None or settings.get("task"):
+                raise ValueError("task: must not be given beside prompts and reward")
+            try:
+                task = FunctionTask(prompts, reward)
+            except UsageError as error:
+                raise ValueError(str(error)) from error
+        if task is not None:
+            kind = type(task)
+            settings["task"] = f"{kind.__module__}.{kind.__qualname__}{_IN_PYTHON}"
+        self.config = Config.from_dict(settings)
+        self._task = task
+        self._callbacks = tuple(callbacks)
+        self._overwrite = overwrite
+        self._quiet = quiet
+        self._algorithm: Algorithm | None = None
+
+    @classmethod
+    def from_config(cls, config: Config, **options: Any) -> "Trainer":
+        """A trainer with settings that are already checked; options as in the constructor."""
+        return cls(**options, **config.to_dict())
+
+    def train(self) -> Result:
+        """Trains until all environment steps are done, or a callback or a signal says stop.
+
+        The first Ctrl-C or SIGTERM stops the run after the update that is under way.
+
+        Raises:
+          ValueError: there is no `run_dir` among the settings.
+          UsageError: the run directory, the task or the model cannot be used.
+          NonFiniteError: a loss or gradient was not finite; checkpoints hold the state before it.
+        """
+        config = self.config
+        if not config.run.run_dir:
+            raise ValueError("--run_dir is missing: name the folder that keeps the run")
+        path = Path(config.run.run_dir).expanduser()
+        build.use_compilation_cache()
+        stop = StopSignals()
+        is_main = threading.current_thread() is threading.main_thread()
+        with (
+            stop if is_main else contextlib.nullcontext(),
+            jax.set_mesh(self._mesh),
+            hosts.first_then_all(
+                lambda: RunDirectory.open(
+                    path,
+                    config.to_dict(),
+                    may_differ=config.may_differ,
+                    overwrite=self._overwrite,
+                    defaults=Config.from_dict({"algorithm": config.run.algorithm}).to_dict(),
+                ),
+                lambda: FollowedRun(path),
+            ) as run,
+        ):
+            self._overwrite = False  # a second call goes on with what the first one made
+            finished = run.finished
+            if finished is not None and finished["env_step"] >= config.run.num_env_steps:
+                self._say("This run is finished; --overwrite starts it anew.\n")
+            else:
+                self._train(run, stop)
+        self._say(progress.summary(path))
+        return Result(path, *_read_results(path), signal=int(stop.received or 0))
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        temperature: float | None = None,
+        seed: int = 0,
+    ) -> list[str]:
+        """Samples one completion for each prompt from the policy as it stands.
+
+        That is the policy that this trainer has trained, else that of the newest checkpoint in
+        `run_dir`, else the untrained model.
+
+        Args:
+          prompts: texts with at most one `<FILL_ME>`.
+          temperature: in place of the setting; above 0.
+          seed: seed of the sampling.
+
+        Raises:
+          ValueError: a prompt that is too long or has several markers, or a temperature of 0.
+          UsageError: the model cannot be used.
+        """
+        if not prompts:
+            return []
+        with jax.set_mesh(self._mesh):
+            language, algorithm = self._language, self._trained()
+            config = self.config
+            actor = build.make_actor(config, language, self._mesh)
+            ids = [np.array(language.tokenizer.encode_prompt(text), np.int32) for text in prompts]
+            longest, limit = max(map(len, ids)), config.model.max_prompt_length
+            if longest > limit:
+                raise ValueError(f"a prompt has {longest} tokens: --max_prompt_length={limit}")
+            tokens_bp, mask_bp = pad_left(
+                ids, bucket(longest, LENGTH_MULTIPLE, limit), language.tokenizer.pad_id
+            )
+            reference = actor.weights({}) if config.sampling.support_threshold > 0 else None
+            generation = jax.device_get(
+                actor.sampler.generate(
+                    actor.weights(algorithm.policy_trunk()),
+                    tokens_bp,
+                    mask_bp,
+                    jax.random.split(jax.random.key(seed), len(prompts)),
+                    reference_weights=reference,
+                    temperature=temperature,
+                )
+            )
+        return [
+            language.tokenizer.decode(row[mask].tolist())
+            for row, mask in zip(
+                generation.action_tokens_bj, generation.action_mask_bj, strict=True
+            )
+        ]
+
+    def export(
+        self, folder: str | os.PathLike[str], *, form: policy_folder.Form = "merged"
+    ) -> Path:
+        """Writes the policy into a new folder that `transformers` and `--model` read.
+
+        Args:
+          folder: the folder to be made.
+          form: "merged" for a whole model, "peft" for an adapter to the model that was trained.
+
+        Returns:
+          The folder.
+
+        Raises:
+          UsageError: the folder is there already, or there is no adapter.
+        """
+        output = Path(folder).expanduser()
+        policy_folder.check_new(output)
+        with jax.set_mesh(self._mesh):
+            role: Role = self._trained().policy_trunk()
+        policy_folder.write_policy(output, self.config, role, self._mesh, form=form)
+        return output
+
+    @functools.cached_property
+    def _mesh(self) -> Mesh:
+        return build_mesh(self.config.model.mesh)
+
+    @functools.cached_property
+    def _language(self) -> Language:
+        """The language model, read once."""
+        build.use_compilation_cache()
+        return build.load_language(self.config, self._mesh)
+
+    def _trained(self) -> Algorithm:
+        """The algorithm with the state that `generate` and `export` read."""
+        if self._algorithm is None:
+            config, language = self.config, self._language
+            algorithm = config.algorithm(language.model, language.base, config, self._mesh)
+            if config.run.run_dir and (path := Path(config.run.run_dir).expanduser()).is_dir():
+                steps = committed_steps(path / directory.CHECKPOINTS)
+                if steps:
+                    directory.open_for_reading(path)
+                    fingerprint.check(path, config.model.model)
+                    folder = path / directory.CHECKPOINTS / str(steps[-1])
+                    algorithm.state = read_state(folder, algorithm.state)
+            self._algorithm = algorithm
+        return self._algorithm
+
+    def _train(self, run: RunDirectory, stop: StopSignals) -> None:
+        config = self.config
+        # The task starts its processes first: they get ready while the model is loaded.
+        with (
+            self._open_task() as task,
+            Checkpoints(run.checkpoints_path, CHECKPOINTS_TO_KEEP) as checkpoints,
+        ):
+            run.record(
+                isolation=build.isolation_of(task),
+                devices=[str(device) for device in self._mesh.devices.flat],
+            )
+            agent = self._make_agent(run, task)
+            self._algorithm = agent.algorithm
+            tokenizer = agent.language.tokenizer if agent.language else None
+            loop = Loop(
+                config,
+                run,
+                checkpoints,
+                task,
+                tokenizer,
+                agent.prompts,
+                agent.actor,
+                agent.algorithm,
+            )
+            try:
+                loop.resume()
+                self._run(run, loop, stop)
+                if loop.env_step:
+                    run.write_tokens(loop.inspect(INSPECTED_ACTIONS))
+            finally:
+                loop.close()
+        if hosts.is_first() and loop.env_step:
+            if loop.env_step >= config.run.num_env_steps:
+                run.mark_finished({"env_step": loop.env_step, "update": loop.counters.update})
+            report.write_curve(run.path)
+            report.write_report(run.path)
+
+    def _run(self, run: RunDirectory, loop: Loop, stop: StopSignals) -> None:
+        """The loop with all that watches it; of several hosts the first one's watchers speak."""
+        stops: list[bool] = []
+
+        def is_stopped() -> bool:
+            return stop.is_stopped() or any(stops)
+
+        if not hosts.is_first():
+            loop.run(is_stopped, lambda row: None)
+            return
+        start, total = loop.env_step, self.config.run.num_env_steps
+        if start:
+            self._say(f"Resuming {run.path} at environment step {start} of {total}.")
+        with TensorBoard(run.path) as events, self._progress(total, start) as show:
+
+            def on_update(row: Row) -> None:
+                events.write(row)
+                show(row)
+                stops.extend(callback(row) is False for callback in self._callbacks)
+
+            loop.run(is_stopped, on_update)
+
+    @contextlib.contextmanager
+    def _progress(self, total: int, start: int) -> Iterator[Callable[[Row], None]]:
+        if self._quiet:
+            yield lambda row: None
+            return
+        with progress.Progress(total, env_step=start) as bar:
+            yield bar.update
+
+    def _make_agent(self, run: RunDirectory, task: Task) -> Agent:
+        config = self.config
+        if getattr(config.learning, "endpoint", ""):
+            if hosts.count() > 1:
+                raise UsageError("--endpoint: plays on a single host")
+            return build.make_endpoint_agent(config, task)
+        fingerprint.check(run.path, config.model.model)
+        agent = build.make_agent(config, task, self._language, self._mesh)
+        if hosts.is_first():
+            fingerprint.note(run.path, config.model.model)
+        return agent
+
+    @contextlib.contextmanager
+    def _open_task(self) -> Iterator[Task]:
+        if self._task is not None:
+            yield self._task
+            return
+        with build.open_task(self.config) as task:
+            yield task
+
+    def _say(self, text: str) -> None:
+        if hosts.is_first() and not self._quiet:
+            print(text)
+
+
+def _read_results(path: Path) -> tuple[list[Row], Best | None]:
+    """Rows of `metrics.jsonl` and the best program of a run."""
+    metrics, best = path / directory.METRICS, path / directory.BEST
+    rows = [dict(row) for row in files.read_rows(metrics)] if metrics.exists() else []
+    return rows, Best.from_json(files.read_json(best)) if best.exists() else None
