@@ -16,10 +16,10 @@ from jax.sharding import Mesh
 from env.base import Task, UsageError
 from env.tasks.function_task import FunctionTask
 from etpo_jax import build
-from etpo_jax.acting.transitions import bucket, pad_left
+from etpo_jax.acting.rollout import Prompt
 from etpo_jax.algorithms.base import Algorithm
 from etpo_jax.build import Agent, Language
-from etpo_jax.config import LENGTH_MULTIPLE, Config
+from etpo_jax.config import Config
 from etpo_jax.devices import hosts
 from etpo_jax.devices.mesh import build_mesh
 from etpo_jax.loop import Loop
@@ -192,34 +192,28 @@ class Trainer:
         """
         if not prompts:
             return []
+        config = self.config
+        if temperature is not None:
+            config = config.replace(temperature=temperature)
         with jax.set_mesh(self._mesh):
             language, algorithm = self._language, self._trained()
-            config = self.config
-            actor = build.make_actor(config, language, self._mesh)
-            ids = [np.array(language.tokenizer.encode_prompt(text), np.int32) for text in prompts]
-            longest, limit = max(map(len, ids)), config.model.max_prompt_length
-            if longest > limit:
+            encoded = [
+                Prompt(text, np.array(language.tokenizer.encode_prompt(text), np.int32))
+                for text in prompts
+            ]
+            longest = max(len(prompt.tokens) for prompt in encoded)
+            if longest > (limit := config.model.max_prompt_length):
                 raise ValueError(f"a prompt has {longest} tokens: --max_prompt_length={limit}")
-            tokens_bp, mask_bp = pad_left(
-                ids, bucket(longest, LENGTH_MULTIPLE, limit), language.tokenizer.pad_id
+            actor = build.make_actor(config, language, self._mesh)
+            actions = actor.act(
+                actor.weights(algorithm.policy_trunk()),
+                encoded,
+                jax.random.key(seed),
+                reference_weights=(
+                    actor.weights({}) if config.sampling.support_threshold > 0 else None
+                ),
             )
-            reference = actor.weights({}) if config.sampling.support_threshold > 0 else None
-            generation = jax.device_get(
-                actor.sampler.generate(
-                    actor.weights(algorithm.policy_trunk()),
-                    tokens_bp,
-                    mask_bp,
-                    jax.random.split(jax.random.key(seed), len(prompts)),
-                    reference_weights=reference,
-                    temperature=temperature,
-                )
-            )
-        return [
-            language.tokenizer.decode(row[mask].tolist())
-            for row, mask in zip(
-                generation.action_tokens_bj, generation.action_mask_bj, strict=True
-            )
-        ]
+        return actions.texts
 
     def export(
         self, folder: str | os.PathLike[str], *, form: policy_folder.Form = "merged"

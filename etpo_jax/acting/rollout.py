@@ -162,7 +162,7 @@ class SamplingActor:
     ):
         """Prompts are padded to a multiple of `length_multiple`, up to `max_prompt_length`."""
         self._base = base
-        self.sampler = sampler
+        self._sampler = sampler
         self._tokenizer = tokenizer
         self._max_prompt_length = max_prompt_length
         self._length_multiple = length_multiple
@@ -191,7 +191,7 @@ class SamplingActor:
         tokens_bp, mask_bp = pad_left(distinct, length, self._tokenizer.pad_id)
         keys_b = jax.vmap(functools.partial(jax.random.fold_in, key))(np.arange(len(prompts)))
         generation = hosts.fetch(
-            self.sampler.generate(
+            self._sampler.generate(
                 weights, tokens_bp, mask_bp, keys_b, reference_weights=reference_weights
             )
         )

@@ -84,9 +84,10 @@ class RunLog:
 
     @property
     def title(self) -> str:
-        """Algorithm, data set and seed as one phrase."""
-        names = [self.config.get(name) for name in ("algorithm", "dataset", "seed")]
-        return "{} on {}, seed {}".format(*names)
+        """Algorithm, task and seed as one phrase."""
+        config = self.config
+        task = config.get("task") or config.get("dataset")
+        return f"{config.get('algorithm')} on {task}, seed {config.get('seed')}"
 
     @property
     def env_steps(self) -> int:
