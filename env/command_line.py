@@ -102,7 +102,7 @@ def near_names(name: str, candidates: Iterable[str]) -> list[str]:
         parts = ["_".join(words[i : i + length]) for i in range(len(words) - length + 1)]
         compared = (candidate, *parts)
         scores[candidate] = max(difflib.SequenceMatcher(None, name, c).ratio() for c in compared)
-    least = max(0.75, max(scores.values(), default=0.0) - 0.05)
+    least = max(0.75, max(scores.values(), default=0.0) - 0.1)
     return [candidate for candidate, score in scores.items() if score >= least][:3]
 
 

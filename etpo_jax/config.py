@@ -538,7 +538,7 @@ class Config:
         name = values.get("algorithm", RunConfig().algorithm)
         settings = registry.find_algorithm(name).Settings
         sections = {**SECTIONS, "learning": settings}
-        known = {field for section in sections.values() for field in section.names()}
+        known = [field for section in sections.values() for field in section.names()]
         for field in values:
             if field not in known:
                 raise ValueError(_unknown(field, name, known))
