@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from env.base import State, Step, Task, UsageError
     from env.tasks.function_task import FunctionTask
     from etpo_jax.algorithms.base import Algorithm, Experience, Hyperparameters
-    from etpo_jax.config import Config, LearningConfig, Section, option
+    from etpo_jax.config import Config, LearningConfig
     from etpo_jax.registry import register_algorithm
+    from etpo_jax.settings import Section, option
     from etpo_jax.trainer import Result, Trainer
 
 _MODULES = {
@@ -27,13 +28,13 @@ _MODULES = {
     "Hyperparameters": "etpo_jax.algorithms.base",
     "LearningConfig": "etpo_jax.config",
     "Result": "etpo_jax.trainer",
-    "Section": "etpo_jax.config",
+    "Section": "etpo_jax.settings",
     "State": "env.base",
     "Step": "env.base",
     "Task": "env.base",
     "Trainer": "etpo_jax.trainer",
     "UsageError": "env.base",
-    "option": "etpo_jax.config",
+    "option": "etpo_jax.settings",
     "register_algorithm": "etpo_jax.registry",
 }
 

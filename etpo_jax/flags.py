@@ -8,7 +8,8 @@ from absl import flags
 
 from env.base import UsageError
 from etpo_jax import registry
-from etpo_jax.config import SECTIONS, Config, LearningConfig, Section
+from etpo_jax.config import SECTIONS, Config, LearningConfig
+from etpo_jax.settings import Section
 
 IMPORTANT = (
     "run_dir",

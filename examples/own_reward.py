@@ -1,6 +1,6 @@
 """Trains the stand-in model on a reward of one's own: short answers that mention scikit-learn.
 
-    python examples/own_reward.py
+python examples/own_reward.py
 """
 
 import sys

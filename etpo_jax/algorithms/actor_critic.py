@@ -40,9 +40,10 @@ from etpo_jax.algorithms.token_scores import (
     of_token,
     read_reference,
 )
-from etpo_jax.config import Config, LearningConfig, option
+from etpo_jax.config import Config, LearningConfig
 from etpo_jax.divergence import categorical_kl, entropy, masked_mean
 from etpo_jax.roles import Role
+from etpo_jax.settings import option
 from models.transformer import Decoder
 
 

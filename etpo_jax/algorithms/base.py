@@ -16,9 +16,10 @@ from etpo_jax.acting.transitions import Batch, Transition
 from etpo_jax.algorithms.gradients import Metrics
 from etpo_jax.algorithms.inspection import Inspection
 from etpo_jax.algorithms.networks import Networks
-from etpo_jax.config import Config, LearningConfig, Section
+from etpo_jax.config import Config, LearningConfig
 from etpo_jax.distribution import Distribution
 from etpo_jax.roles import Role
+from etpo_jax.settings import Section
 from models.transformer import Decoder
 
 

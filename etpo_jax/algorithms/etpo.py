@@ -36,9 +36,10 @@ from etpo_jax.algorithms.gradients import (
 from etpo_jax.algorithms.inspection import Inspection
 from etpo_jax.algorithms.networks import Networks, TrainState, polyak
 from etpo_jax.algorithms.token_scores import make_measure
-from etpo_jax.config import Config, LearningConfig, option
+from etpo_jax.config import Config, LearningConfig
 from etpo_jax.registry import register_algorithm
 from etpo_jax.roles import Role
+from etpo_jax.settings import option
 from models.transformer import Decoder
 
 CRITIC_LOSSES = ("one_step", "retrace", "path", "path_root")

@@ -17,8 +17,8 @@ from etpo_jax.acting.transitions import Batch
 from etpo_jax.algorithms.actor_critic import ActorCritic, ClippedConfig, Scores
 from etpo_jax.algorithms.base import Hyperparameters
 from etpo_jax.algorithms.networks import Critic, Networks
-from etpo_jax.config import option
 from etpo_jax.registry import register_algorithm
+from etpo_jax.settings import option
 from etpo_jax.soft_q import is_last_token
 
 

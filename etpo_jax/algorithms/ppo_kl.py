@@ -15,9 +15,10 @@ from etpo_jax.acting.transitions import Batch
 from etpo_jax.algorithms.actor_critic import ActorCritic, ClippedConfig, Scores, state_values
 from etpo_jax.algorithms.base import Hyperparameters
 from etpo_jax.algorithms.networks import Critic, Networks
-from etpo_jax.config import Config, option
+from etpo_jax.config import Config
 from etpo_jax.divergence import action_log_ratio
 from etpo_jax.registry import register_algorithm
+from etpo_jax.settings import option
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,10 @@ from etpo_jax.algorithms.base import Algorithm, Experience
 from etpo_jax.algorithms.gradients import Metrics
 from etpo_jax.algorithms.networks import Networks
 from etpo_jax.algorithms.token_scores import make_measure
-from etpo_jax.config import Config, Section, option
+from etpo_jax.config import Config
 from etpo_jax.registry import register_algorithm
 from etpo_jax.roles import Role
+from etpo_jax.settings import Section, option
 from models.transformer import Decoder
 
 
