@@ -32,6 +32,9 @@ from etpo_jax.config import LENGTH_MULTIPLE, Config, ExecutionConfig, TaskConfig
 from models.tokenizer import Tokenizer
 from models.transformer import Decoder
 
+IN_PYTHON = " (given in Python)"
+"""End of the setting `task` where the task is an object that a Python program made."""
+
 _QUESTIONS = "questions:"
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
@@ -127,6 +130,11 @@ def isolation_of(task: Task) -> str:
 
 
 def _make_task(config: Config) -> Task:
+    if config.task.task.endswith(IN_PYTHON):
+        raise UsageError(
+            f"--task={config.task.task}: cannot be made from the settings alone; name a factory as "
+            "--task=package.module:factory"
+        )
     if config.task.task:
         return load_task(config.task.task)
     name = config.task.dataset

@@ -35,8 +35,6 @@ CHECKPOINTS_TO_KEEP = 2
 INSPECTED_ACTIONS = 8
 """Number of the newest actions that the report shows token by token."""
 
-_IN_PYTHON = " (given in Python)"
-
 Row = dict[str, Any]
 Callback = Callable[[Row], bool | None]
 
@@ -116,7 +114,7 @@ class Trainer:
                 raise ValueError(str(error)) from error
         if task is not None:
             kind = type(task)
-            settings["task"] = f"{kind.__module__}.{kind.__qualname__}{_IN_PYTHON}"
+            settings["task"] = f"{kind.__module__}.{kind.__qualname__}{build.IN_PYTHON}"
         self.config = Config.from_dict(settings)
         self._task = task
         self._callbacks = tuple(callbacks)

@@ -121,8 +121,9 @@ class EtpoConfig(LearningConfig):
     )
     trust_region: float = option(
         0.3,
-        "Nats that the log probability of an action may have moved since it was sampled; beyond, "
-        "the action adds nothing to the policy's gradient in that step. 0 is no limit.",
+        "Trust region as a mask of the sequence-level ratio: nats that the log probability of an "
+        "action may have moved since it was sampled; beyond, the action adds nothing to the "
+        "policy's gradient in that step. 0 is no limit.",
         lower=0.0,
         traced=True,
     )
