@@ -4,6 +4,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float
 
 from etpo_jax.divergence import action_log_ratio, masked_mean
@@ -28,12 +29,11 @@ def critic_loss(
       huber_delta: where the loss turns from squared to linear, in reward units; None is the squared
         error. A delta below the spread of the targets biases the mean towards the median.
     """
-    error_bj = q_taken_bj - jax.lax.stop_gradient(q_target_bj)
+    q_target_bj = jax.lax.stop_gradient(q_target_bj)
     if huber_delta is None:
-        return masked_mean(0.5 * jnp.square(error_bj), mask_bj)
-    magnitude_bj = jnp.abs(error_bj)
-    quadratic_bj = jnp.minimum(magnitude_bj, huber_delta)
-    loss_bj = 0.5 * jnp.square(quadratic_bj) + huber_delta * (magnitude_bj - quadratic_bj)
+        loss_bj = optax.losses.l2_loss(q_taken_bj, q_target_bj)
+    else:
+        loss_bj = optax.losses.huber_loss(q_taken_bj, q_target_bj, delta=huber_delta)
     return masked_mean(loss_bj, mask_bj)
 
 

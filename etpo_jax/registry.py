@@ -1,5 +1,6 @@
 """Learning algorithms by name: the built-in ones, registered ones, and `package.module:Class`."""
 
+import dataclasses
 import importlib
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -16,13 +17,16 @@ _Class = TypeVar("_Class", bound=type)
 def register_algorithm(name: str) -> Callable[[_Class], _Class]:
     """Class decorator that makes a subclass of `etpo_jax.Algorithm` available as `--algorithm`.
 
+    A class may be registered again, as by a notebook's cell that is executed twice.
+
     Raises:
-      ValueError: another class has the name, or a setting of the class is called as a general one.
+      ValueError: another class has the name, or the class or its settings cannot be used.
     """
 
     def register(algorithm: _Class) -> _Class:
+        _check(name, algorithm)
         known = _ALGORITHMS.get(name)
-        if known is not None and known.__qualname__ != algorithm.__qualname__:
+        if known is not None and _identity(known) != _identity(algorithm):
             raise ValueError(f"algorithm {name!r} is registered already, by {known.__qualname__}")
         algorithm.name = name  # type: ignore[attr-defined]
         _ALGORITHMS[name] = algorithm
@@ -39,7 +43,7 @@ def find_algorithm(name: str) -> Any:
         directory are found as well.
 
     Raises:
-      ValueError: there is no such algorithm, or it cannot be imported.
+      ValueError: there is no such algorithm, or it cannot be imported or used.
     """
     importlib.import_module(_BUILT_IN)
     if name in _ALGORITHMS:
@@ -51,9 +55,9 @@ def find_algorithm(name: str) -> Any:
         algorithm = load_object(name, flag="--algorithm")
     except UsageError as error:
         raise ValueError(str(error)) from error
-    if not (isinstance(algorithm, type) and hasattr(algorithm, "Settings")):
-        raise ValueError(f"--algorithm={name}: is no subclass of etpo_jax.Algorithm")
-    algorithm.name = name  # type: ignore[attr-defined]
+    _check(name, algorithm)
+    if "name" not in vars(algorithm):  # a registered class keeps its name
+        algorithm.name = name
     return algorithm
 
 
@@ -61,3 +65,35 @@ def algorithms() -> dict[str, Any]:
     """All registered algorithms by name, the built-in ones first."""
     importlib.import_module(_BUILT_IN)
     return dict(_ALGORITHMS)
+
+
+def _identity(algorithm: type) -> tuple[str, str]:
+    return algorithm.__module__, algorithm.__qualname__
+
+
+def _check(name: str, algorithm: Any) -> None:
+    """Checks that an algorithm can run and that its settings are read.
+
+    Raises:
+      ValueError: saying what is wrong.
+    """
+    # Both modules import this one.
+    base = importlib.import_module(f"{_BUILT_IN}.base")
+    sections = importlib.import_module("etpo_jax.config").SECTIONS.values()
+    if not (isinstance(algorithm, type) and issubclass(algorithm, base.Algorithm)):
+        raise ValueError(f"--algorithm={name}: is no subclass of etpo_jax.Algorithm")
+    if missing := sorted(algorithm.__abstractmethods__):
+        raise ValueError(
+            f"--algorithm={name}: {algorithm.__qualname__} does not define {', '.join(missing)}"
+        )
+    settings = algorithm.Settings
+    if any(isinstance(value, dataclasses.Field) for value in vars(settings).values()):
+        raise ValueError(
+            f"--algorithm={name}: {settings.__qualname__} needs @dataclasses.dataclass(frozen=True)"
+        )
+    for field in settings.names():
+        if any(field in section.names() for section in sections):
+            raise ValueError(
+                f"--algorithm={name}: --{field} is a setting of every run; call that of "
+                f"{settings.__qualname__} otherwise"
+            )

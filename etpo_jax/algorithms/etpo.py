@@ -183,8 +183,7 @@ class Etpo(Algorithm):
     def __init__(self, model: Decoder, base: Any, config: Config, mesh: Mesh):
         super().__init__(model, base, config, mesh)
         networks, learning = self.networks, config.learning
-        if not learning.trust_region:
-            self.hyper = self.hyper.replace(trust_region=jnp.float32(np.inf))
+        self.hyper = hyperparameters(config)
         self._update_step = make_update_step(networks, config, mesh)
         self._measure = make_measure(networks)
         self._inspect = etpo_losses.make_inspect(networks, config)
@@ -296,8 +295,16 @@ class Etpo(Algorithm):
     ) -> Any:
         step: Any = make_update_step(networks, config, mesh)
         batch = make_batch(config.learning.minibatch_size)
-        hyper = jax.eval_shape(lambda: Hyperparameters.of(config))
+        hyper = jax.eval_shape(lambda: hyperparameters(config))
         return step.lower(state, base, *whole((batch, hyper)))
+
+
+def hyperparameters(config: Config) -> Hyperparameters:
+    """The numbers that compiled programs take; without a trust region its radius is infinite."""
+    hyper = Hyperparameters.of(config)
+    if config.learning.trust_region > 0:
+        return hyper
+    return hyper.replace(trust_region=jnp.float32(np.inf))
 
 
 UpdateStep = Callable[[TrainState, Any, Batch, Hyperparameters], tuple[TrainState, Metrics]]

@@ -10,19 +10,14 @@ import pytest
 
 from env.tasks import toy
 from env.tasks.toy import LETTERS, PLACES, ToyTask
-from etpo_jax import build
-from etpo_jax.acting.rollout import TokenPrompts
 from etpo_jax.acting.transitions import Transition, collate
-from etpo_jax.algorithms.learner import make_learner
-from etpo_jax.algorithms.networks import Networks
 from etpo_jax.build import Language
 from etpo_jax.config import Config
 from etpo_jax.devices.mesh import build_mesh
-from etpo_jax.loop import Loop
 from models.transformer import Decoder, positions
 from tests.env.tasks import toy_optimum
 from tests.etpo_jax.algorithms import algorithms_test
-from tests.etpo_jax.algorithms.algorithms_test import STOP, WORDS, Memory, WordTokenizer
+from tests.etpo_jax.algorithms.algorithms_test import STOP, WORDS, WordTokenizer
 
 NUM_UPDATES, NUM_ENVS, MAX_STEPS = 150, 64, 2
 BETA, GAMMA = 0.25, 0.9
@@ -81,7 +76,7 @@ def distribution(params):
 
 @pytest.fixture(scope="module")
 def trained():
-    """The reference's probabilities, and the learner after its last update."""
+    """The reference's probabilities, and ETPO after its last update."""
     config = Config.from_dict(
         {
             "dataset": "toy",
@@ -91,26 +86,21 @@ def trained():
             "minibatch_size": 128,
             "replay_size": 1024,
             "max_prompt_length": 8,
-            "length_multiple": 8,
             "max_new_tokens": toy.MAX_TOKENS,
             "support_threshold": 1e-4,
             "beta": BETA,
             "gamma": GAMMA,
+            "updates_per_batch": 4,
             "policy_loss": "doubly_robust",
+            "trust_region": 0.0,
             "policy_learning_rate": 2e-3,
             "critic_learning_rate": 3e-3,
         }
     )
-    base, mesh, memory = reference_parameters(), build_mesh(), Memory()
+    base = reference_parameters()
     language, task = Language(MODEL, base, WordTokenizer()), ToyTask(max_steps=MAX_STEPS)
-    with jax.set_mesh(mesh):
-        learner = make_learner(Networks.of(MODEL, config), base, config, mesh)
-        prompts = TokenPrompts(task, language.tokenizer, config.model.max_prompt_length)
-        actor = build.make_actor(config, language, mesh)
-        loop = Loop(config, memory, memory, task, language.tokenizer, prompts, actor, learner)
-        loop.run(lambda: False, lambda row: None)
-        loop.close()
-    return base, learner
+    algorithm, _ = algorithms_test.run_loop(config, language, task)
+    return base, algorithm
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +111,7 @@ def optimum(trained):
 
 
 def test_the_policy_is_the_soft_optimal_one(trained, optimum):
-    base, learner = trained
+    base, algorithm = trained
 
     def distances(params):
         policy = distribution(params)
@@ -134,13 +124,13 @@ def test_the_policy_is_the_soft_optimal_one(trained, optimum):
         )
 
     assert distances(base).mean() > 0.4
-    after = distances(learner.policy_trunk()["params"])
+    after = distances(algorithm.policy_trunk()["params"])
     assert after.mean() < 0.05
     assert after.max() < 0.08
 
 
 def test_the_values_are_the_soft_optimal_ones(trained, optimum):
-    _, learner = trained
+    _, algorithm = trained
     transitions = [
         Transition(
             np.array(prompt_of(*state), np.int32),
@@ -153,7 +143,7 @@ def test_the_values_are_the_soft_optimal_ones(trained, optimum):
     ]
     batch = collate(transitions, pad_id=0, length_multiple=8, max_prompt_length=8, max_new_tokens=4)
     with jax.set_mesh(build_mesh()):
-        values = np.asarray(learner.inspect(batch).value_bj)[:, 0]
+        values = np.asarray(algorithm.inspect(batch).value_bj)[:, 0]
     expected = np.array([optimum.value[state] for state in STATES])
     assert np.ptp(expected) > 0.2, "all states are worth the same: the test says nothing"
     np.testing.assert_allclose(values, expected, atol=0.05)

@@ -10,8 +10,7 @@ import pytest
 
 import models
 from etpo_jax.acting.transitions import Batch
-from etpo_jax.algorithms import actor_critic
-from etpo_jax.algorithms.hyperparameters import Hyperparameters
+from etpo_jax.algorithms.base import Hyperparameters
 from etpo_jax.algorithms.networks import Networks
 from etpo_jax.config import Config
 from etpo_jax.devices.mesh import build_mesh
@@ -37,16 +36,16 @@ MODEL = Decoder(
         max_position_embeddings=64,
     )
 )
-NETWORKS = Networks(MODEL, "dueling", False)
+NETWORKS = Networks(MODEL, "dueling")
 MODES = {
     "ppo_kl": {"algorithm": "ppo_kl"},
     "leave_one_out": {"algorithm": "ppo_kl", "baseline": "leave_one_out"},
-    "poad": {"algorithm": "poad"},
+    "poad": {"algorithm": "poad", "lambda_within": LAMBDA},
 }
 
 
 def make_config(mode, **values):
-    settings = {"beta": BETA, "gamma": GAMMA, "gae_lambda": LAMBDA, "clip_ratio": CLIP}
+    settings = {"beta": BETA, "gamma": GAMMA, "clip_ratio": CLIP, "support_threshold": 0.0}
     return Config.from_dict({**settings, **MODES[mode], **values})
 
 
@@ -60,8 +59,8 @@ def programs(mode, microbatch_size=0, loss_chunk_size=0):
     )
     mesh = build_mesh()
     return (
-        actor_critic.make_labels(NETWORKS, config),
-        actor_critic.make_step(NETWORKS, config, mesh),
+        config.algorithm.make_label(NETWORKS, config),
+        config.algorithm.make_step(NETWORKS, config, mesh),
         Hyperparameters.of(config),
     )
 
@@ -90,8 +89,9 @@ def base():
 
 def make_state(base, mode):
     """Three different networks, so that no mistake of roles goes unnoticed."""
+    config = make_config(mode)
     state = jax.eval_shape(
-        lambda base: actor_critic.initial_state(NETWORKS, base, make_config(mode)), base
+        lambda base: config.algorithm.initial_state(NETWORKS, base, config), base
     )
     state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
     critic = state.critic
@@ -204,8 +204,8 @@ def test_losses_equal_the_formulas_row_by_row(base, mode):
     batch, state = make_batch(), make_state(base, mode)
     rows = rows_of(base, state, batch)
     advantage, target, log_ratio, value = expected_entries(rows, mode)
-    labels, step, hyper = programs(mode)
-    found = labels(state, base, batch, hyper)
+    label, step, hyper = programs(mode)
+    found = label(state, base, batch, jnp.int32(4), hyper)
     mask = batch.action_mask_bj if mode == "poad" else np.ones(4, bool)
     np.testing.assert_allclose(np.asarray(found.target)[mask], target, rtol=2e-4, atol=1e-4)
     standardised = (advantage - advantage.mean()) / advantage.std()
@@ -230,11 +230,34 @@ def test_losses_equal_the_formulas_row_by_row(base, mode):
     assert (state.critic is None) == (mode == "leave_one_out")
 
 
+def test_a_collection_filled_up_with_itself_has_the_advantages_of_the_distinct_actions(base):
+    """Two rows share a state, so that a copy of one would be in the baseline of the other."""
+    # Rewards beside which the ratios of these random networks are small.
+    rewards = np.array([100, 100, 0, 0], np.float32)
+    batch = dataclasses.replace(make_batch(), reward_b=rewards)
+    state = make_state(base, "leave_one_out")
+    label, _, hyper = programs("leave_one_out")
+
+    def advantages(rows, num_new):
+        chosen = jax.tree.map(lambda leaf: leaf[np.array(rows)], batch)
+        return np.asarray(label(state, base, chosen, jnp.int32(num_new), hyper).advantage)
+
+    def standardised(values):
+        return (values - values.mean()) / values.std()
+
+    alone, filled = advantages([0, 1, 2], 3), advantages([0, 1, 2, 0], 3)
+    np.testing.assert_allclose(filled[3], filled[0], rtol=1e-6)
+    # Standardised over four rows in place of three, which shifts and scales all of them alike.
+    np.testing.assert_allclose(standardised(filled[:3]), standardised(alone), rtol=1e-3, atol=1e-3)
+    mistaken = advantages([0, 1, 2, 0], 4)
+    assert np.abs(standardised(mistaken[:3]) - standardised(alone)).max() > 0.05
+
+
 def test_microbatches_and_chunks_are_the_minibatch(base):
     """Of POAD, whose means over tokens are no means over microbatches."""
     batch = make_batch()
-    labels, _, hyper = programs("poad")
-    found = labels(make_state(base, "poad"), base, batch, hyper)
+    label, _, hyper = programs("poad")
+    found = label(make_state(base, "poad"), base, batch, jnp.int32(4), hyper)
     moved = []
     for sizes in ((0, 0), (2, 3)):
         _, step, _ = programs("poad", *sizes)
@@ -247,8 +270,8 @@ def test_microbatches_and_chunks_are_the_minibatch(base):
 
 def test_a_step_that_is_not_finite_is_not_taken(base):
     batch, state = make_batch(), make_state(base, "poad")
-    labels, step, hyper = programs("poad")
-    found = labels(state, base, batch, hyper)
+    label, step, hyper = programs("poad")
+    found = label(state, base, batch, jnp.int32(4), hyper)
     before = jax.tree.map(np.asarray, state)
     broken = found._replace(advantage=found.advantage * np.nan)
     after, metrics = step(state, base, batch, broken, np.arange(4), hyper)
@@ -257,7 +280,8 @@ def test_a_step_that_is_not_finite_is_not_taken(base):
 
 
 def test_the_state_starts_as_the_reference_in_buffers_of_its_own(base):
-    state = actor_critic.initial_state(NETWORKS, base, make_config("poad"))
+    config = make_config("poad")
+    state = config.algorithm.initial_state(NETWORKS, base, config)
     jax.tree.map(np.testing.assert_array_equal, state.policy["params"], base)
     jax.tree.map(np.testing.assert_array_equal, state.critic.trunk["params"], base)
     pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((state, base))]

@@ -10,9 +10,10 @@ import pytest
 from etpo_jax import soft_q
 from etpo_jax.acting.transitions import Batch
 from etpo_jax.algorithms import etpo
-from etpo_jax.algorithms.hyperparameters import Hyperparameters
-from etpo_jax.algorithms.inspection import make_inspect
-from etpo_jax.algorithms.networks import Networks, read_soft_q
+from etpo_jax.algorithms.etpo import Etpo
+from etpo_jax.algorithms.etpo_losses import make_inspect
+from etpo_jax.algorithms.gradients import NonFiniteError, check_finite, constrain
+from etpo_jax.algorithms.networks import read_soft_q
 from etpo_jax.config import Config
 from etpo_jax.devices.mesh import build_mesh
 from etpo_jax.losses import path_loss
@@ -23,16 +24,25 @@ VOCAB, WIDTH = 23, 16
 DECODER = small_decoder(vocab_size=VOCAB, hidden_size=WIDTH, num_heads=2, num_kv_heads=1)
 ALL_MODES = [
     {"critic_loss": "path", "support_threshold": 0.02},
-    {"critic_loss": "path", "path_starts": "root", "tie_policy": True},
+    {"critic_loss": "path_root", "policy_loss": "tied"},
     {"critic_loss": "path", "q_parameterization": "beta_logits", "optimizer": "lion"},
     {"critic_loss": "one_step", "q_parameterization": "residual"},
     {"critic_loss": "one_step", "q_parameterization": "logits", "policy_loss": "uniform"},
-    {"critic_loss": "retrace", "policy_target": "exp_q", "huber_delta": 1.0},
+    {"critic_loss": "retrace", "policy_loss": "eq7", "huber_delta": 1.0},
     {"critic_loss": "retrace", "q_parameterization": "residual", "policy_loss": "doubly_robust"},
-    {"critic_loss": "retrace", "q_parameterization": "policy"},
-    {"critic_loss": "path", "q_parameterization": "policy"},
+    {"critic_loss": "retrace", "q_parameterization": "policy", "policy_loss": "tied"},
+    {"critic_loss": "path", "q_parameterization": "policy", "policy_loss": "tied"},
 ]
-DEFAULTS = {"beta": 0.3, "critic_loss": "path", "q_parameterization": "dueling"}
+SETTINGS = {
+    "beta": 0.3,
+    "critic_loss": "path",
+    "q_parameterization": "dueling",
+    "policy_loss": "exact",
+    "trust_region": 0.0,
+    "support_threshold": 0.0,
+    "policy_learning_rate": 5e-4,
+    "critic_learning_rate": 1e-3,
+}
 # Settings that do not change the program.
 TRACED = ("gamma", "polyak_lambda", "critic_learning_rate", "support_threshold", "trust_region")
 
@@ -71,20 +81,20 @@ def make_batch(seed=0, b=4, p=6, j=5):
 @functools.cache
 def compiled_step(model, *modes):
     """One jitted step and initial state per set of modes: compiling takes the time here."""
-    config = Config.from_dict({**DEFAULTS, **dict(modes)})
-    networks = Networks.of(model, config)
+    config = Config.from_dict({**SETTINGS, **dict(modes)})
+    networks = Etpo.make_networks(model, config)
     # As the learner makes it: what a step returns then lies where its argument lay.
     initial = jax.jit(
-        lambda tree: etpo.constrain(etpo.initial_state(networks, tree, config), build_mesh())
+        lambda tree: constrain(Etpo.initial_state(networks, tree, config), build_mesh())
     )
     return etpo.make_update_step(networks, config, build_mesh()), initial, networks
 
 
 def make(model, base, **values):
-    config = Config.from_dict({**DEFAULTS, **values})
+    config = Config.from_dict({**SETTINGS, **values})
     modes = {name: value for name, value in values.items() if name not in TRACED}
     step, initial, networks = compiled_step(model, *sorted(modes.items()))
-    return step, initial(base), Hyperparameters.of(config), networks
+    return step, initial(base), etpo.hyperparameters(config), networks
 
 
 def run(model, base, batches, **values):
@@ -322,8 +332,8 @@ def test_a_non_finite_step_is_not_taken_and_is_named(model, base):
     batch = dataclasses.replace(make_batch(), reward_b=np.full(4, np.nan, np.float32))
     after, metrics = step(state, base, batch, hyper)
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, after))
-    with pytest.raises(etpo.NonFiniteError, match=r"step 7 gave a non-finite .*critic_loss"):
-        etpo.check_finite(jax.device_get(metrics), 7)
+    with pytest.raises(NonFiniteError, match=r"step 7 gave a non-finite .*critic_loss"):
+        check_finite(jax.device_get(metrics), 7)
 
 
 def test_other_hyperparameters_do_not_compile_again(model, base):
@@ -331,7 +341,7 @@ def test_other_hyperparameters_do_not_compile_again(model, base):
     state, _ = step(state, base, make_batch(), hyper)
     before = step._cache_size()
     for seed in (1, 2):
-        hyper = hyper._replace(beta=hyper.beta / 2)
+        hyper = hyper.replace(beta=hyper.beta / 2)
         state, _ = step(state, base, make_batch(seed), hyper)
     assert step._cache_size() == before
 
@@ -386,7 +396,12 @@ def test_q_of_the_policy_is_dueling_with_its_logits_and_a_gradient_without_beta(
 def test_path_loss_with_q_of_the_policy_row_by_row(model, base):
     """v is the critic's, the ratio the policy's, and v of the next state the target critic's."""
     batch = make_batch(6)
-    values = {"critic_loss": "path", "q_parameterization": "policy", "gamma": 0.9}
+    values = {
+        "critic_loss": "path",
+        "q_parameterization": "policy",
+        "policy_loss": "tied",
+        "gamma": 0.9,
+    }
     step, state, hyper, _ = networks_apart(model, base, **values)
     violations = []
 
@@ -410,18 +425,24 @@ def test_path_loss_with_q_of_the_policy_row_by_row(model, base):
 
 
 def test_where_the_critic_is_right_the_correction_is_nothing(model, base):
-    """Given as targets what Q is already, both policy losses are the same."""
-    batch = make_batch(9)
+    """With one-token actions whose rewards are their Q, both policy losses are the same."""
+    batch, is_first_j = make_batch(9), np.arange(5) == 0
+    batch = dataclasses.replace(
+        batch,
+        action_mask_bj=batch.action_mask_bj & is_first_j,
+        log_probs_bj=np.where(is_first_j, batch.log_probs_bj, 0),
+        continues_b=np.zeros_like(batch.continues_b),
+    )
     values = {**RETRACE, "policy_loss": "exact"}
     _, state, hyper, networks = networks_apart(model, base, **values)
-    inspect = make_inspect(networks, Config.from_dict({**DEFAULTS, **values}))
-    q_bj = inspect(state, base, batch, hyper).q_bj
+    inspect = make_inspect(networks, Config.from_dict({**SETTINGS, **values}))
+    q_b = np.asarray(inspect(state, base, batch, hyper).q_bj)[:, 0]
     found = []
     for loss in ("exact", "doubly_robust"):
         for shift in (0.0, 1.0):
             step, state, hyper, _ = networks_apart(model, base, **{**values, "policy_loss": loss})
-            labelled = dataclasses.replace(batch, targets_bj=q_bj + shift)
-            found.append(float(step(state, base, labelled, hyper)[1]["policy_loss"]))
+            rewarded = dataclasses.replace(batch, reward_b=q_b + np.float32(shift))
+            found.append(float(step(state, base, rewarded, hyper)[1]["policy_loss"]))
     exact, exact_shifted, corrected, corrected_shifted = found
     assert exact == exact_shifted
     assert corrected == pytest.approx(exact, abs=1e-4)
@@ -440,7 +461,7 @@ def test_an_action_outside_the_trust_region_teaches_the_policy_nothing(model, ba
     """The policy's gradient is that of the others; the critic learns from all of them."""
     batch = make_batch(9)
     _, state, hyper, networks = networks_apart(model, base, **values)
-    inspect = make_inspect(networks, Config.from_dict({**DEFAULTS, **values}))
+    inspect = make_inspect(networks, Config.from_dict({**SETTINGS, **values}))
     log_probs_bj = np.array(inspect(state, base, batch, hyper).log_prob_bj)
     # The first two were sampled with a quarter and four times today's probability.
     log_probs_bj[:2, 0] += np.log([0.25, 4.0])
@@ -449,7 +470,9 @@ def test_an_action_outside_the_trust_region_teaches_the_policy_nothing(model, ba
     others = jax.tree.map(lambda leaf: leaf[np.array([2, 3, 2, 3])], batch)
 
     def one_step(batch, num_copies=1, **more):
-        step, state, hyper, _ = networks_apart(model, base, **values, clip_norm=1e9, **more)
+        step, state, hyper, _ = networks_apart(
+            model, base, optimizer="adamw:clip_norm=1e9", **values, **more
+        )
         state, metrics = step(state, base, batch, hyper)
         weight = np.sum(batch.action_mask_bj) / num_copies  # gradients are means over tokens
         sums = jax.tree.map(
@@ -472,13 +495,13 @@ def test_an_action_outside_the_trust_region_teaches_the_policy_nothing(model, ba
 @pytest.mark.parametrize(
     "values",
     [
-        {"critic_loss": "path", "path_starts": "root"},
+        {"critic_loss": "path_root"},
         {
             "critic_loss": "retrace",
             "q_parameterization": "residual",
             "policy_loss": "doubly_robust",
         },
-        {"critic_loss": "retrace", "q_parameterization": "policy"},
+        {"critic_loss": "retrace", "q_parameterization": "policy", "policy_loss": "tied"},
     ],
     ids=["root", "retrace", "policy"],
 )
@@ -499,13 +522,13 @@ def test_microbatches_and_chunks_change_no_loss_and_no_gradient(model, base, val
         np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5 * np.abs(one).max())
 
 
-LORA = {"finetune": "lora", "lora_rank": 2, "lora_targets": "q,v,down"}
+LORA = {"finetune": "lora", "lora": "rank=2,targets=q+v+down"}
 RETRACE = {"critic_loss": "retrace", "q_parameterization": "residual"}
 
 
 def test_adapters_learn_over_one_base_that_stays(model, base):
     before = jax.tree.map(np.asarray, base)
-    lora_model = model.clone(lora=Config.from_dict(LORA).finetune.lora)
+    lora_model = model.clone(lora=Config.from_dict(LORA).finetune.adapters)
     state, history = run(
         lora_model, base, [make_batch()] * 8, critic_learning_rate=1e-2, **LORA, **RETRACE
     )
@@ -526,7 +549,7 @@ def test_a_small_step_of_lion_moves_weights_by_its_length_on_average(model, base
     rate = 1e-5
     values = RETRACE | {"optimizer": "lion", "trained_dtype": trained_dtype}
     step, state, hyper, _ = make(model, base, **values)
-    hyper = hyper._replace(policy_learning_rate=jnp.float32(rate))
+    hyper = hyper.replace(policy_learning_rate=jnp.float32(rate))
     kernels = []
     for _ in range(5):
         kernels.append(np.asarray(state.policy["params"]["lm_head"]["kernel"], np.float32))
@@ -539,38 +562,3 @@ def test_a_small_step_of_lion_moves_weights_by_its_length_on_average(model, base
     assert abs(np.mean(moved) - rate) < 5 * standard_error + 0.01 * rate
     if trained_dtype == "bfloat16":
         assert np.mean(moved > 0) < 0.2, "the spacing is not above the step"
-
-
-def test_the_policy_warms_up_and_the_critic_does_not(model, base):
-    values = {"optimizer": "lion", "policy_learning_rate": 4e-3, "critic_learning_rate": 2e-3}
-    step, state, hyper, _ = make(model, base, **RETRACE, **values, policy_warmup_steps=3)
-    for rate in (1e-3, 2e-3, 3e-3, 4e-3, 4e-3):
-        before = [
-            np.asarray(role["params"]["lm_head"]["kernel"])
-            for role in (state.policy, state.critic.trunk)
-        ]
-        state, _ = step(state, base, make_batch(), hyper)
-        # Lion moves every weight that has a gradient by the rate.
-        for old, role, length in zip(
-            before, (state.policy, state.critic.trunk), (rate, 2e-3), strict=True
-        ):
-            moved = np.abs(role["params"]["lm_head"]["kernel"] - old)
-            np.testing.assert_allclose(np.max(moved), length, rtol=1e-3)
-
-
-def test_targets_of_the_collection_are_those_of_the_first_step(model, base):
-    """Computed beside the step and given to it, they change nothing; others do."""
-    batch = make_batch(9)
-    values = {"critic_loss": "one_step", "q_parameterization": "residual"}
-    step, state, hyper, networks = networks_apart(model, base, **values)
-    config = Config.from_dict({**DEFAULTS, **values})
-    targets = etpo.make_targets(networks, config)(state, base, batch, hyper)
-    metrics = []
-    for targets_bj in (None, targets, targets + 1.0):
-        _, state, *_ = networks_apart(model, base, **values)
-        labelled = dataclasses.replace(batch, targets_bj=targets_bj)
-        metrics.append(step(state, base, labelled, hyper)[1])
-    at_update, at_collection, other = metrics
-    for name, value in at_update.items():
-        np.testing.assert_allclose(at_collection[name], value, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(other["target_mean"] - at_update["target_mean"], 1.0, rtol=1e-4)

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from etpo_jax.acting.transitions import Transition, collate
-from etpo_jax.algorithms.etpo import constrain, initial_state
-from etpo_jax.algorithms.hyperparameters import Hyperparameters
-from etpo_jax.algorithms.inspection import make_inspect, to_rows
-from etpo_jax.algorithms.networks import Networks
+from etpo_jax.algorithms.base import Hyperparameters
+from etpo_jax.algorithms.etpo import Etpo
+from etpo_jax.algorithms.etpo_losses import make_inspect
+from etpo_jax.algorithms.gradients import constrain
+from etpo_jax.algorithms.inspection import to_rows
 from etpo_jax.config import Config
 from etpo_jax.devices.mesh import build_mesh
 from etpo_jax.runs import token_page
@@ -62,15 +63,20 @@ class Letters:
 @pytest.fixture(scope="module")
 def inspected():
     config = Config.from_dict(
-        {"critic_loss": "one_step", "q_parameterization": "residual", "beta": BETA}
+        {
+            "critic_loss": "one_step",
+            "q_parameterization": "residual",
+            "beta": BETA,
+            "support_threshold": 0.0,
+        }
     )
-    networks = Networks.of(MODEL, config)
+    networks = Etpo.make_networks(MODEL, config)
     token = jnp.zeros((1, 1), jnp.int32)
     params = jax.jit(MODEL.init)(jax.random.key(0), token, token, token == 0)["params"]
     base = perturbed(params, seed=1, scale=0.5)
-    state = jax.jit(lambda base: constrain(initial_state(networks, base, config), build_mesh()))(
-        base
-    )
+    state = jax.jit(
+        lambda base: constrain(Etpo.initial_state(networks, base, config), build_mesh())
+    )(base)
     state = perturbed(state, seed=2, scale=0.5)
     batch = collate(TRANSITIONS, pad_id=0, length_multiple=4, max_prompt_length=8, max_new_tokens=4)
     inspection = make_inspect(networks, config)(state, base, batch, Hyperparameters.of(config))

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 
 from etpo_jax.algorithms import optimizer
-from etpo_jax.config import OptimizerConfig
+from etpo_jax.config import LearningConfig
 
 
 def test_stochastic_rounding_chooses_a_neighbour_and_keeps_the_mean():
@@ -31,7 +31,7 @@ def test_stochastic_rounding_keeps_what_bfloat16_has():
 
 
 def test_a_step_in_float32_is_the_optimiser_s():
-    config = OptimizerConfig(optimizer="lion", clip_norm=1e9)
+    config = LearningConfig(optimizer="lion:clip_norm=1e9")
     transformation = optimizer.build(config)
     parameters = {"w": jnp.array([1.0, 2.0, 3.0])}
     state = optimizer.initial(transformation, parameters)
@@ -46,14 +46,8 @@ def test_moments_of_narrow_weights():
     parameters = {"w": jnp.ones(3, jnp.bfloat16)}
     for name, moments in (("lion", ("bfloat16",)), ("adamw", ("bfloat16", "float32"))):
         transformation = optimizer.build(
-            OptimizerConfig(optimizer=name), momentum_dtype=jnp.bfloat16
+            LearningConfig(optimizer=name), momentum_dtype=jnp.bfloat16
         )
         state = optimizer.initial(transformation, parameters)[1]
         found = [state.mu["w"].dtype] + ([state.nu["w"].dtype] if name == "adamw" else [])
         assert [str(dtype) for dtype in found] == list(moments)
-
-
-def test_warm_up_rises_to_the_whole_rate():
-    rates = [float(optimizer.warmed_up(jnp.float32(0.4), jnp.int32(k), 3)) for k in range(5)]
-    np.testing.assert_allclose(rates, [0.1, 0.2, 0.3, 0.4, 0.4], rtol=1e-6)
-    assert optimizer.warmed_up(jnp.float32(0.4), jnp.int32(0), 0) == jnp.float32(0.4)

@@ -34,17 +34,17 @@ def rewards_of(case, beta):
     return poad.token_rewards(*arrays(case, "reward", "log_probs", "reference", "mask"), beta=beta)
 
 
-def advantages_of(case, gae_lambda, gamma_within=1.0, beta=0.1):
+def advantages_of(case, lambda_within, gamma_within=1.0, beta=0.1):
     return poad.lambda_advantages(
         rewards_of(case, beta),
         *arrays(case, "value", "next_value", "continues", "mask"),
         gamma=GAMMA,
         gamma_within=gamma_within,
-        gae_lambda=gae_lambda,
+        lambda_within=lambda_within,
     )
 
 
-def loop_advantages(case, gae_lambda, gamma_within=1.0, beta=0.1):
+def loop_advantages(case, lambda_within, gamma_within=1.0, beta=0.1):
     """Token by token from the last, in float64."""
     found = np.zeros(case["mask"].shape)
     for row, length in enumerate(LENGTHS):
@@ -58,7 +58,7 @@ def loop_advantages(case, gae_lambda, gamma_within=1.0, beta=0.1):
                     error += GAMMA * case["next_value"][row]
             else:
                 error += gamma_within * case["value"][row, position + 1]
-            advantage = error + gamma_within * gae_lambda * advantage
+            advantage = error + gamma_within * lambda_within * advantage
             found[row, position] = advantage
     return found
 
@@ -71,19 +71,19 @@ def test_lambda_advantages_by_hand():
         jnp.array([1.0]),
         jnp.array([[True, True, True, False]]),
         gamma=0.5,
-        gae_lambda=0.5,
+        lambda_within=0.5,
     )
     # Errors 0.4 - 0.2, -0.1 + 0.5 - 0.4, 1 + 0.5 * 2 - 0.5; then each half of the next.
     np.testing.assert_allclose(advantages, [[0.575, 0.75, 1.5, 0.0]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("gamma_within", [1.0, 0.9])
-@pytest.mark.parametrize("gae_lambda", [0.0, 0.7, 1.0])
-def test_lambda_advantages_equal_the_loop(gae_lambda, gamma_within):
+@pytest.mark.parametrize("lambda_within", [0.0, 0.7, 1.0])
+def test_lambda_advantages_equal_the_loop(lambda_within, gamma_within):
     case = random_case()
     np.testing.assert_allclose(
-        advantages_of(case, gae_lambda, gamma_within),
-        loop_advantages(case, gae_lambda, gamma_within),
+        advantages_of(case, lambda_within, gamma_within),
+        loop_advantages(case, lambda_within, gamma_within),
         rtol=1e-5,
         atol=1e-6,
     )
@@ -113,8 +113,8 @@ def test_a_one_token_action_is_the_same_for_both_baselines():
         *arrays(case, "next_value", "continues"),
         gamma=GAMMA,
     )
-    for gae_lambda in (0.0, 0.7):
-        found = advantages_of(case, gae_lambda)[1, 0] + case["value"][1, 0]
+    for lambda_within in (0.0, 0.7):
+        found = advantages_of(case, lambda_within)[1, 0] + case["value"][1, 0]
         np.testing.assert_allclose(found, whole[1], rtol=1e-5)
 
 
@@ -135,7 +135,7 @@ def test_padding_and_gradients_change_nothing():
             value,
             *arrays(case, "next_value", "continues", "mask"),
             gamma=GAMMA,
-            gae_lambda=0.7,
+            lambda_within=0.7,
         ).sum()
 
     np.testing.assert_array_equal(jax.grad(total)(*arrays(case, "value")), np.zeros((4, 5)))

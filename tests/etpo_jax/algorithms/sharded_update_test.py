@@ -12,8 +12,8 @@ import pytest
 
 from etpo_jax.acting.transitions import Batch
 from etpo_jax.algorithms import etpo
-from etpo_jax.algorithms.hyperparameters import Hyperparameters
-from etpo_jax.algorithms.networks import Networks
+from etpo_jax.algorithms.etpo import Etpo
+from etpo_jax.algorithms.gradients import constrain
 from etpo_jax.config import Config
 from etpo_jax.devices.mesh import build_mesh
 from models import sharding
@@ -23,6 +23,16 @@ from tests.models.small import small_decoder
 
 VOCAB = 32
 DECODER = small_decoder(vocab_size=VOCAB, intermediate_size=32)
+SETTINGS = {
+    "critic_loss": "retrace",
+    "policy_loss": "exact",
+    "trust_region": 0.0,
+    "support_threshold": 0.0,
+    "beta": 0.05,
+    "policy_learning_rate": 5e-4,
+    "critic_learning_rate": 1e-3,
+    "optimizer": "adamw:b1=0.5",
+}
 
 
 def make_batch(b=8, p=6, j=4):
@@ -45,9 +55,9 @@ def make_batch(b=8, p=6, j=4):
 
 def main(mesh_text, output):
     """Steps twice on a mesh; writes metrics and first moments, the clipped gradients' averages."""
-    config = Config.from_dict({"critic_loss": "retrace", "adam_b1": 0.5})
+    config = Config.from_dict(SETTINGS)
     model = Decoder(DECODER, remat="full")
-    networks = Networks(model, config.learning.q_parameterization, tie_policy=False)
+    networks = Etpo.make_networks(model, config)
     token = jnp.zeros((1, 1), jnp.int32)
     mesh = build_mesh(mesh_text)
     with jax.set_mesh(mesh):
@@ -55,11 +65,11 @@ def main(mesh_text, output):
             jax.random.key(0)
         )
         base = jax.device_put(base, sharding.shardings(base, mesh))
-        state = jax.jit(
-            lambda tree: etpo.constrain(etpo.initial_state(networks, tree, config), mesh)
-        )(base)
+        state = jax.jit(lambda tree: constrain(Etpo.initial_state(networks, tree, config), mesh))(
+            base
+        )
         step = etpo.make_update_step(networks, config, mesh)
-        hyper = Hyperparameters.of(config)
+        hyper = etpo.hyperparameters(config)
         for _ in range(2):
             state, metrics = step(state, base, make_batch(), hyper)
         assert step._cache_size() == 1, "the state came back laid out in another way"
