@@ -80,7 +80,8 @@ def _check(name: str, algorithm: Any) -> None:
     # Both modules import this one.
     base = importlib.import_module(f"{_BUILT_IN}.base")
     sections = importlib.import_module("etpo_jax.config").SECTIONS.values()
-    if not (isinstance(algorithm, type) and issubclass(algorithm, base.Algorithm)):
+    is_algorithm = isinstance(algorithm, type) and issubclass(algorithm, base.Algorithm)
+    if not is_algorithm:
         raise ValueError(f"--algorithm={name}: is no subclass of etpo_jax.Algorithm")
     if missing := sorted(algorithm.__abstractmethods__):
         raise ValueError(

@@ -9,7 +9,8 @@ from etpo_jax import registry
 from etpo_jax.algorithms.base import Algorithm
 from etpo_jax.algorithms.etpo import Etpo
 from etpo_jax.algorithms.reflection import Reflection
-from etpo_jax.config import Config, LearningConfig, option
+from etpo_jax.config import Config, LearningConfig
+from etpo_jax.settings import option
 
 MODULE = """
 from etpo_jax.algorithms.ppo_kl import PpoKl

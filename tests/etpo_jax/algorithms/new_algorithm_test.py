@@ -13,8 +13,9 @@ from etpo_jax import registry
 from etpo_jax.algorithms.base import Algorithm
 from etpo_jax.algorithms.token_scores import divergences, of_token, read_reference
 from etpo_jax.build import Language
-from etpo_jax.config import Config, LearningConfig, option
+from etpo_jax.config import Config, LearningConfig
 from etpo_jax.divergence import categorical_kl, entropy
+from etpo_jax.settings import option
 from tests.etpo_jax.algorithms import algorithms_test
 
 quick_compilation = algorithms_test.quick_compilation
