@@ -24,5 +24,5 @@ flagfile=$1 run_dir=$2
 shift 2
 export XLA_PYTHON_CLIENT_MEM_FRACTION=0.92
 exec srun .venv/bin/python -m etpo_jax.train \
-  "--flagfile=$flagfile" "--run_dir=$run_dir" --coordinator_address=auto \
+  "--flagfile=$flagfile" "--run_dir=$run_dir" --hosts=auto \
   "--num_workers=${SLURM_CPUS_PER_TASK:-8}" "$@"

@@ -14,6 +14,6 @@ fi
 name=$1 zone=$2 flagfile=$3 run_dir=$4
 shift 4
 printf -v train '%q ' .venv/bin/python -m etpo_jax.train \
-  "--flagfile=$flagfile" "--run_dir=$run_dir" --coordinator_address=auto "$@"
+  "--flagfile=$flagfile" "--run_dir=$run_dir" --hosts=auto "$@"
 exec gcloud compute tpus tpu-vm ssh "$name" "--zone=$zone" --worker=all \
   "--command=cd etpo_jax && exec $train"

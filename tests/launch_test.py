@@ -13,8 +13,9 @@ import yaml
 from absl import flags
 
 from env.flagfiles import expand_flagfiles
-from etpo_jax import config
-from etpo_jax.devices import accelerators, memory
+from etpo_jax import flags as settings_flags
+from etpo_jax.config import Config
+from etpo_jax.devices import accelerators, hosts, memory
 from etpo_jax.devices.mesh import abstract_mesh
 from models.config import DecoderConfig
 from models.repository import config_folder
@@ -22,7 +23,9 @@ from models.repository import config_folder
 ROOT = pathlib.Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
 FLAGFILES = sorted(LAUNCH.rglob("*.flags"))
-# What each machine has: its kind of device and their number.
+FULL = "codellama_7b_full.flags"
+"""Follows the file of a machine and trains all weights in place of adapters."""
+# Kind and number of the devices of each machine.
 MACHINES = {
     "codellama_7b_h200": ("h200", 1),
     "codellama_7b_a100x4": ("a100-40", 4),
@@ -32,38 +35,48 @@ MACHINES = {
 }
 
 
-def parse(path):
+def parse(*names):
+    """Settings of flagfiles in `launch`, one after the other."""
     values = flags.FlagValues()
-    config.define_flags(values)
-    values(["test", *expand_flagfiles([f"--flagfile={path}"])])
-    return config.from_flags(values)
+    settings_flags.define_flags(values)
+    arguments = [f"--flagfile={LAUNCH / name}" for name in names]
+    values(["test", *expand_flagfiles(arguments)])
+    return settings_flags.from_flags(values)
 
 
 @pytest.mark.parametrize("path", FLAGFILES, ids=lambda path: path.stem)
 def test_flagfile_is_a_configuration(path):
-    parse(path)
+    machine = ["codellama_7b.flags"] if path.name == FULL else []
+    parse(*machine, path)
 
 
 def test_the_demonstration_is_the_stand_in_on_an_embedded_table():
-    demonstration = parse(ROOT / "launch" / "tiny.flags")
-    assert demonstration.model.model == "models/tiny"
+    demonstration = parse("tiny.flags")
+    assert demonstration.model.model == "tiny"
     assert demonstration.task.dataset == "balance_scale"
     assert demonstration.run.num_env_steps == 480
 
 
+def test_the_demonstration_is_the_recommended_method():
+    """Nothing that is learnt differs from the defaults of the program."""
+    assert parse("tiny.flags").learning == Config().learning
+
+
 def test_every_machine_has_its_flagfile():
-    names = {path.stem for path in FLAGFILES if path.stem.startswith("codellama_7b_")}
-    assert names == set(MACHINES)
+    names = {path.name for path in FLAGFILES if path.name.startswith("codellama_7b_")}
+    assert names == {f"{name}.flags" for name in MACHINES} | {FULL}
 
 
+@pytest.mark.parametrize("finetune", ["lora", "full"])
 @pytest.mark.parametrize("name", MACHINES)
-def test_the_plan_fits_the_machine(name):
+def test_the_plan_fits_the_machine(name, finetune):
     kind, count = MACHINES[name]
-    run = parse(ROOT / "launch" / f"{name}.flags")
+    run = parse(f"{name}.flags", *([FULL] if finetune == "full" else []))
+    assert run.finetune.finetune == finetune
     mesh = abstract_mesh(run.model.mesh)
     assert mesh.size == count
     # Otherwise every device would hold the caches and activations of all rows.
-    for rows in (run.learning.num_envs, run.learning.minibatch_size):
+    for rows in (run.run.num_envs, run.learning.minibatch_size):
         assert rows % mesh.shape["fsdp"] == 0
     decoder = DecoderConfig.from_folder(config_folder(run.model.model))
     assert memory.estimate(run, decoder, mesh).peak <= accelerators.find(kind).num_bytes
@@ -120,7 +133,7 @@ def test_a_pod_starts_the_run_on_every_host(tmp_path):
         "etpo_jax.train",
         f"--flagfile={flagfile}",
         "--run_dir=/mnt/a run",
-        "--coordinator_address=auto",
+        "--hosts=auto",
         "--task_description=two words",
     ]
 
@@ -135,7 +148,7 @@ def test_slurm_starts_a_process_for_each_gpu(tmp_path):
         "etpo_jax.train",
         f"--flagfile={flagfile}",
         "--run_dir=runs/a b",
-        "--coordinator_address=auto",
+        "--hosts=auto",
         "--num_workers=6",
         "--seed=1",
     ]
@@ -156,9 +169,11 @@ def test_the_jobset_has_the_chips_of_its_flagfile():
     command = container["command"]
     assert command[:3] == ["python", "-m", "etpo_jax.train"]
     values = flags.FlagValues()
-    config.define_flags(values, (*config.SECTIONS, config.HostsConfig))
+    settings_flags.define_flags(values)
+    flags.DEFINE_string("hosts", "", "", flag_values=values)
     assert len(values(expand_flagfiles(command[2:], [LAUNCH]))) == 1, "an argument that is no flag"
-    mesh = abstract_mesh(config.from_flags(values).model.mesh)
+    assert values["hosts"].value == hosts.AUTOMATIC
+    mesh = abstract_mesh(settings_flags.from_flags(values).model.mesh)
     topology = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
     chips = int(container["resources"]["limits"]["google.com/tpu"])
     assert mesh.size == math.prod(map(int, topology.split("x"))) == chips * job["parallelism"]

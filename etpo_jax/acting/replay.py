@@ -12,21 +12,13 @@ _ABSENT = -1  # length of the next state where an episode ended
 class Replay:
     """A ring buffer in arrays of fixed shapes, so that all checkpoints of a run have one layout."""
 
-    def __init__(
-        self,
-        capacity: int,
-        max_prompt_length: int,
-        max_new_tokens: int,
-        *,
-        has_targets: bool = False,
-    ):
+    def __init__(self, capacity: int, max_prompt_length: int, max_new_tokens: int):
         """Allocates an empty buffer.
 
         Args:
           capacity: transitions that the buffer holds.
           max_prompt_length: longest prompt in tokens.
           max_new_tokens: longest action in tokens.
-          has_targets: whether transitions come with critic targets (`--targets=collection`).
         """
         self._arrays: dict[str, np.ndarray] = {
             "prompt_tokens": np.zeros((capacity, max_prompt_length), np.int32),
@@ -39,8 +31,6 @@ class Replay:
             "next_prompt_length": np.full(capacity, _ABSENT, np.int32),
             "num_added": np.zeros((), np.int64),
         }
-        if has_targets:
-            self._arrays["targets"] = np.zeros((capacity, max_new_tokens), np.float32)
         self._capacity = capacity
 
     def __len__(self) -> int:
@@ -50,8 +40,7 @@ class Replay:
         """Appends transitions in place of the oldest.
 
         Raises:
-          ValueError: if the transitions outnumber the capacity, one is too long, or one has targets
-            and the buffer has none, or the other way round.
+          ValueError: if the transitions outnumber the capacity, or one is too long.
         """
         if len(transitions) > self._capacity:
             raise ValueError(
@@ -64,10 +53,6 @@ class Replay:
             _store(arrays, "action", slot, transition.action_tokens)
             arrays["log_probs"][slot, : len(transition.log_probs)] = transition.log_probs
             arrays["reward"][slot] = transition.reward
-            if (transition.targets is not None) != ("targets" in arrays):
-                raise ValueError("targets are stored with all transitions of a replay or with none")
-            if transition.targets is not None:
-                arrays["targets"][slot, : len(transition.targets)] = transition.targets
             if transition.next_prompt_tokens is None:
                 arrays["next_prompt_length"][slot] = _ABSENT
             else:
@@ -105,7 +90,6 @@ class Replay:
             next_prompt_tokens=None
             if next_length == _ABSENT
             else arrays["next_prompt_tokens"][slot, :next_length].copy(),
-            targets=arrays["targets"][slot, :action_length].copy() if "targets" in arrays else None,
         )
 
     def state(self) -> dict[str, np.ndarray]:

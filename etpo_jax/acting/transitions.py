@@ -21,8 +21,6 @@ class Transition:
       log_probs: float32 [j], log mu of each token: the distribution that it was drawn from.
       reward: reward of the whole action.
       next_prompt_tokens: int32 [p'], ids of the next state; None where the episode ended.
-      targets: float32 [j], regression target of the critic at each token, with
-        `--targets=collection`; None where targets are computed at each update.
     """
 
     prompt_tokens: np.ndarray
@@ -30,7 +28,6 @@ class Transition:
     log_probs: np.ndarray
     reward: float
     next_prompt_tokens: np.ndarray | None
-    targets: np.ndarray | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -46,7 +43,6 @@ class Batch:
       continues_b: 1 where there is a next state, 0 where the episode ended.
       next_prompt_tokens_bp, next_prompt_mask_bp: next states, left padded; rows without a next
         state hold one arbitrary real token, so that attention stays defined.
-      targets_bj: targets of the transitions, 0 on padding; None if they have none.
     """
 
     prompt_tokens_bp: Int[Array, "b p"]
@@ -58,7 +54,6 @@ class Batch:
     continues_b: Float[Array, "b"]
     next_prompt_tokens_bp: Int[Array, "b q"]
     next_prompt_mask_bp: Bool[Array, "b q"]
-    targets_bj: Float[Array, "b j"] | None = None
 
 
 def bucket(length: int, multiple: int, maximum: int) -> int:
@@ -137,6 +132,7 @@ def collate(
         [t.action_tokens for t in transitions], action_length, pad_id, np.int32
     )
     log_probs_bj, _ = pad_right([t.log_probs for t in transitions], action_length, 0.0, np.float32)
+    continues = [t.next_prompt_tokens is not None for t in transitions]
     arrays = {
         "prompt_tokens_bp": prompt_tokens_bp,
         "prompt_mask_bp": prompt_mask_bp,
@@ -144,13 +140,8 @@ def collate(
         "action_mask_bj": action_mask_bj,
         "log_probs_bj": log_probs_bj,
         "reward_b": np.array([t.reward for t in transitions], np.float32),
-        "continues_b": np.array(
-            [t.next_prompt_tokens is not None for t in transitions], np.float32
-        ),
+        "continues_b": np.array(continues, np.float32),
         "next_prompt_tokens_bp": next_prompt_tokens_bp,
         "next_prompt_mask_bp": next_prompt_mask_bp,
     }
-    targets = [t.targets for t in transitions if t.targets is not None]
-    if targets:
-        arrays["targets_bj"], _ = pad_right(targets, action_length, 0.0, np.float32)
     return Batch(**arrays)  # type: ignore[arg-type]

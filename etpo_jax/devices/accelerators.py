@@ -6,8 +6,10 @@ import re
 from env.base import UsageError
 
 GPU_MEMORY_FRACTION = 0.92
-"""What launch scripts let JAX take of a GPU (XLA_PYTHON_CLIENT_MEM_FRACTION); its own default is
-0.75. The rest is for the driver's context and the libraries' workspaces."""
+"""Share of a GPU's memory that launch scripts let JAX take (XLA_PYTHON_CLIENT_MEM_FRACTION).
+
+JAX's own default is 0.75. The rest is for the driver's context and the libraries' workspaces.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,22 +18,20 @@ class Accelerator:
 
     Attributes:
       name: value of `--device`.
-      num_bytes: that programs may fill: of GPUs `GPU_MEMORY_FRACTION` of what the driver reports,
-        of TPUs the limit that their compiler enforces.
-      is_tpu: else a GPU.
+      num_bytes: memory that programs may fill: on GPUs `GPU_MEMORY_FRACTION` of what the driver
+        reports, on TPUs the limit that their compiler enforces.
     """
 
     name: str
     num_bytes: int
-    is_tpu: bool
 
 
 def _gpu(name: str, mebibytes: int) -> Accelerator:
-    return Accelerator(name, int(GPU_MEMORY_FRACTION * mebibytes * 2**20), is_tpu=False)
+    return Accelerator(name, int(GPU_MEMORY_FRACTION * mebibytes * 2**20))
 
 
 def _tpu(name: str, gibibytes: float) -> Accelerator:
-    return Accelerator(name, int(gibibytes * 2**30), is_tpu=True)
+    return Accelerator(name, int(gibibytes * 2**30))
 
 
 ACCELERATORS = {
@@ -68,7 +68,7 @@ def of_kind(kind: str) -> Accelerator | None:
     return None
 
 
-# As JAX names them; the first that is found counts.
+# Patterns of JAX's names for devices; the first one found counts.
 _KINDS = (
     ("H200", "h200"),
     ("H100", "h100"),

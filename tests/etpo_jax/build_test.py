@@ -1,14 +1,12 @@
 """Flags of execution reach the executor, and what rewards depend on reaches their cache."""
 
-import dataclasses
-
 import pytest
 
 from env.base import UsageError
 from env.datasets import load_dataset
 from env.executor import Limits
 from etpo_jax import build
-from etpo_jax.config import Config, ExecutionConfig
+from etpo_jax.config import Config
 from etpo_jax.devices.mesh import build_mesh
 
 
@@ -28,8 +26,7 @@ def make(monkeypatch, tmp_path):
 
     def make(**settings):
         settings = {"reward_cache": str(tmp_path), **settings}
-        config = dataclasses.replace(Config(), execution=ExecutionConfig(**settings))
-        return build._make_executor(config, load_dataset("balance_scale"))
+        return build._make_executor(Config.from_dict(settings), load_dataset("balance_scale"))
 
     return make
 
@@ -39,10 +36,7 @@ def test_limits_reach_the_executor(make):
         reward_cache="off",
         num_workers=3,
         timeout_s=4.0,
-        cpu_s=3,
-        memory_mb=64,
-        max_threads=5,
-        max_output_kb=6,
+        limits="cpu_s=3,memory_mb=64, max_threads=5,max_output_kb=6",
         libraries="absl.flags, tqdm",
         isolation="seccomp",
     )
@@ -59,9 +53,7 @@ def test_limits_reach_the_executor(make):
 
 def test_programs_are_executed_elsewhere_by_flag(make):
     assert type(make(reward_cache="off")).__name__ == "CodeExecutor"
-    executor = make(
-        reward_cache="off", executor="ray", ray_address="head:6379", num_ray_actors=4, cpu_s=2
-    )
+    executor = make(reward_cache="off", executor="ray:address=head:6379,actors=4", limits="cpu_s=2")
     assert type(executor).__name__ == "RayExecutor"
     assert executor.options.pop("metric").name == "roc_auc"
     assert executor.options == {
@@ -78,15 +70,15 @@ def test_programs_are_executed_elsewhere_by_flag(make):
 @pytest.mark.parametrize(
     ("settings", "has_own_rewards"),
     [
-        ({"memory_mb": 64}, True),
-        ({"max_threads": 1}, True),
-        ({"max_output_kb": 1}, True),
+        ({"limits": "memory_mb=64"}, True),
+        ({"limits": "max_threads=1"}, True),
+        ({"limits": "max_output_kb=1"}, True),
         ({"libraries": "tqdm"}, True),
         ({"num_workers": 1}, False),
         ({"timeout_s": 1.0}, False),
-        ({"cpu_s": 1}, False),
+        ({"limits": "cpu_s=1"}, False),
     ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    ids=lambda value: str(*value.values()) if isinstance(value, dict) else "",
 )
 def test_limits_that_change_rewards_have_rewards_of_their_own(
     make, tmp_path, settings, has_own_rewards

@@ -1,84 +1,148 @@
-import dataclasses
+"""Settings: their types, ranges and relations, and what a wrong name is answered with."""
+
+import pathlib
+import re
 
 import pytest
-from absl import flags
 
-from env.base import UsageError
-from etpo_jax import config
-from etpo_jax.config import Config
-
-
-def parse(*arguments, defaults=None):
-    values = flags.FlagValues()
-    config.define_flags(values)
-    values(["test", *arguments])
-    return config.from_flags(values, defaults=defaults)
+from etpo_jax import registry
+from etpo_jax.config import SECTIONS, Config, FinetuneConfig, parse_options
+from models.lora import TARGETS
 
 
-def test_flags_without_arguments_are_the_defaults():
-    assert parse() == Config()
-
-
-def test_every_field_is_one_flag_with_help():
-    values = flags.FlagValues()
-    config.define_flags(values)
-    names = [field.name for section in config.SECTIONS for field in dataclasses.fields(section)]
+def test_every_setting_has_a_help_and_no_name_is_taken_twice():
+    names = [name for section in SECTIONS.values() for name in section.names()]
     assert len(set(names)) == len(names)
-    assert set(names) == set(Config().to_dict())
-    assert all(values[name].help for name in names)
+    for algorithm in registry.algorithms().values():
+        assert not set(algorithm.Settings.names()) & set(names)
+    for section in (*SECTIONS.values(), *(a.Settings for a in registry.algorithms().values())):
+        for field in section.__dataclass_fields__.values():
+            assert field.metadata["help"].endswith((".", ")")), field.name
 
 
-def test_flags_reach_their_fields():
-    parsed = parse("--beta=0.25", "--tie_policy", "--top_k=7", "--run_dir=x", "--huber_delta=2")
-    assert parsed.learning.beta == 0.25
-    assert parsed.learning.tie_policy
-    assert parsed.sampling.top_k == 7
-    assert parsed.run.run_dir == "x"
-    assert parsed.learning.huber_delta == 2.0
+@pytest.mark.parametrize("algorithm", ["etpo", "ppo_kl", "poad", "reflection"])
+def test_a_configuration_survives_its_dict(algorithm):
+    config = Config.from_dict({"algorithm": algorithm, "top_k": 7, "temperature": 0.7})
+    assert Config.from_dict(config.to_dict()) == config
+    assert isinstance(config.learning, config.algorithm.Settings)
+    assert config.replace(seed=3).to_dict() == {**config.to_dict(), "seed": 3}
 
 
-def test_a_configuration_survives_its_dict():
-    parsed = parse("--beta=0.25", "--critic_loss=retrace", "--loss_temperature=0.5")
-    assert Config.from_dict(parsed.to_dict()) == parsed
-    assert parsed.loss_temperature == 0.5
-    assert parse("--temperature=0.7").loss_temperature == 0.7
-
-
-def test_defaults_of_a_run_hold_unless_a_flag_is_given():
-    stored = Config.from_dict({"beta": 0.3, "temperature": 0.5}).to_dict()
-    parsed = parse("--temperature=1", defaults=stored)
-    assert parsed.learning.beta == 0.3
-    assert parsed.sampling.temperature == 1.0
+def test_defaults_are_the_recommended_method():
+    learning = Config().learning
+    assert (learning.critic_loss, learning.lambda_within) == ("retrace", 1.0)
+    assert (learning.policy_loss, learning.trust_region) == ("doubly_robust", 0.3)
+    assert learning.q_parameterization == "residual"
+    assert Config().sampling.support_threshold == 1e-3
 
 
 @pytest.mark.parametrize(
-    ("argument", "text"),
+    ("values", "text"),
     [
-        ("--beta=0", "--beta=0: must be > 0"),
-        ("--num_envs=0", "--num_envs=0: must be >= 1"),
-        ("--gamma=1.5", "--gamma=1.5: must be >= 0 and <= 1"),
-        ("--gamma=nan", "--gamma=nan: must be >= 0 and <= 1"),
-        ("--support_threshold=0.9", "must be >= 0 and <= 0.5"),
-        ("--gamma_within=0.99 --critic_loss=path", "--critic_loss=path needs 1"),
-        ("--q_parameterization=logits --tie_policy", "--tie_policy needs residual or dueling"),
-        ("--q_parameterization=policy --tie_policy", "--tie_policy needs residual or dueling"),
-        ("--policy_loss=doubly_robust --critic_loss=path", "it needs one_step or retrace"),
-        ("--policy_loss=doubly_robust --tie_policy", "the policy has no loss of its own"),
-        ("--trust_region=0.2 --tie_policy", "--trust_region=0.2: with --tie_policy"),
-        (
-            "--policy_loss=doubly_robust --q_parameterization=policy",
-            "the policy has no loss of its own",
-        ),
-        ("--policy_loss=uniform --support_threshold=0.1", "--support_threshold=0.1: must be 0"),
-        ("--max_prompt_length=100 --length_multiple=64", "multiple of --length_multiple=64"),
+        ({"beta": 0.0}, "--beta=0: must be > 0"),
+        ({"beta": float("inf")}, "--beta=inf: must be > 0 and finite"),
+        ({"num_envs": 0}, "--num_envs=0: must be >= 1"),
+        ({"gamma": 1.5}, "--gamma=1.5: must be >= 0 and <= 1"),
+        ({"gamma": float("nan")}, "--gamma=nan: must be >= 0 and <= 1"),
+        ({"support_threshold": 0.9}, "must be >= 0 and <= 0.5"),
+        ({"num_envs": "abc"}, "--num_envs=abc: must be a whole number"),
+        ({"num_envs": 2.0}, "--num_envs=2.0: must be a whole number"),
+        ({"num_envs": True}, "--num_envs=True: must be a whole number"),
+        ({"gamma": "high"}, "--gamma=high: must be a number"),
+        ({"accept_changed_data": 1}, "--accept_changed_data=1: must be true or false"),
+        ({"dataset": 3}, "--dataset=3: must be a text"),
+        ({"critic_loss": "td"}, "--critic_loss=td: must be one of one_step"),
     ],
+    ids=lambda value: str(*value.items()) if isinstance(value, dict) else "",
 )
-def test_what_is_out_of_range_is_named_with_value_and_range(argument, text):
-    with pytest.raises(UsageError) as raised:
-        parse(*argument.split())
-    assert text in str(raised.value)
+def test_what_is_out_of_range_is_named_with_value_and_range(values, text):
+    with pytest.raises(ValueError, match=re.escape(text)):
+        Config.from_dict(values)
 
 
-def test_choices_are_checked_where_no_flag_does():
-    with pytest.raises(ValueError, match="--critic_loss=td: must be one of one_step"):
-        Config.from_dict({"critic_loss": "td"})
+PATH = {"critic_loss": "path"}
+TIED = {"policy_loss": "tied", "trust_region": 0.0}
+FULL = {"trained_dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        (
+            {**PATH, "policy_loss": "exact", "gamma_within": 0.99},
+            "--gamma_within=0.99: --critic_loss=path needs 1",
+        ),
+        ({**PATH}, "--policy_loss=doubly_robust: path consistency has no targets of tokens"),
+        ({"q_parameterization": "logits", **TIED}, "--policy_loss=tied needs residual or dueling"),
+        ({"policy_loss": "tied"}, "--trust_region=0.3: must be 0 with --policy_loss=tied"),
+        ({"q_parameterization": "policy"}, "--policy_loss=doubly_robust: must be tied with"),
+        ({"policy_loss": "uniform"}, "--support_threshold=0.001: must be 0 with"),
+        ({"microbatch_size": 3}, "--microbatch_size=3: must divide --minibatch_size=16"),
+        ({"lora": "rank=2"}, "--lora=rank=2: needs --finetune=lora"),
+        ({"finetune": "lora", **FULL}, "--trained_dtype=bfloat16: --finetune=lora needs float32"),
+        ({"finetune": "lora", "lora": "rank=0"}, "--lora=rank=0: "),
+        ({"finetune": "lora", "lora": "targets=q+x"}, "--lora=targets=q+x: "),
+        (
+            {"algorithm": "ppo_kl", "baseline": "leave_one_out", "num_envs": 1},
+            "--num_envs=1: --baseline=leave_one_out needs at least two",
+        ),
+        ({"executor": "spark"}, "--executor=spark: must be local, ray or ray:address"),
+        ({"executor": "local:actors=2"}, "--executor=local:actors=2: must be local, ray or"),
+        ({"limits": "memory_mb=1"}, "--limits=memory_mb=1: memory_mb must be >= 16"),
+        ({"optimizer": "sgd"}, "--optimizer=sgd: must be adamw or lion"),
+        ({"optimizer": "lion:b1=2"}, "--optimizer=lion:b1=2: b1 is out of range"),
+    ],
+    ids=lambda value: str(list(value.items())[-1]) if isinstance(value, dict) else "",
+)
+def test_settings_that_do_not_fit_each_other_are_named(values, text):
+    with pytest.raises(ValueError, match=re.escape(text)):
+        Config.from_dict(values)
+
+
+def test_a_setting_that_the_algorithm_does_not_read_is_refused():
+    with pytest.raises(ValueError, match="^--critic_loss: --algorithm=ppo_kl .* it, etpo does$"):
+        Config.from_dict({"algorithm": "ppo_kl", "critic_loss": "path"})
+    with pytest.raises(ValueError, match="reflection does not read it, etpo and poad and ppo_kl"):
+        Config.from_dict({"algorithm": "reflection", "beta": 0.1})
+
+
+def test_near_names_are_suggested():
+    found = r"did you mean (--policy_learning_rate|--critic_learning_rate| or )+\?$"
+    with pytest.raises(ValueError, match=f"^--lerning_rate: there is no such setting; {found}"):
+        Config.from_dict({"lerning_rate": 1e-3})
+    with pytest.raises(ValueError, match=r"^--xyzzy: there is no such setting$"):
+        Config.from_dict({"xyzzy": 1})
+    with pytest.raises(ValueError, match="--algorithm=dqn: must be one of etpo, poad, ppo_kl, ref"):
+        Config.from_dict({"algorithm": "dqn"})
+
+
+def test_numbers_and_paths_are_taken_as_python_has_them():
+    config = Config.from_dict({"beta": 1, "run_dir": pathlib.Path("runs") / "x"})
+    assert isinstance(config.learning.beta, float)
+    assert config.run.run_dir == "runs/x"
+
+
+def test_texts_with_several_values_are_read():
+    assert parse_options("x", " a=1, b=2.5 ", {"a": int, "b": float}) == {"a": 1, "b": 2.5}
+    for text, message in (
+        ("a=1,a=2", "'a=2' must be one of a=..., b=..., each once"),
+        ("c=1", "'c=1' must be one of"),
+        ("a", "'a' must be one of"),
+        ("a=x", "--x=a=x: a must be a whole number"),
+        ("b=inf", "--x=b=inf: b must be finite"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            parse_options("x", text, {"a": int, "b": float})
+
+
+def test_sections_give_their_texts_as_values():
+    lora = FinetuneConfig(finetune="lora").adapters
+    assert (lora.rank, lora.alpha, lora.targets) == (16, 32.0, tuple(TARGETS))
+    lora = FinetuneConfig(finetune="lora", lora="rank=2,alpha=8,targets=q+v").adapters
+    assert (lora.rank, lora.alpha, lora.targets) == (2, 8.0, ("q", "v"))
+    config = Config.from_dict({"optimizer": "lion:b2=0.99", "executor": "ray:address=a:1,actors=4"})
+    name, options = config.learning.optimizer_settings
+    assert (name, options["b1"], options["b2"], options["clip_norm"]) == ("lion", 0.9, 0.99, 1.0)
+    assert config.execution.ray_options == {"address": "a:1", "actors": 4}
+    limits = config.replace(limits="memory_mb=64,cpu_s=3").execution.further_limits
+    assert limits == {"memory_mb": 64, "cpu_s": 3}

@@ -15,9 +15,9 @@ import safetensors.numpy
 
 import models
 from env.base import UsageError
-from etpo_jax.algorithms.train_state import Critic, TrainState
+from etpo_jax import export as program
+from etpo_jax.algorithms.networks import Critic, TrainState
 from etpo_jax.config import Config
-from etpo_jax.export import export
 from etpo_jax.runs.checkpoint import Checkpoints
 from etpo_jax.runs.directory import RunDirectory
 from models import lora
@@ -64,12 +64,20 @@ def base(tmp_path_factory):
     return folder
 
 
+def export(run_path, output, **options):
+    """Calls the program in this process."""
+    values = {"run_dir": run_path, "output": output, **options}
+    program._flags.unparse_flags()
+    program._flags(["export", *(f"--{name}={value}" for name, value in values.items())])
+    program.main()
+
+
 def make_run(path, base, flags, role):
     """A run directory with two checkpoints, the policy of the first being zero."""
     config = Config.from_dict({"model": str(base), **flags})
     # The target critic is read by nobody: it stands for whatever else a checkpoint holds.
     other = Critic({"params": {"w": jnp.full((3,), 7.0)}}, jnp.zeros(()), None)
-    tied = config.learning.tie_policy
+    tied = not config.learning.has_policy_loss
     critic = dataclasses.replace(other, trunk=role) if tied else other
     state = TrainState({} if tied else role, critic, other, {}, {}, jnp.zeros((), jnp.int32))
     zeros = jax.tree.map(jnp.zeros_like, state)
@@ -94,7 +102,7 @@ def adapted(tmp_path_factory, base):
     abstract = abstract_parameters(DECODER, jnp.float32)
     start = jax.eval_shape(lambda key: lora.init(key, abstract, ADAPTED), jax.random.key(0))
     role = {"lora": random_tree(start, seed=3)}
-    flags = {"finetune": "lora", "lora_rank": 3, "lora_alpha": 6.0, "lora_targets": "q,v,o,down"}
+    flags = {"finetune": "lora", "lora": "rank=3,alpha=6,targets=q+v+o+down"}
     return make_run(tmp_path_factory.mktemp("adapted") / "run", base, flags, role), role
 
 
@@ -105,7 +113,7 @@ def expected_logits(base, role):
 
 def test_a_fully_trained_policy_is_a_model(tmp_path, base, full):
     run_path, role = full
-    assert export(run_path, tmp_path / "tuned") == 2
+    export(run_path, tmp_path / "tuned")
     model, params = models.load(tmp_path / "tuned")
     np.testing.assert_array_equal(logits(model, {"params": params}), expected_logits(base, role))
     values = json.loads((tmp_path / "tuned" / "config.json").read_text())
@@ -133,10 +141,10 @@ def test_adapters_are_merged(tmp_path, base, adapted):
 
 def test_an_older_checkpoint_and_a_tied_policy(tmp_path, base, full):
     run_path, role = full
-    assert export(run_path, tmp_path / "older", checkpoint=1) == 1
+    export(run_path, tmp_path / "older", checkpoint=1)
     _, params = models.load(tmp_path / "older")
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(params))
-    tied = make_run(tmp_path / "run", base, {"tie_policy": True}, role)
+    tied = make_run(tmp_path / "run", base, {"policy_loss": "tied", "trust_region": 0.0}, role)
     export(tied, tmp_path / "tied")
     _, params = models.load(tmp_path / "tied")
     jax.tree.map(np.testing.assert_array_equal, params, role["params"])
@@ -145,7 +153,7 @@ def test_an_older_checkpoint_and_a_tied_policy(tmp_path, base, full):
 def test_an_adapter_in_the_format_of_peft(tmp_path, base, adapted):
     """Names and orientation as PEFT 0.21 reads them: A is [r, in] and B [out, r]."""
     run_path, role = adapted
-    export(run_path, tmp_path / "adapter", as_adapter=True)
+    export(run_path, tmp_path / "adapter", format="peft")
     values = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert values["base_model_name_or_path"] == str(base)
     assert values["target_modules"] == ["down_proj", "o_proj", "q_proj", "v_proj"]
@@ -197,7 +205,7 @@ def test_transformers_loads_it(tmp_path, base, kind, request):
 def test_peft_loads_it(tmp_path, base, adapted):
     peft = pytest.importorskip("peft", reason="needs peft")
     run_path, role = adapted
-    export(run_path, tmp_path / "adapter", as_adapter=True)
+    export(run_path, tmp_path / "adapter", format="peft")
     model = peft.PeftModel.from_pretrained(torch_model(base), tmp_path / "adapter").eval()
     assert_same_logits(model, expected_logits(base, role))
 
@@ -207,7 +215,7 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, base, full):
     for arguments, message in (
         ({"run_path": tmp_path}, "is no run directory"),
         ({"checkpoint": 7}, "checkpoints holds 1, 2"),
-        ({"as_adapter": True}, "--format=peft: the run trained all weights"),
+        ({"format": "peft"}, "--format=peft: the run trained all weights"),
         ({"output": base}, "is there already"),
         ({"model": "no/such/model"}, "no such model folder"),
     ):

@@ -22,10 +22,7 @@ def run(folder, *arguments):
 
 def test_a_grid_of_one_run_makes_its_tables_and_figures(tmp_path):
     setup = tmp_path / "setup.flags"
-    setup.write_text(
-        f"--compilation_cache_dir={ROOT / '.pytest_cache' / 'compiled'}\n"
-        "--max_prompt_length=192\n--length_multiple=192\n--max_new_tokens=24\n--num_envs=4\n"
-    )
+    setup.write_text("--max_prompt_length=128\n--max_new_tokens=24\n--num_envs=4\n")
     output = tmp_path / "grid"
     result = run(
         tmp_path,

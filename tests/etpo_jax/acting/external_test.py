@@ -19,7 +19,7 @@ from tests.etpo_jax.train_test import column, run
 
 GOOD = "```python\nfrom sklearn.naive_bayes import GaussianNB\nmodel = GaussianNB()\n"
 GOOD += "model.fit(x_train, y_train)\n```"
-PRICES = ("--endpoint_prompt_price=1000", "--endpoint_completion_price=2000")
+PRICES = {"prompt_price": 1000, "completion_price": 2000}
 BUSY = (429, {"retry-after-ms": "1"}, '{"error": {"message": "slow down"}}')
 BROKEN = (503, {"retry-after-ms": "1"}, "upstream is gone")
 
@@ -181,7 +181,7 @@ def test_bad_options_are_named(text, message):
 
 def arguments(server, folder, *more):
     return (
-        *("--algorithm=reflection", f"--endpoint={server.url}", "--endpoint_model=m"),
+        *("--algorithm=reflection", f"--endpoint={server.url}", "--model=m"),
         *("--num_envs=4", "--num_workers=1", "--reward_cache=off", "--max_new_tokens=300"),
         *(f"--run_dir={folder}", *more),
     )
@@ -193,13 +193,18 @@ def test_an_external_model_reflects_is_paid_and_goes_on_where_its_budget_ended(
 ):
     monkeypatch.setenv("SOME_KEY", "secret")
     folder = tmp_path / "run"
-    more = (*PRICES, "--endpoint_key_variable=SOME_KEY", "--num_env_steps=12")
-    first = run(*arguments(server, folder, *more, "--endpoint_budget=0.0001"))
+
+    def play(**budget):
+        options = {"client": {"key_variable": "SOME_KEY"}, "budget": {**PRICES, **budget}}
+        more = ("--num_env_steps=12", f"--endpoint_options={json.dumps(options)}")
+        return run(*arguments(server, folder, *more))
+
+    first = play(usd=0.0001)
     assert first.returncode == 2
     assert "USD are spent; the same command with a larger budget resumes" in first.stderr
     assert column(folder / "metrics.jsonl", "env_step") == [4]
 
-    second = run(*arguments(server, folder, *more))
+    second = play()
     assert second.returncode == 0, second.stderr
     assert "Resuming" in second.stdout
     rewards = column(folder / "episodes.jsonl", "reward")
@@ -231,16 +236,16 @@ def test_a_wrong_key_ends_with_one_line(server, tmp_path):
     assert re.search(r"--endpoint=.*401.*Incorrect API key.*resumes the run$", done.stderr.strip())
 
 
-SETTINGS = {"algorithm": "reflection", "endpoint": "http://127.0.0.1:1", "endpoint_model": "m"}
+SETTINGS = {"algorithm": "reflection", "endpoint": "http://127.0.0.1:1", "model": "m"}
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"algorithm": "etpo"}, "--algorithm=etpo: --endpoint plays reflection only"),
-        ({"endpoint_model": ""}, "needs --endpoint_model"),
-        ({"support_threshold": 0.001}, "--support_threshold=0.001: must be 0 with --endpoint"),
-        ({"endpoint_budget": 1.0}, "needs --endpoint_prompt_price"),
+        ({"algorithm": "etpo"}, "--endpoint: --algorithm=etpo does not read it, reflection does"),
+        ({"model": "tiny"}, "needs --model, the name of the model there"),
+        ({"endpoint": "", "endpoint_options": "{}"}, "--endpoint_options: needs --endpoint"),
+        ({"endpoint_options": '{"budget": {"usd": 1}}'}, "usd=1: needs prompt_price or"),
     ],
 )
 def test_what_an_endpoint_cannot_do_is_said(values, message):

@@ -30,23 +30,6 @@ def make(capacity=5):
     return Replay(capacity, max_prompt_length=8, max_new_tokens=6)
 
 
-def test_targets_come_back_with_their_transitions():
-    replay = Replay(3, max_prompt_length=8, max_new_tokens=6, has_targets=True)
-    items = [
-        dataclasses.replace(item, targets=item.log_probs * 2) for item in map(transition, range(5))
-    ]
-    for item in items:
-        replay.add([item])
-    for item in replay.sample(3, np.random.default_rng(1)):
-        assert_equal(item, items[int(item.reward)])
-    with pytest.raises(ValueError, match="targets"):
-        replay.add([transition(0)])
-    with pytest.raises(ValueError, match="targets"):
-        make().add(items[:1])
-    batch = collate(items[:2], pad_id=0, length_multiple=4, max_prompt_length=8, max_new_tokens=6)
-    np.testing.assert_array_equal(batch.targets_bj[1], [*items[1].targets, 0, 0])
-
-
 def stored_rewards(replay, size=200):
     return {item.reward for item in replay.sample(size, np.random.default_rng(0))}
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from env.base import State, Step, UsageError
-from etpo_jax.config import HostsConfig
 from etpo_jax.devices import hosts
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -20,9 +19,7 @@ SMALL = (
     "--num_envs=4",
     "--minibatch_size=4",
     "--updates_per_batch=2",
-    "--compilation_cache_dir=",
     "--max_new_tokens=16",
-    "--length_multiple=16",
     "--max_prompt_length=96",
     "--dataset=toy",
 )
@@ -32,7 +29,7 @@ def start(*flags):
     return subprocess.Popen(
         [sys.executable, "-m", "etpo_jax.train", *SMALL, *flags],
         cwd=ROOT,
-        env={"JAX_PLATFORMS": "cpu"} | os.environ,
+        env={"JAX_PLATFORMS": "cpu"} | os.environ | {"JAX_COMPILATION_CACHE_DIR": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -49,8 +46,7 @@ def start_two(*flags):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    together = (f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2")
-    return [start(*flags, *together, f"--process_id={index}") for index in range(2)]
+    return [start(*flags, f"--hosts=127.0.0.1:{port},2,{index}") for index in range(2)]
 
 
 def rows(path):
@@ -83,15 +79,17 @@ def test_two_hosts_do_what_one_does_and_one_goes_on_where_two_stopped(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "named"),
+    ("text", "message"),
     [
-        ({"num_processes": 2}, "--coordinator_address"),
-        ({"coordinator_address": "127.0.0.1:1", "process_id": 0}, "--num_processes"),
+        ("127.0.0.1:1", "must be auto, .* or HOST:PORT,COUNT,INDEX"),
+        ("127.0.0.1:1,2", "must be auto, .* or HOST:PORT,COUNT,INDEX"),
+        ("127.0.0.1:1,2,one", "must be auto, .* or HOST:PORT,COUNT,INDEX"),
+        ("127.0.0.1:1,2,2", "INDEX must be below COUNT"),
     ],
 )
-def test_half_an_address_is_refused(values, named):
-    with pytest.raises(UsageError, match=named):
-        hosts.initialize(HostsConfig(**values))
+def test_half_an_address_is_refused(text, message):
+    with pytest.raises(UsageError, match=f"--hosts={text}: {message}"):
+        hosts.initialize(text)
 
 
 def test_a_step_survives_the_way_between_hosts():

@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from etpo_jax.algorithms.learner import make_learner
-from etpo_jax.algorithms.networks import Networks
 from etpo_jax.config import Config
 from etpo_jax.devices import memory
 from etpo_jax.devices.memory import total
@@ -30,29 +28,30 @@ def by_name(items):
     "flags",
     [
         {},
-        {"finetune": "lora", "lora_rank": 3, "q_parameterization": "dueling"},
+        {"finetune": "lora", "lora": "rank=3", "q_parameterization": "dueling"},
         {"dtype": "bfloat16", "trained_dtype": "bfloat16", "optimizer": "lion"},
-        {"tie_policy": True},
+        {"policy_loss": "tied", "trust_region": 0.0},
         {"algorithm": "poad"},
         {"algorithm": "ppo_kl", "baseline": "leave_one_out", "finetune": "lora"},
     ],
     ids=["float32", "lora", "bfloat16", "tied", "poad", "ppo_kl"],
 )
 def test_what_stays_is_what_a_run_allocates(flags):
-    config = Config.from_dict(flags)
+    config = Config.from_dict({**flags, "support_threshold": 0.0})
     dtype = jnp.dtype(config.model.dtype)
-    model = Decoder(SMALL, dtype=dtype, param_dtype=dtype, lora=config.finetune.lora)
+    model = Decoder(SMALL, dtype=dtype, param_dtype=dtype, lora=config.finetune.adapters)
     base = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract_parameters(SMALL, dtype)
     )
-    state = make_learner(Networks.of(model, config), base, config, build_mesh()).state
+    state = config.algorithm(model, base, config, build_mesh()).state
     resident = by_name(memory.estimate(config, SMALL, abstract_mesh("fsdp:1")).resident)
     allocated = {
         "base (reference)": base,
         "policy": state.policy,
         "critic": state.critic,
         "target critic": getattr(state, "target_critic", None),
-        "optimiser states": (state.policy_optimizer, state.critic_optimizer),
+        "policy optimizer": state.policy_optimizer,
+        "critic optimizer": state.critic_optimizer,
     }
     sizes = {
         name: sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) for name, tree in allocated.items()
@@ -69,9 +68,12 @@ def test_shards_follow_the_partition_table():
 
 
 def test_the_reference_is_laid_out_for_generation_where_a_support_mask_reads_it():
-    masked = Config.from_dict({"support_threshold": 1e-3})
-    with_mask = memory.estimate(masked, SMALL, abstract_mesh("fsdp:1"))
-    without = memory.estimate(Config(), SMALL, abstract_mesh("fsdp:1"))
+    with_mask, without = (
+        memory.estimate(
+            Config.from_dict({"support_threshold": threshold}), SMALL, abstract_mesh("fsdp:1")
+        )
+        for threshold in (1e-3, 0.0)
+    )
     name = "reference's weights of generation"
     assert by_name(with_mask.resident)[name] == by_name(without.generation)["weights of generation"]
     caches = [by_name(m.generation)["keys and values"] for m in (with_mask, without)]
@@ -80,8 +82,9 @@ def test_the_reference_is_laid_out_for_generation_where_a_support_mask_reads_it(
 
 def test_weights_of_generation_stay_only_where_they_are_needed_again():
     """See `etpo_jax.loop`: learning before the last collection of an update."""
-    for steps, updates, expected in ((1, 4, False), (2, 1, False), (2, 4, True)):
-        flags = {"steps_per_update": steps, "updates_per_batch": updates}
+    cases = ((1, 4, 64, False), (2, 1, 64, False), (2, 4, 64, True), (2, 4, 32, False))
+    for steps, updates, replay, expected in cases:
+        flags = {"steps_per_update": steps, "updates_per_batch": updates, "replay_size": replay}
         needed = memory.estimate(Config.from_dict(flags), SMALL, abstract_mesh("fsdp:1"))
         assert ("weights of generation" in by_name(needed.update)) == expected
 
@@ -95,7 +98,7 @@ def test_cudnn_keeps_no_scores():
 
 
 def test_untrained_runs_hold_the_base_alone():
-    config = Config.from_dict({"algorithm": "reflection"})
+    config = Config.from_dict({"algorithm": "reflection", "support_threshold": 0.0})
     needed = memory.estimate(config, SMALL, abstract_mesh("fsdp:1"))
     assert list(by_name(needed.resident)) == ["base (reference)"]
     assert needed.update == ()
@@ -128,7 +131,8 @@ SEVEN_B = DecoderConfig.from_folder(config_folder("codellama/CodeLlama-7b-hf"))
 
 def estimate_7b(mesh, **flags):
     common = {"dtype": "bfloat16", "optimizer": "lion", "max_prompt_length": 512}
-    config = Config.from_dict({**common, "max_new_tokens": 256, **flags})
+    common |= {"max_new_tokens": 256, "support_threshold": 0.0}
+    config = Config.from_dict({**common, **flags})
     return memory.estimate(config, SEVEN_B, abstract_mesh(mesh))
 
 
