@@ -103,11 +103,11 @@ class AuthorsStages:
         log_pi = self._policy(tokens).logits[:, first:-1].float().log_softmax(-1)
         policy_loss = (self._config.learning.beta * log_pi - q).mean()
         policy_loss.backward()
-        rates = self._config.optimizer
-        self._lion(self._critic, rates.critic_learning_rate)
-        self._lion(self._policy, rates.policy_learning_rate)
+        learning = self._config.learning
+        self._lion(self._critic, learning.critic_learning_rate)
+        self._lion(self._policy, learning.policy_learning_rate)
         with torch.no_grad():
-            keep = self._config.learning.polyak_lambda
+            keep = learning.polyak_lambda
             old, new = list(self._target.parameters()), list(self._critic.parameters())
             torch._foreach_lerp_(old, new, 1 - keep)
         return {"critic_loss": critic_loss.item(), "policy_loss": policy_loss.item()}
@@ -122,7 +122,8 @@ class AuthorsStages:
         return None if self._device == "cpu" else torch.cuda.max_memory_allocated()
 
     def _lion(self, network: Any, rate: float) -> None:
-        b1, b2 = self._config.optimizer.adam_b1, self._config.optimizer.adam_b2
+        settings = self._config.learning.optimizer_settings[1]
+        b1, b2 = settings["b1"], settings["b2"]
         torch.nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
         with torch.no_grad():
             for parameter in network.parameters():

@@ -36,12 +36,13 @@ from benchmarks.random_model import (
 )
 from env import command_line
 from env.base import UsageError
-from etpo_jax import config as config_lib
+from etpo_jax import flags as settings_flags
 from etpo_jax.acting.rollout import make_unstack
 from etpo_jax.acting.sampler import Sampler
 from etpo_jax.acting.transitions import Transition, collate
-from etpo_jax.config import Config
+from etpo_jax.config import LENGTH_MULTIPLE, Config
 from etpo_jax.devices.mesh import build_mesh
+from etpo_jax.launch_files import launch_folder
 from models.config import DecoderConfig
 from models.errors import ModelError
 from models.repository import config_folder
@@ -55,7 +56,7 @@ _SEQUENTIAL = flags.DEFINE_bool(
     "sequential", False, "One program after the other, where both do not fit into memory."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "File for the text as well.")
-config_lib.define_flags()
+settings_flags.define_flags()
 
 Stages = dict[str, float]
 """Seconds by stage."""
@@ -137,7 +138,7 @@ class Ours:
             weights = jax.block_until_ready(self._weights(self._base, self._learner.policy_trunk()))
             clock.stop("weights for generation")
             transitions: list[Transition] = []
-            for _ in range(learning.steps_per_update):
+            for _ in range(self._config.run.steps_per_update):
                 transitions += self._collect(weights)
                 clock.stop("generation")
             del weights
@@ -146,7 +147,7 @@ class Ours:
                 batch = collate(
                     [transitions[index] for index in chosen],
                     pad_id=_PAD,
-                    length_multiple=self._config.model.length_multiple,
+                    length_multiple=LENGTH_MULTIPLE,
                     max_prompt_length=self._config.model.max_prompt_length,
                     max_new_tokens=self._config.sampling.max_new_tokens,
                 )
@@ -158,7 +159,7 @@ class Ours:
             clock.stop("gradient steps")
 
     def _collect(self, weights: Any) -> list[Transition]:
-        rows = self._config.learning.num_envs
+        rows = self._config.run.num_envs
         tokens_bp = self._rng.integers(3, self._vocabulary, (rows, _PROMPT.value), np.int32)
         mask_bp = np.ones(tokens_bp.shape, np.bool_)
         keys_b = jax.random.split(jax.random.key(int(self._rng.integers(2**31))), rows)
@@ -204,12 +205,12 @@ class Theirs:
         return self.stages.traffic
 
     def iterate(self, clock: Clock) -> None:
-        learning = self._config.learning
+        learning, run = self._config.learning, self._config.run
         self.stages.traffic = 0
         clock.start()
         prompts, actions = [], []
-        for _ in range(learning.steps_per_update):
-            shape = (learning.num_envs, _PROMPT.value)
+        for _ in range(run.steps_per_update):
+            shape = (run.num_envs, _PROMPT.value)
             prompts.append(self._rng.integers(3, self._vocabulary, shape, np.int32))
             actions.append(self.stages.generate(prompts[-1]))
             clock.stop("generation")
@@ -228,7 +229,7 @@ class Theirs:
 
 
 def main() -> None:
-    config = config_lib.from_flags()
+    config = settings_flags.from_flags()
     if config.run.algorithm != "etpo":
         raise UsageError(f"--algorithm={config.run.algorithm}: this benchmark measures etpo")
     if _PROMPT.value > config.model.max_prompt_length:
@@ -287,14 +288,14 @@ def _measure(makers: dict[str, Any], config: Config, decoder: DecoderConfig) -> 
 
 
 def _header(config: Config, decoder: DecoderConfig, is_cpu: bool) -> list[str]:
-    learning = config.learning
+    learning, run = config.learning, config.run
     what = "processor time on one core" if is_cpu else "wall time"
     return [
         f"{num_parameters(decoder) / 1e6:.2f} M parameters with random weights, "
         f"{config.model.dtype}, {config.finetune.finetune} fine-tuning, "
-        f"{config.optimizer.optimizer}, on {jax.devices()[0].device_kind}: {what}, "
+        f"{learning.optimizer_settings[0]}, on {jax.devices()[0].device_kind}: {what}, "
         f"medians of {_ROUNDS.value} rounds, load average {os.getloadavg()[0]:.1f}.",
-        f"An iteration is {learning.steps_per_update} x {learning.num_envs} actions of at most "
+        f"An iteration is {run.steps_per_update} x {run.num_envs} actions of at most "
         f"{config.sampling.max_new_tokens} tokens after prompts of {_PROMPT.value}, then "
         f"{learning.updates_per_batch} gradient steps of {learning.minibatch_size} transitions.",
         "",
@@ -324,7 +325,7 @@ def _table(results: dict[str, Result], config: Config, decoder: DecoderConfig) -
     for name, cells in rest:
         lines.append(f"| {' | '.join([name, *cells, *([''] * bool(peer))])} |")
     learning = config.learning
-    new = learning.num_envs * learning.steps_per_update * config.sampling.max_new_tokens
+    new = config.run.collection_size * config.sampling.max_new_tokens
     tokens = (_PROMPT.value + config.sampling.max_new_tokens) * learning.minibatch_size
     flops = 16 * num_parameters(decoder) * tokens * learning.updates_per_batch
     per_s = flops / ours.median_s("gradient steps")
@@ -338,4 +339,4 @@ def _table(results: dict[str, Result], config: Config, decoder: DecoderConfig) -
 
 
 if __name__ == "__main__":
-    command_line.run(main, errors=(ModelError,))
+    command_line.run(main, errors=(ModelError,), flagfile_folders=(launch_folder(),))

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from etpo_jax.algorithms.learner import Etpo
-from etpo_jax.algorithms.networks import Networks
+from etpo_jax.algorithms.etpo import Etpo
 from etpo_jax.config import Config
 from models.config import DecoderConfig
 from models.convert import abstract_parameters
@@ -83,11 +82,11 @@ def build_decoder(config: Config, decoder: DecoderConfig) -> Decoder:
         decoder,
         dtype=jnp.dtype(config.model.dtype),
         remat=config.model.remat,
-        lora=config.finetune.lora,
+        lora=config.finetune.adapters,
         attention_implementation=config.model.attention,
     )
 
 
 def build_learner(config: Config, decoder: DecoderConfig, base: Any, mesh: Mesh) -> Etpo:
-    """The learner of ETPO over one architecture; call it within `jax.set_mesh(mesh)`."""
-    return Etpo(Networks.of(build_decoder(config, decoder), config), base, config, mesh)
+    """The algorithm with its initial state; call it within `jax.set_mesh(mesh)`."""
+    return Etpo(build_decoder(config, decoder), base, config, mesh)

@@ -1,6 +1,6 @@
 """Training runs of named settings on data sets and seeds, compared in one table.
 
-    python -m benchmarks.study --setting='preset:' --setting='beta 0.1: --beta=0.1' --seeds=0,1,2
+    python -m benchmarks.study --setting='base:' --setting='beta 0.1: --beta=0.1' --seeds=0,1,2
     python -m benchmarks.study --vary=beta=0.05,0.1,0.2 --vary=temperature=0.7,1 --jobs=2
     python -m benchmarks.study --setting='reflection: --algorithm=reflection' --soft_optimum=0.2,0.1
 
@@ -22,19 +22,20 @@ from absl import flags
 
 from env import command_line
 from env.base import UsageError
+from etpo_jax.launch_files import launch_folder
 from etpo_jax.reproduction import grid
 from etpo_jax.reproduction.grid import Cell, Progress
 from etpo_jax.runs import directory, files
 from etpo_jax.runs.stopping import StopSignals
 
 _SETTINGS = flags.DEFINE_multi_string(
-    "setting", [], "A setting as 'NAME: FLAGS', its flags added to --preset; may be repeated."
+    "setting", [], "A setting as 'NAME: FLAGS', its flags added to --base; may be repeated."
 )
 _VARY = flags.DEFINE_multi_string(
     "vary", [], "A setting for each value, as FLAG=VALUE,VALUE,...; may be repeated."
 )
-_PRESET = flags.DEFINE_string("preset", "launch/tiny.flags", "Flagfile that every run starts from.")
-_SETUP = flags.DEFINE_string("setup", None, "Flagfile read after --preset and before a setting.")
+_BASE = flags.DEFINE_string("base", "tiny.flags", "Flagfile that every run starts from.")
+_SETUP = flags.DEFINE_string("setup", None, "Flagfile read after --base and before a setting.")
 _DATASETS = flags.DEFINE_list("datasets", ["balance_scale"], "Data sets.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
 _NUM_ENV_STEPS = flags.DEFINE_integer(
@@ -123,12 +124,12 @@ def _settings() -> dict[str, str]:
         if not values:
             raise UsageError(f"--vary={text}: must be FLAG=VALUE,VALUE,...")
         settings |= {f"{name}={value}": f"--{name}={value}" for value in values.split(",")}
-    return settings or {"preset": ""}
+    return settings or {"base": ""}
 
 
 def _command(cell: Cell, folder: Path, given: str) -> list[str]:
     return [
-        *(sys.executable, "-m", "etpo_jax.train", f"--flagfile={_PRESET.value}"),
+        *(sys.executable, "-m", "etpo_jax.train", f"--flagfile={_BASE.value}"),
         *([f"--flagfile={_SETUP.value}"] if _SETUP.value else []),
         *(f"--num_workers={max(1, (os.cpu_count() or 1) // _JOBS.value)}", *shlex.split(given)),
         *(f"--dataset={cell.dataset}", f"--seed={cell.seed}", f"--run_dir={folder}"),
@@ -233,4 +234,4 @@ def tilted(rewards: Sequence[float], beta: float) -> Tilted:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, flagfile_folders=(launch_folder(),))

@@ -95,9 +95,10 @@ class Update:
     """
 
     def __init__(self, config: Config, decoder: DecoderConfig, base: Any, state: Any, batch: Batch):
-        learning, optimizer = config.learning, config.optimizer
+        learning = config.learning
+        settings = learning.optimizer_settings[1]
         self._learning = learning
-        self._clip_norm = optimizer.clip_norm
+        self._clip_norm = settings["clip_norm"]
         self._is_path = learning.critic_loss == "path"
         self.reference = Network(decoder, base).requires_grad_(False)
         self.policy = Network(decoder, state.policy["params"])
@@ -113,14 +114,14 @@ class Update:
             torch.optim.AdamW(
                 [parameter for parameter in network.parameters() if parameter.requires_grad],
                 lr=learning_rate,
-                betas=(optimizer.adam_b1, optimizer.adam_b2),
-                eps=optimizer.adam_eps,
-                weight_decay=optimizer.weight_decay,
+                betas=(settings["b1"], settings["b2"]),
+                eps=settings["eps"],
+                weight_decay=settings["weight_decay"],
                 fused=True,
             )
             for network, learning_rate in (
-                (self.policy, optimizer.policy_learning_rate),
-                (self.critic, optimizer.critic_learning_rate),
+                (self.policy, learning.policy_learning_rate),
+                (self.critic, learning.critic_learning_rate),
             )
         )
         self._mask_bj = _copy(batch.action_mask_bj)

@@ -44,7 +44,7 @@ def test_losses_and_gradients_are_those_of_pytorch(peer, problem):
 @pytest.mark.parametrize("problem", ["path"], indirect=True)
 @pytest.mark.parametrize(
     ("field", "value", "differing"),
-    [("beta", 0.1002, "loss|norm|gradient"), ("polyak_lambda", 0.5, "step [12]")],
+    [("beta", 0.0601, "loss|norm|gradient"), ("polyak_lambda", 0.5, "step [12]")],
 )
 def test_another_setting_in_the_peer_is_found(peer, problem, field, value, differing):
     learning = dataclasses.replace(problem.config.learning, **{field: value})

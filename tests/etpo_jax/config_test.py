@@ -6,7 +6,8 @@ import re
 import pytest
 
 from etpo_jax import registry
-from etpo_jax.config import SECTIONS, Config, FinetuneConfig, parse_options
+from etpo_jax.config import SECTIONS, Config, FinetuneConfig
+from etpo_jax.settings import parse_options
 from models.lora import TARGETS
 
 
@@ -100,7 +101,7 @@ def test_settings_that_do_not_fit_each_other_are_named(values, text):
 
 
 def test_a_setting_that_the_algorithm_does_not_read_is_refused():
-    with pytest.raises(ValueError, match="^--critic_loss: --algorithm=ppo_kl .* it, etpo does$"):
+    with pytest.raises(ValueError, match=r"^--critic_loss: --algorithm=ppo_kl .* it, etpo does$"):
         Config.from_dict({"algorithm": "ppo_kl", "critic_loss": "path"})
     with pytest.raises(ValueError, match="reflection does not read it, etpo and poad and ppo_kl"):
         Config.from_dict({"algorithm": "reflection", "beta": 0.1})
