@@ -46,8 +46,8 @@ algorithms on two cores.
 - It is no language model: it knows no English beyond its prompts, and no Python beyond its grammar.
 - It is no evidence on large models: an algorithm that wins here works, but need not win with
   CodeLlama.
-- It is no help in choosing a classifier: the shares of its answers were set by hand, and it has seen
-  no table, only the words of the prompts.
+- It is no help in choosing a classifier: the shares of its answers were set by hand, and it has
+  seen no table, only the words of the prompts.
 - Its programs are not to be trusted: run them in a sandbox, like those of any model.
 
 ## How it was made
