@@ -9,7 +9,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from models.errors import ModelError
 
@@ -170,45 +170,28 @@ class DecoderConfig:
         }
 
 
-class Parameter(NamedTuple):
-    """One kind of parameter.
-
-    Attributes:
-      path: names of its place in the tree, joined by "/".
-      axes: letters of its axes, those of `parameter_shapes`; "l" is the layer.
-      published: its name in a checkpoint, with the layer left open. A published matrix is
-        [out, in]: every `kernel` is its transpose.
-      needs: the attribute of the configuration without which there is no such parameter.
-    """
-
-    path: str
-    axes: str
-    published: str
-    needs: str | None = None
-
-
+# Every kind of parameter, in the order in which checkpoints are written: the path in the tree, the
+# letters of the axes (see `parameter_shapes`; "l" is the layer), the published name with the layer
+# left open, and the attribute of the configuration without which there is none. A published matrix
+# is [out, in]: every `kernel` is its transpose.
 _LAYER = "model.layers.{}."
-PARAMETERS = tuple(
-    Parameter(*row)
-    for row in (
-        ("embedder/embedding", "vd", "model.embed_tokens.weight"),
-        ("layers/attention_norm/scale", "ld", _LAYER + "input_layernorm.weight"),
-        ("layers/attention/q/kernel", "ldn", _LAYER + "self_attn.q_proj.weight"),
-        ("layers/attention/k/kernel", "ldk", _LAYER + "self_attn.k_proj.weight"),
-        ("layers/attention/v/kernel", "ldk", _LAYER + "self_attn.v_proj.weight"),
-        ("layers/attention/q/bias", "ln", _LAYER + "self_attn.q_proj.bias", "attention_bias"),
-        ("layers/attention/k/bias", "lk", _LAYER + "self_attn.k_proj.bias", "attention_bias"),
-        ("layers/attention/v/bias", "lk", _LAYER + "self_attn.v_proj.bias", "attention_bias"),
-        ("layers/attention/o/kernel", "lnd", _LAYER + "self_attn.o_proj.weight"),
-        ("layers/mlp_norm/scale", "ld", _LAYER + "post_attention_layernorm.weight"),
-        ("layers/mlp/gate/kernel", "ldf", _LAYER + "mlp.gate_proj.weight"),
-        ("layers/mlp/up/kernel", "ldf", _LAYER + "mlp.up_proj.weight"),
-        ("layers/mlp/down/kernel", "lfd", _LAYER + "mlp.down_proj.weight"),
-        ("final_norm/scale", "d", "model.norm.weight"),
-        ("lm_head/kernel", "dv", "lm_head.weight", "has_lm_head"),
-    )
+PARAMETERS = (
+    ("embedder/embedding", "vd", "model.embed_tokens.weight", ""),
+    ("layers/attention_norm/scale", "ld", _LAYER + "input_layernorm.weight", ""),
+    ("layers/attention/q/kernel", "ldn", _LAYER + "self_attn.q_proj.weight", ""),
+    ("layers/attention/k/kernel", "ldk", _LAYER + "self_attn.k_proj.weight", ""),
+    ("layers/attention/v/kernel", "ldk", _LAYER + "self_attn.v_proj.weight", ""),
+    ("layers/attention/q/bias", "ln", _LAYER + "self_attn.q_proj.bias", "attention_bias"),
+    ("layers/attention/k/bias", "lk", _LAYER + "self_attn.k_proj.bias", "attention_bias"),
+    ("layers/attention/v/bias", "lk", _LAYER + "self_attn.v_proj.bias", "attention_bias"),
+    ("layers/attention/o/kernel", "lnd", _LAYER + "self_attn.o_proj.weight", ""),
+    ("layers/mlp_norm/scale", "ld", _LAYER + "post_attention_layernorm.weight", ""),
+    ("layers/mlp/gate/kernel", "ldf", _LAYER + "mlp.gate_proj.weight", ""),
+    ("layers/mlp/up/kernel", "ldf", _LAYER + "mlp.up_proj.weight", ""),
+    ("layers/mlp/down/kernel", "lfd", _LAYER + "mlp.down_proj.weight", ""),
+    ("final_norm/scale", "d", "model.norm.weight", ""),
+    ("lm_head/kernel", "dv", "lm_head.weight", "has_lm_head"),
 )
-"""Every kind of parameter of a decoder, in the order in which checkpoints are written."""
 
 
 def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
@@ -223,9 +206,9 @@ def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
         "h": config.head_dim,
     }
     return {
-        row.path: tuple(sizes[axis] for axis in row.axes)
-        for row in PARAMETERS
-        if row.needs is None or getattr(config, row.needs)
+        path: tuple(sizes[axis] for axis in axes)
+        for path, axes, _, needed in PARAMETERS
+        if not needed or getattr(config, needed)
     }
 
 

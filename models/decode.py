@@ -175,14 +175,7 @@ def decode_step(
         return newest[:, None]
 
     x_bsd, cache = _forward(
-        weights,
-        config,
-        token_b[:, None],
-        position_b[:, None],
-        slot,
-        cache,
-        attend_all,
-        ROWS_TRAVEL,
+        weights, config, token_b[:, None], position_b[:, None], slot, cache, attend_all, ROWS_TRAVEL
     )
     return _logits(weights, config, x_bsd[:, 0]), cache
 

@@ -44,32 +44,39 @@ class Preset:
     num_documents: int
 
 
-def _config(*, width: int, inner: int, layers: int, heads: int, kv_heads: int) -> DecoderConfig:
-    return DecoderConfig(
-        vocab_size=1024,
-        hidden_size=width,
-        intermediate_size=inner,
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=width // heads,
-        rope_theta=10_000.0,
-        rope_scaling=None,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=False,
-        attention_bias=False,
-        max_position_embeddings=1024,
-    )
-
+_TINY = DecoderConfig(
+    vocab_size=1024,
+    hidden_size=64,
+    intermediate_size=176,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    rope_theta=10_000.0,
+    rope_scaling=None,
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=False,
+    attention_bias=False,
+    max_position_embeddings=1024,
+)
+_SMALL = dataclasses.replace(
+    _TINY,
+    hidden_size=256,
+    intermediate_size=688,
+    num_layers=6,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=32,
+)
 
 PRESETS = {
     "tiny": Preset(
-        config=_config(width=64, inner=176, layers=2, heads=4, kv_heads=2),
+        config=_TINY,
         schedule=Schedule(steps=4000, batch_tokens=3072, learning_rate=4e-3),
         num_documents=80_000,
     ),
     "small": Preset(
-        config=_config(width=256, inner=688, layers=6, heads=8, kv_heads=4),
+        config=_SMALL,
         schedule=Schedule(steps=10_000, batch_tokens=32_768, learning_rate=1e-3),
         num_documents=1_000_000,
     ),
@@ -159,11 +166,8 @@ def _make(
 
 
 def _texts(documents: Sequence[Document]) -> list[str]:
-    return [part for document in documents for part in (*_around(document.prompt), document.text)]
-
-
-def _around(prompt: str) -> list[str]:
-    return prompt.split(prompts.FILL_ME) if prompt else []
+    """Prompts, cut at their markers, and answers."""
+    return [part for d in documents for part in (*d.prompt.split(prompts.FILL_ME), d.text)]
 
 
 def _examples(
@@ -194,22 +198,15 @@ def main() -> None:
     for flag in (_SEED, _STEPS, _DOCUMENTS):
         if flag.present:
             command += f" --{flag.name}={flag.value}"
-    if _STEPS.value:
-        schedule = dataclasses.replace(preset.schedule, steps=_STEPS.value)
-        preset = dataclasses.replace(preset, schedule=schedule)
-    if _DOCUMENTS.value:
-        preset = dataclasses.replace(preset, num_documents=_DOCUMENTS.value)
+    steps = _STEPS.value or preset.schedule.steps
+    schedule = dataclasses.replace(preset.schedule, steps=steps)
+    preset = Preset(preset.config, schedule, _DOCUMENTS.value or preset.num_documents)
     folder = pathlib.Path(_OUTPUT.value or pathlib.Path(__file__).parent / _PRESET.value)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output: {folder} is not a folder")
     wall_s, cpu_s = time.monotonic(), time.process_time()
-    pretrain(
-        preset,
-        folder,
-        seed=_SEED.value,
-        command=command,
-        report=functools.partial(print, flush=True),
-    )
+    report = functools.partial(print, flush=True)
+    pretrain(preset, folder, seed=_SEED.value, command=command, report=report)
     print(
         f"{folder}: {card.parameter_count(preset.config):,} parameters,"
         f" {time.monotonic() - wall_s:.0f} s, {time.process_time() - cpu_s:.0f} s of CPU"

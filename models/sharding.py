@@ -15,14 +15,7 @@ from jax.sharding import PartitionSpec as P
 # Axis letter to mesh axis; letters that are absent are never split. "d" is the model width of a
 # parameter. Activations are split over the batch and have their whole width ("-"), except in a
 # decoding step, whose width is split so that each device multiplies its own part of a kernel.
-_MESH_AXIS = {
-    "b": "fsdp",
-    "d": "fsdp",
-    "n": "tensor",
-    "k": "tensor",
-    "f": "tensor",
-    "v": "tensor",
-}
+_MESH_AXIS = {"b": "fsdp", "d": "fsdp", "n": "tensor", "k": "tensor", "f": "tensor", "v": "tensor"}
 
 # End of a parameter's path, as a regular expression, to the letters of its last axes. "n" and "k"
 # are numbers of heads times the size of a head.
@@ -108,9 +101,8 @@ def shard(x: jax.Array, *axes: str) -> jax.Array:
 def shard_parameter(path: str, x: jax.Array) -> jax.Array:
     """Constrains a parameter inside jit to the partition of its path, as `shard` does."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return x
-    return jax.lax.with_sharding_constraint(x, partition_spec(path, x.shape, mesh))
+    where = partition_spec(path, x.shape, mesh)
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, where)
 
 
 def map_attention(

@@ -70,14 +70,10 @@ class Tokenizer:
         self._bos_ids = [] if bos is None else [bos]
         self._infilling = self._infilling_ids(size)
         self.has_infilling = self._infilling is not None
-        self.eos_ids = frozenset(
-            [
-                *([] if eos is None else [eos]),
-                *_eos_ids(folder / "config.json"),
-                *_eos_ids(folder / "generation_config.json"),
-                *(self._infilling or ())[3:],
-            ]
-        )
+        ends = [] if eos is None else [eos]
+        for name in ("config.json", "generation_config.json"):
+            ends += _eos_ids(folder / name)
+        self.eos_ids = frozenset([*ends, *(self._infilling or ())[3:]])
         if not self.eos_ids:
             raise ModelError(f"{folder}: neither tokenizer nor config.json names an end of text")
         added = self._backend.get_added_tokens_decoder()

@@ -77,7 +77,7 @@ def test_the_wheel_holds_every_module_the_stand_in_and_the_flagfiles(wheel, tree
     expected = {
         str(path.relative_to(tree)) for name in PACKAGES for path in (tree / name).rglob("*.py")
     }
-    for pattern in ("*/py.typed", "models/tiny/*", "models/stand_in/*.json"):
+    for pattern in ("*/py.typed", "env/tables/*.toml", "models/tiny/*", "models/stand_in/*.json"):
         expected |= {str(path.relative_to(tree)) for path in tree.glob(pattern)}
     for path in (tree / "models" / "configs").rglob("*.*"):
         expected.add(str(path.relative_to(tree)))

@@ -126,6 +126,13 @@ def to_json(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form: {value!r:.80}")
 
 
+def to_number(value: Any) -> float | None:
+    """Reads a number, also one that `to_json` wrote as text; None for any other value."""
+    value = to_json(value)
+    is_number = isinstance(value, (int, float)) or value in ("NaN", "Infinity", "-Infinity")
+    return float(value) if is_number else None
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replaces the content of a file by one JSON value, indented for people."""
     replace(path, json.dumps(to_json(value), indent=2, allow_nan=False) + "\n")

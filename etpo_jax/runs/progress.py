@@ -3,6 +3,7 @@
 import contextlib
 import math
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from etpo_jax.runs import directory
 from etpo_jax.runs.run_log import RunLog
 
-_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps, {desc}, ETA {remaining}"
+_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps, ETA {remaining}, {desc}"
 _LINE = "step {n_fmt}/{total_fmt} {percentage:3.0f}%  {desc}  ETA {remaining}"
 
 
@@ -39,7 +40,9 @@ class Progress:
             total=total_env_steps,
             initial=env_step,
             file=stream,
-            dynamic_ncols=self._is_terminal,
+            # tqdm would hide its bar on a terminal that does not tell its size.
+            ncols=shutil.get_terminal_size().columns - 1,
+            nrows=24,
             bar_format=_BAR if self._is_terminal else _LINE,
             mininterval=0.0,
             miniters=0,
@@ -57,6 +60,7 @@ class Progress:
             f"runnable {_number(row.get('runnable_rate'), 4, '.0%')}",
             f"{_number(row.get('tokens_per_s'), 6, ',.0f')} tokens/s",
         )
+        self._bar.ncols = shutil.get_terminal_size().columns - 1
         self._bar.set_description_str(self._separator.join(fields), refresh=False)
         self._bar.update(int(row["env_step"]) - self._bar.n)
 

@@ -96,18 +96,12 @@ class RunLog:
 
     def column(self, name: str) -> Float[np.ndarray, "u"]:
         """One metric over the updates; NaN where a row has no number of this name."""
-        return np.array([_number(row.get(name)) for row in self.metrics], np.float64)
+        return np.array([files.to_number(row.get(name)) for row in self.metrics], np.float64)
 
     def numeric_columns(self) -> list[str]:
         """Names of the metrics that are a number in some row, in their order in the file."""
         names = {name: None for row in self.metrics for name in row}
         return [name for name in names if np.isfinite(self.column(name)).any()]
-
-
-def _number(value: Any) -> float:
-    """A JSON value as a number; the texts that stand for NaN and infinities are numbers too."""
-    is_number = isinstance(value, (int, float)) or value in ("NaN", "Infinity", "-Infinity")
-    return float(value) if is_number else float("nan")
 
 
 def improvements(run_path: Path) -> list[files.Row]:

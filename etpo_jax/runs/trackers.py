@@ -1,6 +1,8 @@
 """Trackers that show the metrics of a run elsewhere: TensorBoard."""
 
-import numbers
+import contextlib
+import os
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +14,10 @@ from etpo_jax.runs import directory, files
 
 
 class TensorBoard:
-    """Event files in a run directory, made from the rows of `metrics.jsonl`.
+    """Event file in a run directory, made from the rows of `metrics.jsonl`.
 
-    Events are written within `write`: tensorboardX's `SummaryWriter` writes from a thread, which
-    blocks for ever once the disk is full.
+    tensorboardX's `SummaryWriter` is not used: it writes from a thread, which blocks for ever once
+    the disk is full. Here the events of a row are on the disk when `write` returns.
     """
 
     def __init__(self, run_path: Path) -> None:
@@ -23,23 +25,30 @@ class TensorBoard:
 
         Args:
           run_path: the run directory, cut back to its checkpoint.
+        Raises:
+          OSError: naming the folder that could not be written.
         """
-        folder = run_path / directory.TENSORBOARD
-        for path in folder.glob("events.out.tfevents.*"):
-            path.unlink()
+        self._folder = run_path / directory.TENSORBOARD
         self._writer: Any = None
+        for path in self._folder.glob("events.out.tfevents.*"):
+            path.unlink()
         try:
-            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX import RecordWriter
         except ImportError as error:
             logging.warning("No TensorBoard events are written: %s", error)
             return
-        self._folder = folder
-        with files.naming(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._writer = EventsWriter(str(folder / "events"))
-        for row in files.read_rows(run_path / directory.METRICS):
-            self._add(row)
-        self._flush()
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        try:
+            with files.naming(self._folder):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._writer = RecordWriter(str(self._folder / name))
+                self._add(file_version="brain.Event:2")
+                for row in files.read_rows(run_path / directory.METRICS):
+                    self._add_row(row)
+                self._writer.flush()
+        except BaseException:
+            self.close()
+            raise
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Adds the numbers of a row of `metrics.jsonl`, each under its own name at step `update`.
@@ -50,13 +59,16 @@ class TensorBoard:
           OSError: naming the folder that could not be written.
         """
         if self._writer is not None:
-            self._add(row)
-            self._flush()
+            with files.naming(self._folder):
+                self._add_row(row)
+                self._writer.flush()
 
     def close(self) -> None:
         """Closes the event file."""
         if self._writer is not None:
-            self._writer.close()
+            # A full disk has been reported by `write`; closing fails on what is left in the buffer.
+            with contextlib.suppress(OSError):
+                self._writer.close()
             self._writer = None
 
     def __enter__(self) -> Self:
@@ -65,18 +77,16 @@ class TensorBoard:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _add(self, row: Mapping[str, Any]) -> None:
+    def _add_row(self, row: Mapping[str, Any]) -> None:
+        numbers = {name: files.to_number(value) for name, value in row.items() if name != "update"}
+        values = [
+            {"tag": name, "simple_value": number}
+            for name, number in numbers.items()
+            if number is not None
+        ]
+        self._add(step=row["update"], summary={"value": values})
+
+    def _add(self, **fields: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.summary import scalar
 
-        event = Event(wall_time=time.time(), step=row["update"])
-        for name, value in files.to_json(row).items():
-            number = float(value) if value in ("NaN", "Infinity", "-Infinity") else value
-            if name != "update" and isinstance(number, numbers.Real):
-                event.summary.MergeFrom(scalar(name, number))
-        with files.naming(self._folder):
-            self._writer.write_event(event)
-
-    def _flush(self) -> None:
-        with files.naming(self._folder):
-            self._writer.flush()
+        self._writer.write(Event(wall_time=time.time(), **fields).SerializeToString())

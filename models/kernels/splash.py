@@ -44,9 +44,7 @@ def attend_causal(
 
 def _on_one_device(q: Array, k: Array, v: Array, mask_bm: Array, *, interpret: bool) -> Array:
     # Imported here, since it takes a second and is needed on TPUs only.
-    from jax.experimental.pallas.ops.tpu.splash_attention import (
-        splash_attention_kernel as kernels,
-    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     s, n, h = q.shape[1:]

@@ -4,7 +4,7 @@ import json
 import math
 import pathlib
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from env.tables.registry import REGISTRY
 from models.config import DecoderConfig, parameter_shapes
@@ -30,25 +30,25 @@ algorithms on two cores.
 
 ## What it is
 
-- Trained from scratch on text that a program makes: a grammar over scikit-learn's classifiers,
-  scalers, pipelines and settings, with the mistakes that people make. Error messages in its prompts
-  are those that executing these mistakes really gave.
-- A policy with room to learn. It fails often, at mistakes that a reward can teach it to avoid; most
-  of its programs that run score in the middle of the field, better ones are rare, and the best on
-  the small tables need several good choices at once.
-- In the infilling format of CodeLlama, under the same token names: `<s>`, `▁<PRE>`, prefix,
-  `▁<SUF>`, suffix, `▁<MID>`, body, `▁<EOT>`. Stop on `▁<EOT>` and `</s>`; `<pad>` is neither.
-- At home with the descriptions of fourteen tables:
+- It was trained from scratch on text that a program makes: a grammar over scikit-learn's
+  classifiers, scalers, pipelines and settings, with the mistakes that people make. The error
+  messages in its prompts were recorded by executing these mistakes.
+- It is a policy with room to learn. It often makes mistakes that a reward can teach it to avoid;
+  most of its programs that run score in the middle of the field, better ones are rare, and the best
+  on the small tables need several good choices at once.
+- It uses the infilling format of CodeLlama with the same token names: `<s>`, `▁<PRE>`, prefix,
+  `▁<SUF>`, suffix, `▁<MID>`, body, `▁<EOT>`. An answer ends with `▁<EOT>` or `</s>`.
+- It knows the descriptions of fourteen tables:
 {descriptions}.
 
 ## What it is not
 
-- No language model: it knows no English beyond its prompts, and no Python beyond its grammar.
-- No evidence on large models. That an algorithm wins here says that it works, not that it would win
-  with CodeLlama.
-- No help in choosing a classifier: the shares of its answers were set by hand, and it does not know
-  which table it is asked about beyond the words of the prompt. It has seen no table.
-- Not to be trusted with what it writes: run it in a sandbox, as with any model.
+- It is no language model: it knows no English beyond its prompts, and no Python beyond its grammar.
+- It is no evidence on large models: an algorithm that wins here works, but need not win with
+  CodeLlama.
+- It is no help in choosing a classifier: the shares of its answers were set by hand, and it has
+  seen no table, only the words of the prompts.
+- Its programs are not to be trusted: run them in a sandbox, like those of any model.
 
 ## How it was made
 
@@ -108,7 +108,12 @@ def write(folder: pathlib.Path) -> None:
         kv_heads=config.num_kv_heads,
         inner=config.intermediate_size,
         vocab=config.vocab_size,
-        descriptions=_wrapped(", ".join(entry.description for entry in REGISTRY.values())),
+        descriptions=textwrap.fill(
+            ", ".join(entry.description for entry in REGISTRY.values()),
+            width=98,
+            initial_indent="  ",
+            subsequent_indent="  ",
+        ),
         first=(1 - SHARES.plain) * (1 - SHARES.reflective),
         mistakes=SHARES.mistake_at_first,
         reflective=(1 - SHARES.plain) * SHARES.reflective,
@@ -123,7 +128,7 @@ def write(folder: pathlib.Path) -> None:
 def _figures(figures: Mapping) -> str:
     tables: Mapping[str, Mapping[str, float]] = figures["tables"]
     rows = [
-        _row(title, [form.format(table[key]) for table in tables.values()])
+        " | ".join([f"| {title}", *(form.format(table[key]) for table in tables.values())]) + " |"
         for title, key, form in _ROWS
     ]
     return _MEASURED.format(
@@ -132,12 +137,3 @@ def _figures(figures: Mapping) -> str:
         rules="|".join("---" for _ in tables),
         rows="\n".join(rows),
     )
-
-
-def _wrapped(text: str) -> str:
-    """Text broken into the indented lines of a list item."""
-    return textwrap.fill(text, width=98, initial_indent="  ", subsequent_indent="  ")
-
-
-def _row(title: str, cells: Sequence[str]) -> str:
-    return f"| {title} | {' | '.join(cells)} |"

@@ -8,7 +8,7 @@ learner should discover step by step must not be what it samples at first.
 import dataclasses
 import random
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from models.stand_in.programs import MODULES, Call, Fit, Form, Program, Value, names_in
 
@@ -26,6 +26,17 @@ class _Argument:
     given: tuple[str, str] | None = None
 
 
+class _Drawn(NamedTuple):
+    """A class with the weight at which programs use it, and its arguments in the order of draws."""
+
+    weight: float
+    arguments: tuple[_Argument, ...]
+
+
+def _drawn(weight: float, *arguments: _Argument) -> _Drawn:
+    return _Drawn(weight, arguments)
+
+
 def _even(texts: str) -> dict[str, float]:
     return dict.fromkeys(texts.split(), 1.0)
 
@@ -40,171 +51,140 @@ _TREES = _Argument("n_estimators", 0.97, {"5": 1, "10": 4, "15": 1, "20": 3, "30
 _BOOSTS = _Argument("n_estimators", 0.97, {"5": 1, "10": 4, "15": 1, "20": 3, "30": 1})
 _RATE = _Argument("learning_rate", 0.45, _even("0.01 0.05 0.1 0.2 0.5 1.0"))
 
-_ESTIMATORS: Mapping[str, tuple[float, tuple[_Argument, ...]]] = {
-    "LogisticRegression": (
+_ESTIMATORS: Mapping[str, _Drawn] = {
+    "LogisticRegression": _drawn(
         12,
-        (
-            _Argument(
-                "C",
-                0.55,
-                {"0.001": 1, "0.01": 2, "0.05": 1, "0.1": 3, "0.5": 2, "1.0": 4, "2.0": 1.5}
-                | {"5.0": 1, "10": 1.5, "100": 0.3},
-            ),
-            _Argument("solver", 0.2, {"'lbfgs'": 2, "'newton-cg'": 1, "'saga'": 1}),
-            _Argument("max_iter", 0.4, _even("100 200 500 1000")),
-            _BALANCED,
-            _SEED,
+        _Argument(
+            "C",
+            0.55,
+            {"0.001": 1, "0.01": 2, "0.05": 1, "0.1": 3, "0.5": 2, "1.0": 4, "2.0": 1.5}
+            | {"5.0": 1, "10": 1.5, "100": 0.3},
         ),
+        _Argument("solver", 0.2, {"'lbfgs'": 2, "'newton-cg'": 1, "'saga'": 1}),
+        _Argument("max_iter", 0.4, _even("100 200 500 1000")),
+        _BALANCED,
+        _SEED,
     ),
-    "SVC": (
+    "SVC": _drawn(
         10,
-        (
-            _Argument("C", 0.55, {"0.1": 2, "0.5": 1, "1.0": 3, "2.0": 1, "5.0": 1, "10": 2}),
-            _Argument("kernel", 0.5, {"'rbf'": 4, "'linear'": 1, "'poly'": 1, "'sigmoid'": 1}),
-            _Argument("degree", 0.6, _even("2 3"), given=("kernel", "'poly'")),
-            _Argument("gamma", 0.25, _even("'scale' 'auto' 0.01 0.1 1.0")),
-            _BALANCED,
-            _Argument("probability", 1, {"True": 1}),
-            _SEED,
-        ),
+        _Argument("C", 0.55, {"0.1": 2, "0.5": 1, "1.0": 3, "2.0": 1, "5.0": 1, "10": 2}),
+        _Argument("kernel", 0.5, {"'rbf'": 4, "'linear'": 1, "'poly'": 1, "'sigmoid'": 1}),
+        _Argument("degree", 0.6, _even("2 3"), given=("kernel", "'poly'")),
+        _Argument("gamma", 0.25, _even("'scale' 'auto' 0.01 0.1 1.0")),
+        _BALANCED,
+        _Argument("probability", 1, {"True": 1}),
+        _SEED,
     ),
-    "KNeighborsClassifier": (
+    "KNeighborsClassifier": _drawn(
         11,
-        (
-            _Argument("n_neighbors", 0.85, _even("1 2 3 4 5 7 9 11 15 20")),
-            _Argument("weights", 0.3, {"'uniform'": 1, "'distance'": 1.5}),
-            _Argument("p", 0.15, _even("1 2")),
-            _Argument("metric", 0.1, _even("'manhattan' 'euclidean' 'chebyshev'")),
-        ),
+        _Argument("n_neighbors", 0.85, _even("1 2 3 4 5 7 9 11 15 20")),
+        _Argument("weights", 0.3, {"'uniform'": 1, "'distance'": 1.5}),
+        _Argument("p", 0.15, _even("1 2")),
+        _Argument("metric", 0.1, _even("'manhattan' 'euclidean' 'chebyshev'")),
     ),
-    "DecisionTreeClassifier": (
+    "DecisionTreeClassifier": _drawn(
         13,
-        (
-            _CRITERION,
-            _DEPTH,
-            _Argument("min_samples_split", 0.15, _even("2 4 5 10")),
-            _LEAF,
-            _BALANCED,
-            _SEED,
-        ),
+        _CRITERION,
+        _DEPTH,
+        _Argument("min_samples_split", 0.15, _even("2 4 5 10")),
+        _LEAF,
+        _BALANCED,
+        _SEED,
     ),
-    "RandomForestClassifier": (10, (_TREES, _CRITERION, _DEPTH, _LEAF, _FEATURES, _SEED)),
-    "ExtraTreesClassifier": (5, (_TREES, _CRITERION, _DEPTH, _LEAF, _SEED)),
-    "ExtraTreeClassifier": (2, (_CRITERION, _DEPTH, _LEAF, _SEED)),
-    "GradientBoostingClassifier": (
+    "RandomForestClassifier": _drawn(10, _TREES, _CRITERION, _DEPTH, _LEAF, _FEATURES, _SEED),
+    "ExtraTreesClassifier": _drawn(5, _TREES, _CRITERION, _DEPTH, _LEAF, _SEED),
+    "ExtraTreeClassifier": _drawn(2, _CRITERION, _DEPTH, _LEAF, _SEED),
+    "GradientBoostingClassifier": _drawn(
         4.5,
-        (
-            _BOOSTS,
-            _RATE,
-            _Argument("max_depth", 0.35, _even("1 2 3 4")),
-            _Argument("subsample", 0.15, _even("0.5 0.8")),
-            _SEED,
-        ),
+        _BOOSTS,
+        _RATE,
+        _Argument("max_depth", 0.35, _even("1 2 3 4")),
+        _Argument("subsample", 0.15, _even("0.5 0.8")),
+        _SEED,
     ),
-    "HistGradientBoostingClassifier": (
+    "HistGradientBoostingClassifier": _drawn(
         1.5,
-        (
-            _Argument("max_iter", 0.97, _even("5 10 20")),
-            _RATE,
-            _Argument("min_samples_leaf", 0.4, _even("3 5 10")),
-        ),
+        _Argument("max_iter", 0.97, _even("5 10 20")),
+        _RATE,
+        _Argument("min_samples_leaf", 0.4, _even("3 5 10")),
     ),
-    "AdaBoostClassifier": (4, (_BOOSTS, _RATE, _SEED)),
-    "GaussianNB": (
-        8,
-        (_Argument("var_smoothing", 0.4, _even("1e-9 1e-8 1e-6 1e-4 1e-3 0.01 0.1")),),
+    "AdaBoostClassifier": _drawn(4, _BOOSTS, _RATE, _SEED),
+    "GaussianNB": _drawn(
+        8, _Argument("var_smoothing", 0.4, _even("1e-9 1e-8 1e-6 1e-4 1e-3 0.01 0.1"))
     ),
-    "BernoulliNB": (
+    "BernoulliNB": _drawn(
         3,
-        (
-            _Argument("alpha", 0.5, _even("0.01 0.1 0.5 1.0 2.0")),
-            _Argument("binarize", 0.25, _even("0.0 0.5 1.0 2.0")),
-        ),
+        _Argument("alpha", 0.5, _even("0.01 0.1 0.5 1.0 2.0")),
+        _Argument("binarize", 0.25, _even("0.0 0.5 1.0 2.0")),
     ),
-    "MultinomialNB": (1.5, (_Argument("alpha", 0.6, _even("0.01 0.1 0.5 1.0")),)),
-    "ComplementNB": (1, (_Argument("alpha", 0.6, _even("0.01 0.1 0.5 1.0")),)),
-    "LinearDiscriminantAnalysis": (
+    "MultinomialNB": _drawn(1.5, _Argument("alpha", 0.6, _even("0.01 0.1 0.5 1.0"))),
+    "ComplementNB": _drawn(1, _Argument("alpha", 0.6, _even("0.01 0.1 0.5 1.0"))),
+    "LinearDiscriminantAnalysis": _drawn(
         4,
-        (
-            _Argument("solver", 0.5, {"'svd'": 1, "'lsqr'": 1.5}),
-            _Argument("shrinkage", 0.7, _even("'auto' 0.1 0.5"), given=("solver", "'lsqr'")),
-        ),
+        _Argument("solver", 0.5, {"'svd'": 1, "'lsqr'": 1.5}),
+        _Argument("shrinkage", 0.7, _even("'auto' 0.1 0.5"), given=("solver", "'lsqr'")),
     ),
-    "SGDClassifier": (
+    "SGDClassifier": _drawn(
         3,
-        (
-            _Argument("loss", 1, {"'log_loss'": 2, "'modified_huber'": 1}),
-            _Argument("alpha", 0.4, _even("0.0001 0.001 0.01 0.1")),
-            _Argument("max_iter", 0.35, _even("100 200 500 1000")),
-            _SEED,
-        ),
+        _Argument("loss", 1, {"'log_loss'": 2, "'modified_huber'": 1}),
+        _Argument("alpha", 0.4, _even("0.0001 0.001 0.01 0.1")),
+        _Argument("max_iter", 0.35, _even("100 200 500 1000")),
+        _SEED,
     ),
-    "NearestCentroid": (2, (_Argument("shrink_threshold", 0.3, _even("0.1 0.2 0.5")),)),
-    "DummyClassifier": (1.2, (_Argument("strategy", 0.6, _even("'prior' 'most_frequent'")),)),
-    "MLPClassifier": (
+    "NearestCentroid": _drawn(2, _Argument("shrink_threshold", 0.3, _even("0.1 0.2 0.5"))),
+    "DummyClassifier": _drawn(1.2, _Argument("strategy", 0.6, _even("'prior' 'most_frequent'"))),
+    "MLPClassifier": _drawn(
         4.5,
-        (
-            _Argument(
-                "hidden_layer_sizes",
-                0.95,
-                {"(4,)": 1, "(5,)": 1, "(8,)": 2, "(10,)": 2, "(16,)": 1.5, "(20,)": 1, "(32,)": 1}
-                | {"(8, 8)": 0.6, "(16, 16)": 0.4},
-            ),
-            _Argument("activation", 0.3, _even("'relu' 'tanh' 'logistic'")),
-            _Argument("solver", 0.35, {"'adam'": 5, "'sgd'": 3, "'lbfgs'": 1.3}),
-            _Argument("alpha", 0.3, _even("0.0001 0.001 0.01 0.1 1.0")),
-            _Argument(
-                "learning_rate_init", 0.3, {"0.001": 1, "0.005": 1, "0.01": 1.2, "0.05": 0.5}
-            ),
-            _Argument("max_iter", 0.97, {"20": 0.7, "50": 2, "100": 3, "200": 1.2}),
-            _SEED,
+        _Argument(
+            "hidden_layer_sizes",
+            0.95,
+            {"(4,)": 1, "(5,)": 1, "(8,)": 2, "(10,)": 2, "(16,)": 1.5, "(20,)": 1, "(32,)": 1}
+            | {"(8, 8)": 0.6, "(16, 16)": 0.4},
         ),
+        _Argument("activation", 0.3, _even("'relu' 'tanh' 'logistic'")),
+        _Argument("solver", 0.35, {"'adam'": 5, "'sgd'": 3, "'lbfgs'": 1.3}),
+        _Argument("alpha", 0.3, _even("0.0001 0.001 0.01 0.1 1.0")),
+        _Argument("learning_rate_init", 0.3, {"0.001": 1, "0.005": 1, "0.01": 1.2, "0.05": 0.5}),
+        _Argument("max_iter", 0.97, {"20": 0.7, "50": 2, "100": 3, "200": 1.2}),
+        _SEED,
     ),
-    "BaggingClassifier": (3, (_Argument("n_estimators", 0.97, _even("5 10 15 20")), _SEED)),
-    "CalibratedClassifierCV": (1.2, (_Argument("cv", 0.97, _even("2 3")),)),
-    "VotingClassifier": (2, (_Argument("voting", 1, {"'soft'": 1}),)),
-    "StackingClassifier": (0.5, (_Argument("cv", 1, _even("2 3")),)),
+    "BaggingClassifier": _drawn(3, _Argument("n_estimators", 0.97, _even("5 10 15 20")), _SEED),
+    "CalibratedClassifierCV": _drawn(1.2, _Argument("cv", 0.97, _even("2 3"))),
+    "VotingClassifier": _drawn(2, _Argument("voting", 1, {"'soft'": 1})),
+    "StackingClassifier": _drawn(0.5, _Argument("cv", 1, _even("2 3"))),
 }
 
-_SCALERS: Mapping[str, tuple[float, tuple[_Argument, ...]]] = {
-    "StandardScaler": (30, (_Argument("with_mean", 0.04, _even("True False")),)),
-    "MinMaxScaler": (18, (_Argument("feature_range", 0.08, {"(0, 1)": 1, "(-1, 1)": 1}),)),
-    "RobustScaler": (8, ()),
-    "MaxAbsScaler": (5, ()),
-    "Normalizer": (3.5, (_Argument("norm", 0.3, _even("'l1' 'l2' 'max'")),)),
-    "PowerTransformer": (3, ()),
-    "QuantileTransformer": (3, (_Argument("n_quantiles", 0.97, _even("5 10 20")),)),
-    "PCA": (
+_SCALERS: Mapping[str, _Drawn] = {
+    "StandardScaler": _drawn(30, _Argument("with_mean", 0.04, _even("True False"))),
+    "MinMaxScaler": _drawn(18, _Argument("feature_range", 0.08, {"(0, 1)": 1, "(-1, 1)": 1})),
+    "RobustScaler": _drawn(8),
+    "MaxAbsScaler": _drawn(5),
+    "Normalizer": _drawn(3.5, _Argument("norm", 0.3, _even("'l1' 'l2' 'max'"))),
+    "PowerTransformer": _drawn(3),
+    "QuantileTransformer": _drawn(3, _Argument("n_quantiles", 0.97, _even("5 10 20"))),
+    "PCA": _drawn(
         7,
-        (
-            _Argument("n_components", 0.9, _even("2 3 0.9 0.95")),
-            _Argument("whiten", 0.1, _even("True")),
-        ),
+        _Argument("n_components", 0.9, _even("2 3 0.9 0.95")),
+        _Argument("whiten", 0.1, _even("True")),
     ),
-    "SelectKBest": (4, (_Argument("k", 0.97, _even("2 3 4 'all'")),)),
-    "VarianceThreshold": (2, (_Argument("threshold", 0.2, _even("0.0 0.01")),)),
-    "PolynomialFeatures": (
+    "SelectKBest": _drawn(4, _Argument("k", 0.97, _even("2 3 4 'all'"))),
+    "VarianceThreshold": _drawn(2, _Argument("threshold", 0.2, _even("0.0 0.01"))),
+    "PolynomialFeatures": _drawn(
         5,
-        (
-            _Argument("degree", 0.7, {"2": 6, "3": 0.7}),
-            _Argument("interaction_only", 0.2, {"True": 1}),
-            _Argument("include_bias", 0.2, {"False": 1}),
-        ),
+        _Argument("degree", 0.7, {"2": 6, "3": 0.7}),
+        _Argument("interaction_only", 0.2, {"True": 1}),
+        _Argument("include_bias", 0.2, {"False": 1}),
     ),
-    "SplineTransformer": (2, (_Argument("n_knots", 0.7, _even("3 4 5")),)),
-    "KBinsDiscretizer": (
+    "SplineTransformer": _drawn(2, _Argument("n_knots", 0.7, _even("3 4 5"))),
+    "KBinsDiscretizer": _drawn(
         3,
-        (
-            _Argument("n_bins", 0.9, _even("2 3 4 5")),
-            _Argument("encode", 0.6, {"'ordinal'": 2, "'onehot-dense'": 1}),
-        ),
+        _Argument("n_bins", 0.9, _even("2 3 4 5")),
+        _Argument("encode", 0.6, {"'ordinal'": 2, "'onehot-dense'": 1}),
     ),
-    "OneHotEncoder": (
+    "OneHotEncoder": _drawn(
         2,
-        (
-            _Argument("handle_unknown", 1, {"'ignore'": 1}),
-            _Argument("sparse_output", 0.4, {"False": 1}),
-        ),
+        _Argument("handle_unknown", 1, {"'ignore'": 1}),
+        _Argument("sparse_output", 0.4, {"False": 1}),
     ),
 }
 
@@ -221,19 +201,11 @@ _FORMS: Mapping[Form, float] = {"plain": 48, "make_pipeline": 30, "Pipeline": 17
 _SECOND_SCALER_SHARE = 0.18
 
 _DENSE_ONLY = frozenset(
-    {
-        "GaussianNB",
-        "HistGradientBoostingClassifier",
-        "LinearDiscriminantAnalysis",
-        "PCA",
-        "MinMaxScaler",
-        "PowerTransformer",
-        "QuantileTransformer",
-        "RobustScaler",
-        "SplineTransformer",
-        "StandardScaler",
-        "KBinsDiscretizer",
-    }
+    _even(
+        "GaussianNB HistGradientBoostingClassifier KBinsDiscretizer LinearDiscriminantAnalysis "
+        "MinMaxScaler PCA PowerTransformer QuantileTransformer RobustScaler SplineTransformer "
+        "StandardScaler"
+    )
 )
 _MAKES_NEGATIVE = frozenset(
     {"StandardScaler", "RobustScaler", "PCA", "PowerTransformer", "QuantileTransformer"}
@@ -285,7 +257,7 @@ def is_sparse_maker(step: Call) -> bool:
 
 def sample_estimator_named(rng: random.Random, name: str) -> Call:
     """A call of an estimator with settings drawn from the grammar."""
-    arguments = _sample_arguments(rng, _ESTIMATORS[name][1])
+    arguments = _sample_arguments(rng, _ESTIMATORS[name].arguments)
     if name == "BaggingClassifier" and rng.random() < 0.6:
         label = "estimator" if rng.random() < 0.5 else ""
         return Call(name, ((label, _sample_member(rng)), *arguments))
@@ -301,17 +273,17 @@ def sample_estimator_named(rng: random.Random, name: str) -> Call:
 
 def _sample_member(rng: random.Random) -> Call:
     name = rng.choice(list(_MEMBERS))
-    arguments = _sample_arguments(rng, _ESTIMATORS[name][1])
+    arguments = _sample_arguments(rng, _ESTIMATORS[name].arguments)
     return Call(name, arguments[:1] if rng.random() < 0.4 else ())
 
 
 def _sample_estimator(rng: random.Random) -> Call:
-    name = pick(rng, {name: weight for name, (weight, _) in _ESTIMATORS.items()})
+    name = pick(rng, {name: entry.weight for name, entry in _ESTIMATORS.items()})
     return sample_estimator_named(rng, name)
 
 
 def _sample_transformers(rng: random.Random, form: Form) -> tuple[Call, ...]:
-    weights = {name: weight for name, (weight, _) in _SCALERS.items()}
+    weights = {name: entry.weight for name, entry in _SCALERS.items()}
     if form == "by_hand":
         # A transformer that changes the number of columns would fail on the raw validation rows.
         keeps_columns = ("StandardScaler", "MinMaxScaler", "RobustScaler", "MaxAbsScaler")
@@ -320,7 +292,7 @@ def _sample_transformers(rng: random.Random, form: Form) -> tuple[Call, ...]:
     if form != "by_hand" and rng.random() < _SECOND_SCALER_SHARE:
         del weights[names[0]]
         names.append(pick(rng, weights))
-    return tuple(Call(name, _sample_arguments(rng, _SCALERS[name][1])) for name in names)
+    return tuple(Call(name, _sample_arguments(rng, _SCALERS[name].arguments)) for name in names)
 
 
 def _sample_arguments(

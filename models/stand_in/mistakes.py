@@ -43,7 +43,7 @@ def error_texts() -> Mapping[str, str]:
 def sample_mistake(rng: random.Random, program: Program) -> Mistake:
     """A program that runs, changed by one mistake that is possible in it."""
     while True:
-        mistake = _KINDS[grammar.pick(rng, _WEIGHTS)](rng, program)
+        mistake = grammar.pick(rng, _KINDS)(rng, program)
         if mistake is not None:
             return mistake
 
@@ -139,7 +139,7 @@ def _bad_value(rng: random.Random, program: Program) -> Mistake | None:
     if call.name not in slips.BAD_VALUES:
         return None
     name = rng.choice(list(slips.BAD_VALUES[call.name]))
-    value = rng.choice(slips.BAD_VALUES[call.name][name])
+    value = rng.choice(slips.BAD_VALUES[call.name][name].split())
     if value == "'l1'" and call.get("solver") == "'saga'":
         return None
     solver = f" {call.get('solver') or 'lbfgs'}" if value == "'l1'" else ""
@@ -178,14 +178,12 @@ def _undefined_model(rng: random.Random, program: Program) -> Mistake | None:
     return Mistake(body, "undefined model")
 
 
-def _not_fitted(rng: random.Random, program: Program) -> Mistake | None:
-    del rng
-    body = render(dataclasses.replace(program, fit="none"))
-    return Mistake(body, f"unfitted {_outermost(program)}")
+def _not_fitted(_: random.Random, program: Program) -> Mistake | None:
+    unfitted = dataclasses.replace(program, fit="none")
+    return Mistake(render(unfitted), f"unfitted {_outermost(program)}")
 
 
-def _missing_labels(rng: random.Random, program: Program) -> Mistake | None:
-    del rng
+def _missing_labels(_: random.Random, program: Program) -> Mistake | None:
     body = render(dataclasses.replace(program, fit_arguments="x_train"))
     if any(step.name == "SelectKBest" for step in program.transformers):
         return Mistake(body, "labels SelectKBest")
@@ -258,34 +256,30 @@ def _unsuited_steps(rng: random.Random, program: Program) -> Mistake | None:
     return Mistake(render(wrong), key)
 
 
-def _steps_not_listed(rng: random.Random, program: Program) -> Mistake | None:
-    del rng
+def _steps_not_listed(_: random.Random, program: Program) -> Mistake | None:
     if program.form != "Pipeline":
         return None
     body = render(program).replace("Pipeline([", "Pipeline(").replace("])", ")", 1)
     return Mistake(body, f"Pipeline of {len(program.transformers) + 1} arguments")
 
 
-def _unclosed(rng: random.Random, program: Program) -> Mistake | None:
-    del rng
+def _bracket(program: Program, text: str, key: str) -> Mistake | None:
+    """A program with `text` in the place of the bracket that closes its model."""
     if program.fit != "statement":
         return None
-    body = render(program)
-    place = body.rindex(")\n    ")
-    return Mistake(body[:place] + body[place + 1 :], "syntax unclosed")
+    before, after = render(program).rsplit(")\n    ", 1)
+    return Mistake(f"{before}{text}\n    {after}", key)
 
 
-def _unmatched(rng: random.Random, program: Program) -> Mistake | None:
-    del rng
-    if program.fit != "statement":
-        return None
-    body = render(program)
-    place = body.rindex(")\n    ")
-    return Mistake(body[:place] + ")" + body[place:], "syntax unmatched")
+def _unclosed(_: random.Random, program: Program) -> Mistake | None:
+    return _bracket(program, "", "syntax unclosed")
 
 
-def _missing_comma(rng: random.Random, program: Program) -> Mistake | None:
-    del rng
+def _unmatched(_: random.Random, program: Program) -> Mistake | None:
+    return _bracket(program, "))", "syntax unmatched")
+
+
+def _missing_comma(_: random.Random, program: Program) -> Mistake | None:
     if len(program.estimator.arguments) < 2:
         return None
     text = render_call(program.estimator)
@@ -311,29 +305,27 @@ def _replace_call(program: Program, old: Call, new: Call) -> Program:
 
 _Kind = Callable[[random.Random, Program], Mistake | None]
 
-_WEIGHTED: tuple[tuple[float, _Kind], ...] = (
-    (16, _missing_import),
-    (9, _wrong_module),
-    (7, _wrong_name),
-    (12, _wrong_argument),
-    (20, _foreign_argument),
-    (16, _bad_value),
-    (14, _no_probabilities),
-    (6, _undefined_data),
-    (5, _undefined_model),
-    (5, _not_fitted),
-    (3, _missing_labels),
-    (4, _class_not_instance),
-    (3, _other_method),
-    (2, _predictions),
-    (2, _other_package),
-    (3, _forbidden),
-    (6, _unsuited_steps),
-    (3, _steps_not_listed),
-    (2.5, _unclosed),
-    (1.5, _unmatched),
-    (2, _missing_comma),
-    (1.5, _indentation),
-)
-_KINDS: Mapping[int, _Kind] = {i: kind for i, (_, kind) in enumerate(_WEIGHTED)}
-_WEIGHTS: Mapping[int, float] = {i: weight for i, (weight, _) in enumerate(_WEIGHTED)}
+_KINDS: Mapping[_Kind, float] = {
+    _missing_import: 16,
+    _wrong_module: 9,
+    _wrong_name: 7,
+    _wrong_argument: 12,
+    _foreign_argument: 20,
+    _bad_value: 16,
+    _no_probabilities: 14,
+    _undefined_data: 6,
+    _undefined_model: 5,
+    _not_fitted: 5,
+    _missing_labels: 3,
+    _class_not_instance: 4,
+    _other_method: 3,
+    _predictions: 2,
+    _other_package: 2,
+    _forbidden: 3,
+    _unsuited_steps: 6,
+    _steps_not_listed: 3,
+    _unclosed: 2.5,
+    _unmatched: 1.5,
+    _missing_comma: 2,
+    _indentation: 1.5,
+}

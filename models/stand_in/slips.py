@@ -1,6 +1,6 @@
 """Slips that people and models make with scikit-learn: wrong names, arguments, values, classes.
 
-The keys of the tables are what is right; the values are what is written in its place.
+`WRONG_` tables lead from the right word to the words that are written in its place.
 """
 
 from collections.abc import Mapping
@@ -82,55 +82,49 @@ FOREIGN_ARGUMENTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "probability": ("True", ("LogisticRegression", "MLPClassifier", "SGDClassifier")),
 }
 
-BAD_VALUES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+# Class to arguments and the values, separated by spaces, that they refuse.
+BAD_VALUES: Mapping[str, Mapping[str, str]] = {
     "LogisticRegression": {
-        "C": ("0", "-1", "'auto'"),
-        "solver": ("'sgd'", "'adam'"),
-        "penalty": ("'l1'",),
-        "max_iter": ("-1",),
-        "class_weight": ("'auto'",),
+        "C": "0 -1 'auto'",
+        "solver": "'sgd' 'adam'",
+        "penalty": "'l1'",
+        "max_iter": "-1",
+        "class_weight": "'auto'",
     },
-    "SVC": {
-        "C": ("0", "-1"),
-        "kernel": ("'gaussian'", "'radial'", "'polynomial'"),
-        "gamma": ("'none'", "-1"),
-    },
-    "KNeighborsClassifier": {
-        "n_neighbors": ("0", "-1", "2.5"),
-        "weights": ("'equal'", "'inverse'"),
-    },
+    "SVC": {"C": "0 -1", "kernel": "'gaussian' 'radial' 'polynomial'", "gamma": "'none' -1"},
+    "KNeighborsClassifier": {"n_neighbors": "0 -1 2.5", "weights": "'equal' 'inverse'"},
     "DecisionTreeClassifier": {
-        "max_depth": ("0", "'none'", "2.5"),
-        "criterion": ("'mse'", "'information_gain'"),
-        "min_samples_split": ("1",),
-        "max_features": ("'auto'",),
+        "max_depth": "0 'none' 2.5",
+        "criterion": "'mse' 'information_gain'",
+        "min_samples_split": "1",
+        "max_features": "'auto'",
     },
     "RandomForestClassifier": {
-        "n_estimators": ("0", "'10'"),
-        "max_features": ("'auto'",),
-        "criterion": ("'mse'",),
-        "max_depth": ("0",),
+        "n_estimators": "0 '10'",
+        "max_features": "'auto'",
+        "criterion": "'mse'",
+        "max_depth": "0",
     },
-    "ExtraTreesClassifier": {"n_estimators": ("0",), "max_features": ("'auto'",)},
+    "ExtraTreesClassifier": {"n_estimators": "0", "max_features": "'auto'"},
     "GradientBoostingClassifier": {
-        "learning_rate": ("-0.1",),
-        "loss": ("'deviance'",),
-        "n_estimators": ("0",),
-        "subsample": ("2",),
+        "learning_rate": "-0.1",
+        "loss": "'deviance'",
+        "n_estimators": "0",
+        "subsample": "2",
     },
-    "AdaBoostClassifier": {"n_estimators": ("0",), "learning_rate": ("0",)},
-    "GaussianNB": {"var_smoothing": ("-1",), "priors": ("0.5",)},
-    "LinearDiscriminantAnalysis": {"solver": ("'lbfgs'",), "shrinkage": ("2",)},
-    "SGDClassifier": {"loss": ("'log'", "'logistic'"), "alpha": ("-1",)},
+    "AdaBoostClassifier": {"n_estimators": "0", "learning_rate": "0"},
+    "GaussianNB": {"var_smoothing": "-1", "priors": "0.5"},
+    "LinearDiscriminantAnalysis": {"solver": "'lbfgs'", "shrinkage": "2"},
+    "SGDClassifier": {"loss": "'log' 'logistic'", "alpha": "-1"},
     "MLPClassifier": {
-        "activation": ("'sigmoid'", "'softmax'"),
-        "solver": ("'newton'", "'rmsprop'"),
-        "hidden_layer_sizes": ("0",),
-        "alpha": ("-1",),
-        "learning_rate": ("0.01",),
+        "activation": "'sigmoid' 'softmax'",
+        "solver": "'newton' 'rmsprop'",
+        "hidden_layer_sizes": "0",
+        "alpha": "-1",
+        "learning_rate": "0.01",
     },
-    "BaggingClassifier": {"n_estimators": ("0",)},
-    "BernoulliNB": {"alpha": ("-1",)},
+    "BaggingClassifier": {"n_estimators": "0"},
+    "BernoulliNB": {"alpha": "-1"},
 }
 
 # Estimators without `predict_proba`, as people write them, to their weights.
@@ -152,15 +146,14 @@ NO_PROBABILITIES: Mapping[Call, float] = {
     Call("DecisionTreeRegressor"): 1.5,
 }
 
+# Arguments of `fit` with a name that is not defined.
 UNDEFINED = (
-    "X_train, y_train",
-    "x_train, Y_train",
-    "X, y",
-    "x, y",
-    "x_train, y",
-    "x_train, labels",
+    *("X_train, y_train", "x_train, Y_train", "X, y", "x, y"),
+    *("x_train, y", "x_train, labels"),
 )
+# Methods that people call in place of `fit`, and the estimators that have `fit_transform`.
 OTHER_METHODS = ("train", "fit_transform", "fit_model", "learn")
+TRANSFORMING = ("LinearDiscriminantAnalysis", "VotingClassifier", "StackingClassifier")
 # Grids of searches. The task's rules forbid a search, because it would do the learner's part.
 GRIDS: Mapping[str, tuple[str, ...]] = {
     "KNeighborsClassifier": ("{'n_neighbors': [3, 5, 7]}", "{'n_neighbors': [1, 5, 9]}"),
@@ -168,7 +161,7 @@ GRIDS: Mapping[str, tuple[str, ...]] = {
     "GaussianNB": ("{'var_smoothing': [1e-9, 1e-3]}",),
     "LogisticRegression": ("{'C': [0.1, 1, 10]}", "{'C': [0.01, 1]}"),
 }
-TRANSFORMING = ("LinearDiscriminantAnalysis", "VotingClassifier", "StackingClassifier")
+# Packages that are not installed, and their classes.
 OTHER_PACKAGES = {
     "xgboost": "XGBClassifier",
     "lightgbm": "LGBMClassifier",

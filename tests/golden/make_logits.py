@@ -1,9 +1,9 @@
-"""Makes the model fixtures: small random models of each family, and what PyTorch computes for them.
+"""Makes the model fixtures: small random models of each family, and the logits of PyTorch for them.
 
 `python -m tests.golden.make_logits` needs torch and writes, for each family, a folder as
 `save_pretrained` of transformers writes it, and logits.npz beside the weights; for the stand-in,
-whose weights are in models/tiny, the logits and the digest of the weights that they belong to.
-Names after the command (llama2, ..., stand_in) make these only.
+whose weights are in models/tiny, the logits and the digest of its weights. Names after the command
+(llama2, ..., stand_in) limit it to these.
 """
 
 import functools
@@ -18,7 +18,7 @@ import numpy as np
 
 FOLDER = pathlib.Path(__file__).parent
 STAND_IN = FOLDER.parent.parent / "models" / "tiny"
-# What no family changes: sizes that are small and all different, so that no two can be confused.
+# Values that all families share. The sizes are all different, so that no two can be confused.
 _SIZES = {
     "vocab_size": 72,
     "hidden_size": 32,
@@ -46,7 +46,7 @@ def _rope(base: float, **scaling: object) -> dict:
     return {"rope_type": "default", "rope_theta": base, **scaling}
 
 
-# Family to (class, what is special about it, stored type, largest file or None for a single one).
+# Family to its class, its own values, the stored type, and the largest file (None for one file).
 FAMILIES: dict[str, tuple[str, dict, str, str | None]] = {
     "llama2": (
         "Llama",

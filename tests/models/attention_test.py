@@ -1,4 +1,4 @@
-"""Attention against a plain loop in float64, and who sees whom."""
+"""Attention against a plain loop in float64, and the keys that each query sees."""
 
 import functools
 

@@ -10,7 +10,7 @@ from models.errors import ModelError
 
 
 def published(**values):
-    """What all published files of the family have in common, and `values`."""
+    """Values that all published files of the family have in common, updated with `values`."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -69,7 +69,7 @@ def test_saved_and_loaded(tmp_path, max_file_bytes, dtype):
 
 
 def test_published_names_and_orientation(folder):
-    """As published: matrices are [out, in], one tensor per layer."""
+    """Tensors in the published layout: matrices are [out, in], one tensor per layer."""
     params, tensors = random_params(), tensors_of(folder)
     assert tensors[GATE].shape == (80, 32)
     np.testing.assert_array_equal(tensors[GATE].T, params["layers"]["mlp"]["gate"]["kernel"][1])
@@ -143,7 +143,7 @@ def test_saved_extra_values_and_wrong_parameters(tmp_path):
 
 
 def test_adapters_are_added_layer_by_layer_while_saving(tmp_path):
-    """To what `lora.merge` gives; all other weights stay as they are."""
+    """Saved kernels equal the result of `lora.merge`; all other weights are unchanged."""
     adapted = LoraConfig(rank=2, alpha=6.0, targets=("k", "down"))
     params = random_params()
     adapters = jax.tree.map(
@@ -258,7 +258,7 @@ def test_folders_without_weights(folder):
 
 
 def test_loads_into_shards(tmp_path):
-    """On eight simulated devices, in a process of its own."""
+    """Loads a folder onto eight simulated devices; runs in a process of its own."""
     models.save(tmp_path, CONFIG, random_params(dtype=jnp.bfloat16), max_file_bytes=20_000)
     assert output_on_devices(8, __file__, tmp_path) == ["same", "split", "whole"]
 

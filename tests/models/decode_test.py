@@ -50,7 +50,7 @@ def full_forward(model, variables, tokens_bs, mask_bs):
 
 
 def cached(weights, config, tokens_bs, mask_bs, prompt=PROMPT, spare=2, attention="reference"):
-    """The same logits from a prefill and one step per token."""
+    """Logits of `full_forward`, from a prefill and one step per token."""
     slots = num_slots(tokens_bs.shape[1] + spare, attention)
     step = jax.jit(decode_step, static_argnums=1, static_argnames="attention")
     read = jax.jit(prefill, static_argnums=(1, 4), static_argnames="attention")

@@ -36,7 +36,7 @@ def apply(model, variables):
 
 
 def filled(tree, seed=1):
-    """The tree with no factor at zero."""
+    """A tree of the same shapes with random values, none of them zero."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), tree

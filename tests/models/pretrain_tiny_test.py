@@ -1,4 +1,4 @@
-"""The machinery that makes a stand-in, on a corpus and a network of seconds."""
+"""Making a stand-in, with a corpus and a network so small that it takes seconds."""
 
 import dataclasses
 import json

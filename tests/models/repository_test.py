@@ -19,7 +19,7 @@ RESPONSE = types.SimpleNamespace(headers={}, request=None)
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """Stands for the hub: answers with a folder, or raises what it is told to."""
+    """A substitute for the hub: answers with a folder, or raises the error that is set."""
     calls = []
 
     def download(repository, **kwargs):

@@ -1,4 +1,4 @@
-"""Rotary positions: by hand, by complex numbers, and the property that they are there for."""
+"""Rotary positions: by hand, by complex numbers, and the property for which they exist."""
 
 import dataclasses
 

@@ -1,6 +1,6 @@
 """The partition table, and the decoder on eight simulated devices.
 
-The devices are a matter of the whole process: what runs on them is this file as a program.
+A process chooses its devices when it starts, so the tests on them run this file as a program.
 """
 
 import jax
@@ -26,7 +26,7 @@ MESH = AbstractMesh((2, 4), ("fsdp", "tensor"))
 
 
 def specs(tree, mesh=MESH):
-    """Path to partition."""
+    """Partitions of the arrays of a tree, by path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         sharding.path_name(path): sharding.partition_spec(

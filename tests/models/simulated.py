@@ -1,4 +1,4 @@
-"""Tests on simulated devices, whose number a process can only choose before jax starts."""
+"""Simulated devices for tests: a process must choose their number before JAX starts."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 
 
 def output_on_devices(count, path, *arguments):
-    """The words that a test file prints as a program of its own with so many devices."""
+    """Runs a test file as a program on simulated devices and returns the words that it prints."""
     flag = f"--xla_force_host_platform_device_count={count}"
     root = str(pathlib.Path(__file__).parent.parent.parent)
     environment = {**os.environ, "PYTHONPATH": root, "JAX_PLATFORMS": "cpu"}

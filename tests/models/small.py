@@ -1,4 +1,4 @@
-"""A decoder small enough for tests, in any shape that one asks for, and changed parameters."""
+"""Sizes of a small decoder for tests, and perturbed parameters."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from models.config import DecoderConfig
 
 
 def small_decoder(**changes: Any) -> DecoderConfig:
-    """Two layers of width 16 with grouped key heads, but for what is named."""
+    """Two layers of width 16 with grouped key heads, and any changes to that."""
     sizes = {
         "vocab_size": 40,
         "hidden_size": 16,
@@ -30,7 +30,7 @@ def small_decoder(**changes: Any) -> DecoderConfig:
 
 
 def perturbed(tree: Any, *, seed: int, scale: float) -> Any:
-    """A tree of the same kind, each number moved by `scale` times a normal one."""
+    """The tree with normal noise of standard deviation `scale` added to every number."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: leaf + jnp.asarray(scale * rng.normal(size=leaf.shape), leaf.dtype), tree

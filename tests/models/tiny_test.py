@@ -1,4 +1,4 @@
-"""The stand-in that is shipped: complete, as its card says, and made by the code beside it."""
+"""The shipped stand-in is complete, matches its card, and is made by the code beside it."""
 
 import hashlib
 import json
@@ -74,7 +74,7 @@ def test_tokenizer_keeps_the_corpus(tokenizer):
 
 
 def answer_losses(tokenizer, seed, count):
-    """Nats of every token of the answers to the prompts among `count` documents."""
+    """Cross-entropy in nats of each answer token, over the documents with prompts among `count`."""
     model, params = models.load(TINY)
     documents = [d for d in corpus.documents(seed, count) if d.prompt]
     prompt_ids = [tokenizer.encode_infill(d.prompt) for d in documents]

@@ -1,4 +1,4 @@
-"""Prompts are assembled as published, bodies come back as they were, damage is named."""
+"""Prompts are assembled as published, bodies survive a round trip, and damage is named."""
 
 import json
 
@@ -152,7 +152,7 @@ def stand_in(folder):
 
 
 def test_code_llama_prompt_is_the_published_one(tmp_path):
-    """Ids that Meta's code gives for this prompt (llama.cpp issue 3503)."""
+    """The ids equal those of Meta's code for this prompt (llama.cpp issue 3503)."""
     tokenizer = Tokenizer(code_llama(tmp_path))
     ids = tokenizer.encode_infill(
         'def remove_non_ascii(s: str) -> str:\n    """ <FILL_ME>\n    return result\n'
@@ -226,7 +226,7 @@ def test_stand_in(tmp_path):
 
 @pytest.mark.parametrize("infilling", [DEEPSEEK, QWEN])
 def test_other_infilling_tokens(tmp_path, infilling):
-    """Those of DeepSeek-Coder and Qwen are no special tokens of their tokenizers."""
+    """In DeepSeek-Coder and Qwen the infilling tokens are not marked as special."""
     backend = byte_level(
         tmp_path,
         special=("<end>",),
@@ -305,7 +305,7 @@ def test_tokens_beyond_the_model_are_not_used(tmp_path):
 
 
 def test_reads_what_transformers_reads(tmp_path):
-    """For text without special tokens, and the names of those."""
+    """Ids of text without special tokens, and the special tokens, agree with transformers."""
     transformers = pytest.importorskip("transformers")
     for make in (code_llama, stand_in):
         make(tmp_path)

@@ -1,4 +1,4 @@
-"""The decoder's contracts; that it computes the right thing is for `golden_test`."""
+"""Contracts of the decoder; `golden_test` compares its values with PyTorch."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ CODE_LLAMA_7B = DecoderConfig(
 
 
 def random_params(config, seed=0):
-    """Weights large enough that every part matters."""
+    """Parameters large enough that every part of the network matters."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32),
@@ -117,7 +117,7 @@ def test_hidden_then_logits_of_chosen_positions():
 
 @pytest.mark.parametrize("num_layers", [1, 2, 5])
 def test_the_last_positions_alone_are_those_of_all(num_layers):
-    """In values and in gradients, whether or not the last layer is computed at those alone."""
+    """Values and gradients agree, whether or not the last layer is computed there alone."""
     config = dataclasses.replace(CONFIG, num_layers=num_layers)
     params = random_params(config)
     tokens, mask = random_inputs()
@@ -203,7 +203,7 @@ def test_program_does_not_grow_with_layers():
 
 
 def test_code_llama_7b_in_full_size():
-    """Abstract evaluation only: shapes, count, and a gradient step with adapters on everything."""
+    """Abstract evaluation gives shapes, parameter count, and a gradient with all adapters."""
     lora = LoraConfig(rank=16, alpha=32.0, targets=tuple(TARGETS))
     model = Decoder(CODE_LLAMA_7B, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, lora=lora)
     model = model.clone(remat="full")

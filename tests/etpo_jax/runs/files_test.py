@@ -136,6 +136,14 @@ def test_nan_and_infinities_are_texts_that_float_reads(tmp_path: Path) -> None:
     assert [float(value) for value in row["b"]] == [math.inf, -math.inf]
 
 
+def test_numbers_come_back_from_json() -> None:
+    values = [3, 0.5, "NaN", "-Infinity", np.float32(0.5), "text", None, [1.0], {}]
+    read = [files.to_number(files.to_json(value)) for value in values]
+    assert read[:2] == [3.0, 0.5]
+    assert math.isnan(read[2] or 0.0)
+    assert read[3:] == [-math.inf, 0.5, None, None, None, None]
+
+
 def test_texts_of_any_kind_stay_on_one_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     text = 'a\nb\u2028c\r\x00 "quoted" \udc80 ▁'

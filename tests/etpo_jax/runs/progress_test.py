@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import shlex
 import subprocess
 import sys
@@ -72,13 +73,18 @@ def test_a_file_gets_one_plain_line_per_update(run: Callable[..., str]) -> None:
     assert all(line.isprintable() for line in lines)
 
 
-def test_a_terminal_gets_one_bar_that_is_drawn_again(run: Callable[..., str]) -> None:
+def test_a_terminal_gets_one_bar_that_is_drawn_again(
+    run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = os.terminal_size((100, 24))
+    monkeypatch.setattr(progress.shutil, "get_terminal_size", lambda: size)
     text = run(_Terminal(), [(float(second), _row(16 * second)) for second in range(1, 4)])
     assert text.count("\n") == 1
     assert text.endswith("\n")
     drawn = text.removesuffix("\n").split("\r")[1:]
     assert [line.split("|")[0].strip() for line in drawn] == ["3%", "7%", "10%", "10%"]
-    assert "48/480 steps, update   3, reward mean  0.412" in drawn[-1]
+    assert max(map(len, drawn)) <= 99
+    assert "48/480 steps, ETA 00:27, update   3, reward mean  0.412" in drawn[-1]
 
 
 def test_nothing_is_written_without_an_update(run: Callable[..., str]) -> None:

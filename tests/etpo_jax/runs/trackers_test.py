@@ -1,10 +1,11 @@
 """TensorBoard's events are the rows of the run, read back here by TensorBoard's own format."""
 
 import math
+import os
 import struct
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -61,12 +62,28 @@ def test_a_resumed_run_has_the_events_of_its_rows_and_no_others(tmp_path: Path) 
     assert _scalars(tmp_path) == [(1, "loss", 0.5), (2, "loss", 1.0), (3, "loss", 0.25)]
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_full_disk_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_full(path: str) -> IO[bytes]:
+        return os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb")
+
+    with TensorBoard(tmp_path) as events:
+        events._writer.close()
+        events._writer._writer = open_full("")
+        with pytest.raises(OSError, match="No space left") as caught:
+            events.write({"update": 1, "loss": 0.5})
+    assert caught.value.filename == str(tmp_path / directory.TENSORBOARD)
+    monkeypatch.setattr("tensorboardX.record_writer.open_file", open_full)
+    with pytest.raises(OSError, match="No space left"):
+        TensorBoard(tmp_path)
+
+
 def test_training_goes_on_without_tensorboardx(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     messages: list[Any] = []
     monkeypatch.setattr(logging, "warning", lambda text, *args: messages.append(text % args))
-    monkeypatch.setitem(sys.modules, "tensorboardX.event_file_writer", None)
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with TensorBoard(tmp_path) as events:
         events.write({"update": 1, "loss": 0.5})
     (message,) = messages

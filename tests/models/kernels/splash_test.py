@@ -21,7 +21,7 @@ interpreted = functools.partial(splash.attend_causal, interpret=True)
 
 
 def padded_mask(m):
-    """Left padding, padding at both ends, none, right padding."""
+    """Mask of four rows: left padding, padding at both ends, no padding, right padding."""
     mask = np.ones((4, m), bool)
     mask[0, :9] = mask[1, :3] = mask[1, -4:] = mask[3, -6:] = False
     return jnp.asarray(mask)

@@ -1,4 +1,4 @@
-"""The corpus: deterministic, of programs that run and of mistakes that fail as recorded."""
+"""The corpus is deterministic; its programs run, and its mistakes fail as recorded."""
 
 import importlib
 import random
@@ -133,7 +133,7 @@ def test_names_of_nested_calls_are_found():
 
 
 def _execute(body: str) -> None:
-    """Trains on four columns and three classes; the programs are the grammar's own."""
+    """Programs of the grammar train on a table of four columns and three classes."""
     rng = np.random.default_rng(0)
     x = rng.integers(1, 6, (60, 4)).astype(float)
     y = np.digitize(x[:, 0] * x[:, 1] - x[:, 2] * x[:, 3], [-3, 3])
