@@ -1,11 +1,12 @@
 """Reward statistics and perplexity of a run's policy, or of a model folder, without learning.
 
   python -m etpo_jax.evaluate --run_dir=runs/tiny --num_samples=256
-  python -m etpo_jax.evaluate --model=models/tiny --dataset=tic_tac_toe
+  python -m etpo_jax.evaluate --model=tiny --dataset=tic_tac_toe
   python -m etpo_jax.evaluate --run_dir=runs/tiny --num_samples=0 --perplexity
 
-Settings of the run hold unless a flag gives another. Perplexity is that of the base before and of
-the policy after training, on code held out from the stand-in or on texts of your own.
+The settings of the run hold unless a flag gives another value. Perplexity is measured for the model
+before training and for the policy after it, on code that the stand-in was not trained on or on
+texts of your own.
 """
 
 import collections
@@ -35,33 +36,34 @@ from etpo_jax.runs.run_log import error_kind
 from models.errors import ModelError
 
 _SECTIONS = ("task", "model", "sampling", "execution")
-"""Settings that matter where nothing is learnt."""
+"""Sections of settings that an evaluation reads."""
 
 settings_flags.define_flags(sections=_SECTIONS, with_learning=False)
 flags.adopt_module_key_flags(settings_flags)
-_RUN_DIR = flags.DEFINE_string("run_dir", None, "Run whose policy is evaluated; else --model is.")
-_CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "Update of the run; the newest by default.")
+_RUN_DIR = flags.DEFINE_string("run_dir", None, "Run to evaluate; without it --model is.")
+_CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "Update of the run; by default the newest.")
 _NUM_SAMPLES = flags.DEFINE_integer(
-    "num_samples", 256, "Programs to execute; 0 is none, for perplexity alone.", lower_bound=0
+    "num_samples", 256, "Actions to sample and reward; 0 measures perplexity alone.", lower_bound=0
 )
-_NUM_ENVS = flags.DEFINE_integer("num_envs", 64, "Episodes side by side.", lower_bound=1)
+_NUM_ENVS = flags.DEFINE_integer("num_envs", 64, "Episodes that run side by side.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of sampling.", lower_bound=0)
-_PERPLEXITY = flags.DEFINE_bool("perplexity", False, "Measure perplexity on text too.")
+_PERPLEXITY = flags.DEFINE_bool("perplexity", False, "Measure perplexity on texts too.")
 _PERPLEXITY_FILES = flags.DEFINE_list(
     "perplexity_files",
     [str(perplexity.HELD_OUT)],
-    "Text files, or JSON lines with a text each; needs --perplexity.",
+    "Text files for --perplexity, or JSON lines with a text each.",
 )
 _PERPLEXITY_WINDOW = flags.DEFINE_integer(
     "perplexity_window",
     0,
-    "Tokens of a window that slides by half; 0 is the model's, 2048 at most.",
+    "Tokens of a window, which slides by half its length; 0 is the model's window, at most 2048.",
     lower_bound=0,
 )
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object in place of tables.")
 
 
 def main() -> int:
+    """Evaluates as the flags say and prints the result."""
     config, run_path = _resolve()
     if not _NUM_SAMPLES.value and not _PERPLEXITY.value:
         raise UsageError("--num_samples=0: nothing to do without --perplexity")
@@ -102,7 +104,7 @@ def main() -> int:
 def _sample(
     config: Config, language: build.Language, trunk: Role, task: Task, mesh: jax.sharding.Mesh
 ) -> list[dict[str, Any]]:
-    """Rows of `episodes.jsonl` of as many programs as were asked for."""
+    """Rows as in `episodes.jsonl`, one for each of the `--num_samples` actions."""
     actor = build.make_actor(config, language, mesh)
     weights = actor.weights(trunk)
     reference_weights = actor.weights({}) if config.sampling.support_threshold > 0 else None
@@ -129,10 +131,10 @@ def _perplexities(
     trunk: Role,
     documents: Mapping[str, Sequence[str]],
 ) -> list[dict[str, Any]]:
-    """One row per text file; `after` is of the policy, the base itself where there is no run.
+    """One row per text file, with the perplexity before training and after it.
 
     Raises:
-      UsageError: for a window that the model does not have, or a file without two tokens.
+      UsageError: the model has no window of this size, or a file has fewer than two tokens.
     """
     largest = language.model.config.max_position_embeddings
     window = _PERPLEXITY_WINDOW.value or min(largest, 2048)
@@ -165,10 +167,14 @@ def _perplexities(
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Statistics of executed actions (rows of `episodes.jsonl`).
+    """Statistics of executed actions.
 
-    `first_*` are of answers to the first prompt, `reflective_*` of answers to an error; the
-    standard error is that of the mean reward.
+    Args:
+      rows: rows of `episodes.jsonl`.
+
+    Returns:
+      Statistics of all actions by name; names with `first_` are statistics of answers to the first
+      prompt, names with `reflective_` of answers to an error.
     """
 
     def part(name: str, chosen: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -234,7 +240,7 @@ def render_perplexity(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _resolve() -> tuple[Config, Path | None]:
-    """The run's settings under the flags that were given, or those of the flags alone."""
+    """Settings and run directory: the run's settings, overridden by flags, or flags alone."""
     if _RUN_DIR.value is None:
         if _CHECKPOINT.value is not None:
             raise UsageError(f"--checkpoint={_CHECKPOINT.value}: needs --run_dir")

@@ -3,7 +3,7 @@
   python -m etpo_jax.export --run_dir=runs/tiny --output=tuned
   python -m etpo_jax.export --run_dir=runs/lora --output=adapter --format=peft
 
-A model has its adapters added to the weights; `transformers` loads it and `--model=tuned` does.
+In a model, adapters are added to the weights; `transformers` and `--model=tuned` load it.
 """
 
 from pathlib import Path
@@ -24,15 +24,15 @@ flags.DEFINE_string("run_dir", None, "Run whose policy is written.", flag_values
 flags.DEFINE_integer(
     "checkpoint",
     None,
-    "Update of the run whose policy is written; the newest by default.",
+    "Update whose policy is written; by default the newest checkpoint's.",
     flag_values=_flags,
 )
-flags.DEFINE_string("output", None, "Folder to be made.", flag_values=_flags)
+flags.DEFINE_string("output", None, "Folder that is made for the policy.", flag_values=_flags)
 flags.DEFINE_enum(
     "format",
     "merged",
     list(policy_folder.FORMS),
-    "merged is a model of its own; peft is an adapter to the model that was trained.",
+    "merged writes a whole model, peft an adapter to the model that was trained.",
     flag_values=_flags,
 )
 flags.DEFINE_enum(
@@ -45,13 +45,13 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
     "model",
     None,
-    "Where the model that was trained lies now; by default where it lay then.",
+    "Folder or repository of the model that was trained, if it has moved since.",
     flag_values=_flags,
 )
 
 
 def main() -> None:
-    """Exports as the flags say and names the folder."""
+    """Exports as the flags say and prints the name of the folder."""
     run_path, output = _required_path("run_dir"), _required_path("output")
     policy_folder.check_new(output)
     config = build.settings_of(directory.open_for_reading(run_path))

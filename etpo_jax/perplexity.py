@@ -1,7 +1,7 @@
-"""Perplexity of a role on text: how much of the language model is left (the paper's Table 3).
+"""Perplexity of a network on text, which shows what training left of the language model (Table 3).
 
-The plain language model is measured, at temperature 1 over the whole vocabulary. Long texts are cut
-into overlapping windows; every token but a text's first is predicted exactly once.
+It is measured at temperature 1 over the whole vocabulary. Long texts are cut into overlapping
+windows; every token but a text's first is predicted exactly once.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from etpo_jax.algorithms.networks import Networks
 from etpo_jax.roles import Role
 
 HELD_OUT = Path(models.__file__).parent / "tiny" / "heldout.jsonl"
-"""Code that the stand-in was not trained on, shipped with it."""
+"""Code that the stand-in was not trained on, in the stand-in's folder."""
 _LENGTH_MULTIPLE = 64
 # Rows of one program; logits exist for one row at a time.
 _ROWS = 8
@@ -34,8 +34,8 @@ class Window(NamedTuple):
     """A piece of a text.
 
     Attributes:
-      ids: its tokens.
-      num_scored: how many of them, at its end, are predicted in this window.
+      ids: token ids.
+      num_scored: number of tokens at the end that are predicted in this window.
     """
 
     ids: Sequence[int]
@@ -44,11 +44,12 @@ class Window(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
-    """What was measured on some texts.
+    """Perplexity on some texts.
 
     Attributes:
-      num_documents, num_tokens: the tokens are those that were predicted.
-      nats: their summed negative log-likelihood.
+      num_documents: number of texts.
+      num_tokens: number of predicted tokens.
+      nats: negative log-likelihood, summed over the predicted tokens.
     """
 
     num_documents: int
@@ -57,12 +58,12 @@ class Perplexity:
 
     @property
     def value(self) -> float:
-        """exp of the mean over tokens."""
+        """The perplexity, exp of the mean negative log-likelihood of a token."""
         return math.exp(self.nats / self.num_tokens)
 
 
 def read_documents(path: Path) -> list[str]:
-    """The texts of a file: the `text` of each line of `.jsonl`, otherwise the file as one text.
+    """Reads the texts of a file: each line's `text` in a `.jsonl` file, else the file as one text.
 
     Raises:
       UsageError: naming the file and, in JSON lines, the line that is no object with a text.
@@ -93,7 +94,7 @@ def windows(ids: Sequence[int], length: int, stride: int) -> Iterator[Window]:
     length - stride tokens beyond the first window.
 
     Raises:
-      ValueError: if `stride` is not in [1, length - 1].
+      ValueError: `stride` is not in [1, length - 1].
     """
     if not 1 <= stride < length:
         raise ValueError(f"a stride of {stride} does not fit windows of {length} tokens")
@@ -107,10 +108,17 @@ def windows(ids: Sequence[int], length: int, stride: int) -> Iterator[Window]:
 
 
 class Scorer:
-    """Sums of negative log-likelihoods of windows under any role, in one compiled program."""
+    """Measures the perplexity of any role with one compiled program."""
 
     def __init__(self, networks: Networks, pad_id: int, length: int, stride: int):
-        """Windows are of `length` tokens, each `stride` after the one before."""
+        """Prepares the program.
+
+        Args:
+          networks: the trunk and how its roles are read.
+          pad_id: token id of padding.
+          length: tokens of a window.
+          stride: tokens between the starts of two windows.
+        """
         self._pad_id = pad_id
         self._length = length
         self._stride = stride
@@ -138,7 +146,7 @@ class Scorer:
         """The perplexity of `role` on documents of token ids; an empty role is the reference.
 
         Raises:
-          ValueError: if no document has two tokens.
+          ValueError: no document has two tokens.
         """
         pieces = [w for ids in documents for w in windows(ids, self._length, self._stride)]
         if not pieces:

@@ -1,10 +1,10 @@
-"""What a run will be and whether it fits, before it is started: no weights and no accelerator.
+"""Plan of a run before it is started: its steps, its memory, and whether it fits a device.
 
   python -m etpo_jax.plan --flagfile=launch/codellama_7b_v5e_16.flags --device=v5e
   python -m etpo_jax.plan --flagfile=launch/codellama_7b_v5e_16.flags --aot=v5e:4x4
 
-`--model` may be a folder with config.json alone, or a repository. The devices of `--mesh` need not
-be there. With libtpu installed, `--aot` asks the TPU compiler itself.
+It needs no weights and no accelerator: `--model` may be a folder that holds config.json alone, and
+the devices of `--mesh` need not exist. With libtpu installed, `--aot` compiles for TPUs as well.
 """
 
 import math
@@ -38,7 +38,7 @@ flags.DEFINE_enum(
     "device",
     None,
     list(accelerators.ACCELERATORS),
-    "Kind of the devices of --mesh; says whether the run fits.",
+    "Kind of the devices in --mesh, for which the plan says whether the run fits.",
     flag_values=_flags,
 )
 flags.DEFINE_string(
@@ -50,8 +50,8 @@ flags.DEFINE_string(
 
 
 def main() -> int:
-    """Prints the plan; the exit code is 1 where it is known not to fit."""
-    # A look at a plan must not take an accelerator from a run that is under way.
+    """Prints the plan; the exit code is 1 if the run is known not to fit."""
+    # A plan must not take an accelerator from a run that is under way.
     jax.config.update("jax_platforms", "cpu")
     config = settings_flags.from_flags(_flags)
     device = accelerators.find(_flags["device"].value) if _flags["device"].value else None
@@ -68,14 +68,14 @@ def describe(config: Config) -> str:
     """The plan of a run on the devices of this machine, as text.
 
     Raises:
-      models.errors.ModelError: if the model's folder or config cannot be used.
-      UsageError: if the mesh cannot be made.
+      models.errors.ModelError: the model's folder or config cannot be used.
+      UsageError: the mesh cannot be made.
     """
     return _describe(config, accelerators.of_kind(jax.devices()[0].device_kind))[0]
 
 
 def _describe(config: Config, device: Accelerator | None) -> tuple[str, bool]:
-    """The plan, and False if it is known that the run does not fit."""
+    """The text of the plan, and False if the run is known not to fit."""
     if endpoint := getattr(config.learning, "endpoint", ""):
         model = f"model {config.model.model} behind {endpoint}: no device is needed"
         return "\n".join([*_step_lines(config), model]), True

@@ -1,1 +1,1 @@
-"""Meshes, hosts, memory plans and ahead-of-time compilation: everything about the hardware."""
+"""Everything about the hardware: meshes, hosts, memory plans, compilation ahead of time."""

@@ -1,4 +1,4 @@
-"""Accelerators by name and the memory that programs may fill on one of them."""
+"""Accelerators by name, with the memory that programs may fill on one of them."""
 
 import dataclasses
 import re
@@ -50,10 +50,10 @@ ACCELERATORS = {
 
 
 def find(name: str) -> Accelerator:
-    """The accelerator of that name.
+    """The accelerator with this name.
 
     Raises:
-      UsageError: listing the names there are.
+      UsageError: there is none; the message lists the names.
     """
     if name not in ACCELERATORS:
         raise UsageError(f"--device={name}: must be one of {', '.join(ACCELERATORS)}")
@@ -61,7 +61,7 @@ def find(name: str) -> Accelerator:
 
 
 def of_kind(kind: str) -> Accelerator | None:
-    """The accelerator that a `device_kind` of JAX names, such as "NVIDIA H200"; None for others."""
+    """The accelerator with this `device_kind` of JAX, such as "NVIDIA H200"; None if unknown."""
     for pattern, name in _KINDS:
         if re.search(pattern, kind):
             return ACCELERATORS[name]

@@ -1,8 +1,8 @@
-"""What the TPU compiler itself says of a run's programs, for TPUs that are not there.
+"""Ahead-of-time compilation of a run's programs for TPUs that need not exist.
 
 `libtpu` compiles for a topology such as `v5e:4x4` on any host. Every program is compiled in a
-process of its own, which reads its task as JSON on standard input and prints one JSON object: the
-library can be loaded once in a process, and not beside an accelerator that is in use.
+process of its own, which reads its task as JSON on standard input and prints one JSON object,
+because the library can be loaded only once in a process and not beside an accelerator in use.
 """
 
 import dataclasses
@@ -53,16 +53,16 @@ _ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """Bytes per chip of one program, by the compiler.
+    """Bytes per chip that the compiler reports for one program.
 
     Attributes:
       program: one of `PROGRAMS`.
-      arguments: of what is passed in.
-      temporaries: of what the program needs beside arguments and results.
-      results: of what it returns and did not get as a donated argument.
+      arguments: bytes of the arguments.
+      temporaries: bytes beside arguments and results.
+      results: bytes of the results that do not take the place of a donated argument.
       compile_s: seconds of compilation on this host.
       host_bytes: memory of the compiling process at its peak.
-      error: what the compiler said if the program does not fit; "" if it does.
+      error: message of the compiler if the program does not fit, else empty.
     """
 
     program: str
@@ -75,7 +75,7 @@ class Compiled:
 
     @property
     def total(self) -> int:
-        """Bytes in all."""
+        """Bytes of arguments, temporaries and results together."""
         return self.arguments + self.temporaries + self.results
 
 
@@ -181,7 +181,7 @@ def _topology_mesh(topology: str, mesh_text: str) -> Mesh:
         raise UsageError(
             f"--mesh={mesh_text}: {math.prod(sizes)} devices, --aot={topology} has {len(devices)}"
         )
-    # `jax.make_mesh` rejects some shapes of topologies.
+    # Not `jax.make_mesh`, which rejects some shapes of topologies.
     return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -201,7 +201,7 @@ def _lower_update(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any:
 
 
 def _abstract_batch(config: Config, b: int) -> Batch:
-    """Transitions of longest prompts and actions."""
+    """Shapes of a batch of `b` transitions with the longest prompts and actions."""
     p, j = config.model.max_prompt_length, config.sampling.max_new_tokens
 
     def array(dtype: Any, *shape: int) -> Any:
@@ -221,7 +221,7 @@ def _abstract_batch(config: Config, b: int) -> Batch:
 
 
 def generation_weights(decoder: DecoderConfig, dtype: Any, mesh: Mesh) -> Any:
-    """Shapes of the weights that generation reads, and where their parts lie on the mesh."""
+    """Shapes and shardings of the weights that generation reads."""
     base = _placed(abstract_parameters(decoder, dtype), mesh)
     unstack = jax.jit(functools.partial(decode.unstack, config=decoder, dtype=dtype))
     return jax.tree.map(
@@ -233,7 +233,7 @@ def generation_weights(decoder: DecoderConfig, dtype: Any, mesh: Mesh) -> Any:
 
 def _lower_generation(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any:
     weights = generation_weights(decoder, jnp.dtype(config.model.dtype), mesh)
-    # Which tokens end an action and which is padding has no influence on memory.
+    # Stop tokens and the padding token do not influence memory.
     sampler = Sampler(decoder, [2], 0, config.sampling, attention=config.model.attention)
     reference = weights if config.sampling.support_threshold > 0 else None
 
@@ -260,7 +260,7 @@ def _placed(tree: Any, mesh: Mesh) -> Any:
 
 
 def _whole(tree: Any, mesh: Mesh) -> Any:
-    """Shapes that lie whole on every device, as what comes from the host does."""
+    """Shapes of arrays from the host, which lie whole on every device."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, P())

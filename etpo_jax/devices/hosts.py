@@ -1,11 +1,11 @@
 """Several hosts as one program: each runs the same loop and executes its share of the actions.
 
-Prompts, actions, rewards and the replay are small and the same on every host; what is split is the
-device work, by the mesh, and the execution of programs. The first host alone writes the run
-directory, which all of them see. On a single host nothing here communicates.
+Prompts, actions, rewards and the replay are small and the same on every host; the mesh splits the
+device work, and the hosts share the execution of programs. Only the first host writes the run
+directory, which all hosts see. A single host does not communicate.
 
-Every function below is a collective where there are several hosts: all of them call it, in the same
-order, from the main thread.
+With several hosts, `fetch`, `exchange`, `any_of` and `first_then_all` are collectives: all hosts
+call them in the same order, from the main thread.
 """
 
 import json
@@ -19,19 +19,21 @@ from jax.experimental import multihost_utils
 from env.base import UsageError
 
 AUTOMATIC = "auto"
+"""Value of `--hosts` with which jax finds the hosts itself."""
 
 _Value = TypeVar("_Value")
 
 
 def initialize(text: str) -> None:
-    """Joins the other hosts, before anything else is asked of jax; nothing for a single host.
+    """Joins the other hosts; must be called before jax is used in any other way.
 
     Args:
       text: "auto" where jax finds the hosts (TPU pods, Slurm, Open MPI), or HOST:PORT of the first
-        host, their number and the number of this one, separated by commas; "" for a single host.
+        host, the number of hosts and the index of this one, separated by commas; empty for a
+        single host, which joins nothing.
 
     Raises:
-      UsageError: the text has another form, or the others were not found.
+      UsageError: the text has another form, or the other hosts were not found.
     """
     if not text:
         return
@@ -59,29 +61,29 @@ def initialize(text: str) -> None:
 
 
 def count() -> int:
-    """Number of hosts (processes of jax)."""
+    """Number of hosts, which are processes of jax."""
     return jax.process_count()
 
 
 def index() -> int:
-    """Which of them this is."""
+    """Index of this host, from 0 on."""
     return jax.process_index()
 
 
 def is_first() -> bool:
-    """Whether this host writes the run directory and speaks to the user."""
+    """True on the host that writes the run directory and speaks to the user."""
     return index() == 0
 
 
 def fetch(tree: Any) -> Any:
-    """Arrays of all devices as NumPy arrays, whole on every host."""
+    """Gathers arrays from all devices into NumPy arrays, whole on every host."""
     if count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def exchange(value: Any) -> list[Any]:
-    """What every host gave, in their order: JSON values."""
+    """Gathers one JSON value from each host, in the order of the hosts."""
     if count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -92,15 +94,15 @@ def exchange(value: Any) -> list[Any]:
 
 
 def any_of(flag: bool) -> bool:
-    """Whether it is true on any host."""
+    """True on every host if `flag` is true on any of them."""
     return any(exchange(flag))
 
 
 def first_then_all(first: Callable[[], _Value], others: Callable[[], _Value]) -> _Value:
-    """`first` on the first host, then `others` on the rest.
+    """Calls `first` on the first host and then `others` on the rest.
 
     Raises:
-      UsageError: everywhere, with the same line, if `first` raised one.
+      UsageError: on every host, with the same message, if `first` raised one.
     """
     if not is_first():
         (problem, *_) = exchange(None)

@@ -1,9 +1,9 @@
 """Device memory of a run by arithmetic on shapes: nothing is allocated and nothing is compiled.
 
-What stays on a device is exact. What a program needs while it runs is an estimate: the largest
-arrays that are alive at the same time. The numbers of arrays below were fitted to what the TPU
-compiler reports for CodeLlama-7B with `--remat=full`, which the estimates meet within 10 %
-(docs/codellama.md); with other settings of `--remat` they are coarse.
+The memory that stays in use on a device is exact. The memory of a running program is an estimate,
+the largest arrays that are alive at the same time. The numbers of arrays below were fitted to
+reports of the TPU compiler for CodeLlama-7B with `--remat=full`, which the estimates meet within
+12 % (docs/codellama.md); with other settings of `--remat` they are coarse.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ from models.transformer import Decoder
 _SCORES, _INNER, _STREAM = 8, 6, 3
 # Float32 arrays [b, j, v] over the vocabulary, of all networks together.
 _LOGITS = 5.5
-# What is kept of every layer when less is computed again, relative to the outputs of its matrix
-# products and to the activations of one layer in a backward pass.
+# Activations that every layer keeps: with `--remat=dots` relative to the outputs of its matrix
+# products, with `--remat=none` relative to the activations in its backward pass.
 _KEPT_OF_PRODUCTS, _KEPT_OF_LAYER = 1.4, 0.67
-# Of the keys and values that prompts leave behind, while they are copied into the longer cache.
+# Caches of keys and values at once: that of the prompts is copied into the longer one.
 _CACHES = 2
 
 
@@ -39,9 +39,9 @@ class Item:
     """One row of the plan.
 
     Attributes:
-      name: what it is.
-      num_bytes: on one device.
-      num_parameters: in all; 0 for what is no parameter.
+      name: description for the plan.
+      num_bytes: bytes on one device.
+      num_parameters: parameters on all devices together; 0 for arrays that are no parameters.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """What a device of the mesh holds.
+    """Memory of one device of the mesh.
 
     Attributes:
-      resident: at all times.
-      generation: beside it while actions are sampled.
-      update: beside it in a gradient step; empty where nothing is learnt.
+      resident: arrays that are there at all times.
+      generation: further arrays while actions are sampled.
+      update: further arrays in a gradient step; empty where nothing is learnt.
     """
 
     resident: tuple[Item, ...]
@@ -65,7 +65,7 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """Bytes of the larger of the two phases."""
+        """Bytes in the phase that needs more."""
         return total(self.resident) + max(total(self.generation), total(self.update))
 
 
@@ -75,7 +75,13 @@ def total(items: tuple[Item, ...]) -> int:
 
 
 def estimate(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> Memory:
-    """Memory of one device of `mesh` in a run, for the longest prompts and actions."""
+    """Estimates the memory of one device in a run, for the longest prompts and actions.
+
+    Args:
+      config: settings of the run.
+      decoder: sizes of the model.
+      mesh: devices of the run.
+    """
     dtype = jnp.dtype(config.model.dtype)
     base = abstract_parameters(decoder, dtype)
     resident = [_item("base (reference)", base, mesh)]
@@ -91,7 +97,7 @@ def estimate(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> Memo
         resident += [
             _item(name, tree, mesh) for name, tree in trees.items() if jax.tree.leaves(tree)
         ]
-    # As generation reads them: layer by layer, adapters merged, embeddings that are tied twice.
+    # Generation reads weights layer by layer with adapters merged, and tied embeddings twice.
     layout = [base] + [base["embedder"]] * decoder.tie_word_embeddings
     sampled = Item("weights of generation", sum(_num_bytes(tree, mesh) for tree in layout))
     copies = 1
@@ -109,7 +115,7 @@ def estimate(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> Memo
 
 
 def networks_of(config: Config, decoder: DecoderConfig) -> Networks:
-    """The networks as the learner of `--algorithm` has them."""
+    """The networks of the run's algorithm, without arrays."""
     dtype = jnp.dtype(config.model.dtype)
     model = Decoder(
         decoder,
@@ -123,7 +129,7 @@ def networks_of(config: Config, decoder: DecoderConfig) -> Networks:
 
 
 def abstract_state(networks: Networks, base: Any, config: Config) -> Any:
-    """Shapes of the state that the algorithm of `--algorithm` keeps."""
+    """Shapes of the state that the run's algorithm keeps."""
     initial = config.algorithm.initial_state
     return jax.eval_shape(lambda tree: initial(networks, tree, config), base)
 
@@ -139,7 +145,7 @@ def _generation(
     cache = 2 * decoder.num_layers * width * _local("bkmh", (b, k, m, h), mesh)
     # A TPU stores the fused input matrix of the MLP in another order than it is given in.
     inner = 2 * decoder.num_layers * width * _local("df", (d, f), mesh)
-    # While prompts are read there is one cache; what reading needs takes the place of the second.
+    # While prompts are read there is one cache, and the activations take the place of the second.
     reading = 2 * 4 * _local("bn--", (b, n, p, p), mesh) + 3 * width * _local(
         "b-f", (b, p, f), mesh
     )
@@ -148,7 +154,7 @@ def _generation(
         Item("keys and values", _CACHES * copies * cache),
         Item("weights in another order", copies * inner),
         Item("activations and logits", copies * (max(reading - cache, 0) + logits)),
-        # Where prompts are read; afterwards kernels stay where their parts lie.
+        # Only while prompts are read; afterwards kernels stay split.
         Item("gathered weights of a layer", _gathered(decoder, width, mesh)),
     ]
 
@@ -181,11 +187,11 @@ def _update(config: Config, decoder: DecoderConfig, mesh: AbstractMesh, state: A
     if step.scored_rows:
         logits = _LOGITS * _local("b-v", (max(step.scored_rows, b), j, v), mesh)
     if finetune.microbatch_size not in (0, learning.minibatch_size):
-        # The sums of both in float32, once as they were and once with the microbatch added.
+        # Sums of both gradients in float32, before and after a microbatch is added.
         gradient += 2 * sum(_num_bytes(_as_float32(network), mesh) for network in networks)
     gathered = _gathered(decoder, width, mesh)
     if finetune.adapters is None:
-        # The gradient of a layer before it is summed over devices.
+        # A layer's gradient before it is summed over devices.
         gathered += _gathered(decoder, jnp.dtype(finetune.trained_dtype).itemsize, mesh)
     return [
         Item("gradients", gradient),
@@ -197,7 +203,7 @@ def _update(config: Config, decoder: DecoderConfig, mesh: AbstractMesh, state: A
 
 
 def _products(config: Config, decoder: DecoderConfig, b: int, s: int, mesh: AbstractMesh) -> float:
-    """Bytes of the outputs of a layer's matrix products; adapters have their own."""
+    """Bytes of the outputs of a layer's matrix products, those of adapters included."""
     sizes = (
         ("n", decoder.num_heads * decoder.head_dim),
         ("k", 2 * decoder.num_kv_heads * decoder.head_dim),
@@ -210,7 +216,7 @@ def _products(config: Config, decoder: DecoderConfig, b: int, s: int, mesh: Abst
 
 
 def _gathered(decoder: DecoderConfig, width: int, mesh: AbstractMesh) -> int:
-    """Bytes of one layer's weights where `fsdp` does not split them; 0 where it never does."""
+    """Bytes of one layer's weights gathered from the devices of `fsdp`; 0 if that is one device."""
     if mesh.shape["fsdp"] == 1:
         return 0
     kernels = abstract_parameters(decoder, jnp.float32)["layers"]
@@ -224,7 +230,7 @@ def _item(name: str, tree: Any, mesh: AbstractMesh) -> Item:
 
 
 def _num_bytes(tree: Any, mesh: AbstractMesh) -> int:
-    """Bytes of a tree's shards on one device."""
+    """Bytes of a tree's arrays on one device, by the partition table."""
     return sum(
         _shard_size(leaf.shape, partition_spec(path_name(path), leaf.shape, mesh), mesh)
         * leaf.dtype.itemsize
@@ -233,7 +239,7 @@ def _num_bytes(tree: Any, mesh: AbstractMesh) -> int:
 
 
 def _local(axes: str, shape: tuple[int, ...], mesh: AbstractMesh) -> int:
-    """Elements on one device of an activation with these axis letters."""
+    """Number of elements on one device of an activation with these axis letters."""
     return _shard_size(shape, spec(axes, shape, mesh), mesh)
 
 

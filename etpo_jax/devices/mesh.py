@@ -25,7 +25,7 @@ def build_mesh(text: str = "") -> Mesh:
 
 
 def abstract_mesh(text: str = "") -> AbstractMesh:
-    """As `build_mesh`, of devices that need not be there; empty: all that are.
+    """A mesh as `build_mesh` makes it, over devices that need not exist; empty: all that do.
 
     Raises:
       UsageError: for an unknown axis or a size that is no positive integer.

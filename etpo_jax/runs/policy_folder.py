@@ -19,7 +19,7 @@ from models.repository import local_folder
 Form = Literal["merged", "peft"]
 FORMS: tuple[Form, ...] = ("merged", "peft")
 
-# Files of a model folder beside weights and config.json.
+# Files that a model folder may hold beside weights and config.json.
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -49,7 +49,7 @@ def write_policy(
     dtype: str | None = None,
     model: str | None = None,
 ) -> None:
-    """Writes a policy into a new folder, which appears only when it is whole.
+    """Writes a policy into a new folder, which appears only when it is complete.
 
     Args:
       output: the folder to be made.
