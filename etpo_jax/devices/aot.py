@@ -220,7 +220,7 @@ def _abstract_batch(config: Config, b: int) -> Batch:
     )
 
 
-def generation_weights(decoder: DecoderConfig, dtype: Any, mesh: Mesh) -> Any:
+def _generation_weights(decoder: DecoderConfig, dtype: Any, mesh: Mesh) -> Any:
     """Shapes and shardings of the weights that generation reads."""
     base = _placed(abstract_parameters(decoder, dtype), mesh)
     unstack = jax.jit(functools.partial(decode.unstack, config=decoder, dtype=dtype))
@@ -232,7 +232,7 @@ def generation_weights(decoder: DecoderConfig, dtype: Any, mesh: Mesh) -> Any:
 
 
 def _lower_generation(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any:
-    weights = generation_weights(decoder, jnp.dtype(config.model.dtype), mesh)
+    weights = _generation_weights(decoder, jnp.dtype(config.model.dtype), mesh)
     # Stop tokens and the padding token do not influence memory.
     sampler = Sampler(decoder, [2], 0, config.sampling, attention=config.model.attention)
     reference = weights if config.sampling.support_threshold > 0 else None

@@ -241,10 +241,10 @@ def test_evaluate_and_inspect_read_the_run(uninterrupted, tmp_path):
 @pytest.mark.parametrize("dataset", ["toy", "questions:csv:TABLE"])
 def test_a_task_that_is_not_about_code(tmp_path, dataset):
     path, table = tmp_path / "run", tmp_path / "t.csv"
-    # Short prompts, which fit the bucket of the other runs and need no compilation of their own.
     table.write_text("a,b,c\n" + "".join(f"{i},{i % 3},{i % 2}\n" for i in range(24)))
     flags = [f"--dataset={dataset.replace('TABLE', str(table))}", "--max_steps=2"]
-    target = ["--target=c"] if "TABLE" in dataset else []
+    # Questions are longer than the prompts of the other runs.
+    target = ["--target=c", "--max_prompt_length=192"] if "TABLE" in dataset else []
     result = run(f"--run_dir={path}", *SMALL, *flags, *target, "--num_env_steps=12")
     assert result.returncode == 0, result.stdout + result.stderr
     episodes = rows(path / "episodes.jsonl")
