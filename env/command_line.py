@@ -4,6 +4,7 @@ import difflib
 import errno
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -69,6 +70,8 @@ def run(
     except UsageError as error:
         _fail(error)
     if flag_values["help"].value:
+        # A reader of the help may stop early, such as `head` or a pager.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         description = sys.modules[main.__module__].__doc__ or ""
         print(f"{description.strip()}\n\n{flag_help.listing(flag_values, sections)}")
         sys.exit(0)

@@ -1,4 +1,4 @@
-"""Grouped-query attention: which keys a query sees, and the weighted sum of their values."""
+"""Grouped-query attention: the keys that a query sees, and the weighted sum of their values."""
 
 from typing import Any
 
@@ -19,12 +19,7 @@ IMPLEMENTATIONS = ("reference", "xla", "cudnn", "splash")
 def causal_visibility(
     mask_bs: Bool[Array, "b s"], implementation: str
 ) -> Bool[Array, "b s s"] | Bool[Array, "b s"]:
-    """The mask that `attend` takes with an implementation for causal attention.
-
-    Args:
-      mask_bs: True for real tokens; each sees the real tokens up to itself.
-      implementation: one of `IMPLEMENTATIONS`.
-    """
+    """Mask of causal attention among real tokens, in the form that `attend` takes."""
     return mask_bs if implementation == "splash" else causal_mask(mask_bs)
 
 

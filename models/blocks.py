@@ -1,4 +1,4 @@
-"""What one layer of the decoder computes, stated once for training and for decoding.
+"""The computation of one layer of the decoder, stated once for training and for decoding.
 
 A layer's parameters are a nested dictionary by the paths of `models.config.PARAMETERS`. A linear
 map is {"kernel": [in, out]}, perhaps with a "bias" [out], and perhaps with the factors "a" [in, r]
@@ -21,7 +21,7 @@ Weights = dict[str, Any]
 
 
 class Layout(NamedTuple):
-    """How the activations between the linear maps of a layer lie on a mesh.
+    """Placement on a mesh of the activations between the linear maps of a layer.
 
     Attributes:
       rows: axis letter of their rows, as in `models.sharding`.
@@ -32,8 +32,8 @@ class Layout(NamedTuple):
     width: str
 
 
-# What is smaller should travel between devices: kernels to the many rows of training and of
-# prompts, and the few rows of a decoding step to the parts of the kernels.
+# The smaller side should travel between devices: kernels to the many rows of training and of
+# prompts, but the few rows of a decoding step to the parts of the kernels.
 KERNELS_TRAVEL = Layout("b", "-")
 ROWS_TRAVEL = Layout("-", "d")
 
@@ -167,7 +167,7 @@ def _queries_keys_values(
 
 
 def _gated(p: Mapping[str, Any], x: Float[Array, "b s d"]) -> Float[Array, "b s f"]:
-    """The inner activations of SwiGLU: silu(gate x) * up x."""
+    """Inner activations of SwiGLU: silu(gate x) * up x."""
     if "gate_up" not in p:
         return jax.nn.silu(linear(p["gate"], x)) * linear(p["up"], x)
     both = jnp.einsum("bsd,dcf->bscf", x, p["gate_up"]["kernel"])

@@ -82,7 +82,7 @@ PRESETS = {
     ),
 }
 
-# Enough for the pieces that the tokenizer needs, which are the frequent ones.
+# Documents that the tokenizer is made from, enough for all frequent pieces.
 _TOKENIZER_DOCUMENTS = 20_000
 _HELD_OUT_PROGRAMS = 200
 

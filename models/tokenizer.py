@@ -23,7 +23,7 @@ class _Infilling(NamedTuple):
     prefix: str
     suffix: str
     middle: str
-    end: str | None  # token after the middle, in place of the end of text, if the model has one
+    end: str | None  # ends a middle like the end of text, in models that have such a token
 
 
 _INFILLING = (

@@ -15,7 +15,7 @@ _ANSWER_S = 15.0
 # Time between requests when the operating system has no process or descriptor left.
 _PAUSE_S = 0.1
 # Time in which both a process and its connection should end once one of them has.
-_LINGER_S = 0.3
+_LINGER_S = 1.0
 
 
 @dataclasses.dataclass(eq=False)

@@ -25,6 +25,11 @@ class FunctionTask(Task):
       UsageError: naming the argument that cannot be used.
     """
 
+    instructions = (
+        f"Reply with the text that replaces {FILL_ME} in the message, or, if it has no {FILL_ME}, "
+        "with the text that continues the message. Reply with nothing else."
+    )
+
     def __init__(
         self,
         prompts: Sequence[str],
@@ -69,6 +74,10 @@ class FunctionTask(Task):
             self._step(state.data["prompt"], action)
             for state, action in zip(states, actions, strict=True)
         ]
+
+    def action_of(self, answer: str) -> str:
+        """Returns the answer itself: the reward function decides what it is worth."""
+        return answer
 
     def _step(self, prompt: str, completion: str) -> Step:
         try:

@@ -162,9 +162,7 @@ class ExternalModel:
         try:
             import openai
         except ImportError as error:
-            raise UsageError(
-                "--endpoint: needs the openai client: pip install 'etpo_jax[endpoint]'"
-            ) from error
+            raise UsageError("--endpoint: needs the openai client: pip install openai") from error
         self._openai_error = openai.OpenAIError
         self._client = openai.OpenAI(
             base_url=url,

@@ -95,21 +95,9 @@ def _on_one_device(q: Array, k: Array, v: Array, mask_bm: Array, *, interpret: b
     return attended.reshape(q.shape)
 
 
-def _kernel(
-    first: Any,
-    last: Any,
-    q: Any,
-    mask: Any,
-    k: Any,
-    v: Any,
-    attended: Any,
-    highest: Any,
-    total: Any,
-    summed: Any,
-    *,
-    blocks: int,
-) -> None:
+def _kernel(*references: Any, blocks: int) -> None:
     """Adds a block to the running maximum, the sum of weights and the weighted sum of values."""
+    first, last, q, mask, k, v, attended, highest, total, summed = references
     from jax.experimental import pallas as pl
 
     row, index = pl.program_id(0), pl.program_id(1)

@@ -1,5 +1,9 @@
 """command_line: help, version, flagfiles and what bad flags are answered."""
 
+import signal
+import subprocess
+import sys
+
 import pytest
 from absl import flags
 
@@ -24,6 +28,8 @@ def registry():
 @pytest.fixture
 def call(monkeypatch, capsys):
     """Runs a program with arguments; returns its status, output and errors."""
+    # The help changes how this process answers a closed pipe.
+    before = signal.getsignal(signal.SIGPIPE)
 
     def call(*arguments, main=lambda: None, values=None, **options):
         monkeypatch.setattr("sys.argv", ["program", *arguments])
@@ -31,7 +37,8 @@ def call(monkeypatch, capsys):
             command_line.run(main, flag_values=values or registry(), **options)
         return (caught.value.code, *capsys.readouterr())
 
-    return call
+    yield call
+    signal.signal(signal.SIGPIPE, before)
 
 
 @pytest.mark.parametrize(
@@ -151,3 +158,12 @@ def test_help_fits_the_terminal(call, monkeypatch, columns, width):
     flags.DEFINE_string("long_name_of_a_flag_with", "a long default", "w " * 99, flag_values=values)
     longest = max(map(len, call("--help", values=values)[1].splitlines()))
     assert width - 3 <= longest <= width
+
+
+def test_a_reader_of_the_help_may_stop_early():
+    program = "from env import command_line; command_line.run(print)"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""

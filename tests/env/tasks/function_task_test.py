@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from env.base import UsageError
+from env.base import ChatTask, UsageError
 from env.tasks.function_task import FunctionTask
 
 
@@ -30,6 +30,8 @@ def test_each_completion_is_rewarded_for_its_own_prompt():
     assert {(o.next_state, o.error) for o in outcomes} == {(None, "")}
     assert task.program("xyz") == "xyz"
     assert task.name == "function"
+    assert isinstance(task, ChatTask)
+    assert task.action_of("xyz") == "xyz"
 
 
 @pytest.mark.parametrize("value", [1, 0.5, True, np.float32(2), np.array(3)])

@@ -146,7 +146,7 @@ def test_what_is_missing_is_told(monkeypatch):
     with pytest.raises(UsageError, match=r"--endpoint=api\.openai\.com: must start with http"):
         external("api.openai.com")
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(UsageError, match=r"pip install 'etpo_jax\[endpoint\]'"):
+    with pytest.raises(UsageError, match=r"pip install openai$"):
         external("http://127.0.0.1:1")
 
 
