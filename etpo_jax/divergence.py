@@ -1,4 +1,4 @@
-"""Divergence and entropy over the whole vocabulary, ratios of actions, masked means; float32."""
+"""Divergence and entropy over the whole vocabulary, log ratios of actions, and masked means."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def action_log_ratio(
     other_log_probs_bj: Float[Array, "b j"],
     mask_bj: Bool[Array, "b j"],
 ) -> Float[Array, "b"]:
-    """log of the ratio of two probabilities of the whole action, in nats (Eq. 4)."""
+    """Log ratio of two probabilities of a whole action, in nats (Eq. 4)."""
     return jnp.sum(jnp.where(mask_bj, log_probs_bj - other_log_probs_bj, 0.0), axis=1)
 
 

@@ -24,7 +24,7 @@ def critic_loss(
 
     Args:
       q_taken_bj: Q_theta of the sampled tokens.
-      q_target_bj: targets; their gradient is stopped.
+      q_target_bj: targets of the regression; their gradient is stopped.
       mask_bj: True for real tokens.
       huber_delta: where the loss turns from squared to linear, in reward units; None is the squared
         error. A delta below the spread of the targets biases the mean towards the median.
@@ -59,7 +59,7 @@ def path_loss(
       path_target_b: r + gamma * continues * v'; its gradient is stopped.
       mask_bj: True for the tokens of the action.
       beta: reward per nat.
-      starts: "all" asks it of the path from every token on, "root" of the whole action only.
+      starts: "all" demands consistency from every token on, "root" of the whole action only.
     """
     suffix_bj = suffix_sums(log_ratio_bj, mask_bj)
     target_b = jax.lax.stop_gradient(path_target_b)
@@ -119,9 +119,9 @@ def doubly_robust_correction(
     ratio_bj: Float[Array, "b j"],
     mask_bj: Bool[Array, "b j"],
 ) -> Float[Array, "b j"]:
-    """What `policy_objective` lacks where the critic is wrong about the sampled token.
+    """Correction of `policy_objective` for the critic's error at the sampled token.
 
-    Added to it, the gradient of a token is that of sum_w pi(w) Q(w) plus rho's share, plus
+    With it, the gradient of a token is that of sum_w pi(w) Q(w) and of the KL to rho, plus
     c (G - Q(w_j)) grad log pi(w_j): an unbiased policy gradient for c = pi / mu whatever Q is, with
     Q as its control variate (doubly robust; Q-Prop, Gu et al. 2017). c is cut off at 1, as in
     V-trace. At the soft optimum G - Q has mean 0: the fixed point stays.
@@ -129,7 +129,7 @@ def doubly_robust_correction(
     Args:
       log_probs_bj: log pi of the sampled tokens (differentiable).
       q_taken_bj: Q_theta of the sampled tokens.
-      q_target_bj: G, what Q is regressed on.
+      q_target_bj: G, the targets of the regression of Q.
       ratio_bj: pi / mu of the sampled tokens.
       mask_bj: True for real tokens.
 
@@ -148,7 +148,7 @@ def is_trusted(
     *,
     trust_region: float | Float[Array, ""],
 ) -> Bool[Array, "b"]:
-    """|log pi(a) - log mu(a)| <= trust_region, for each whole action a.
+    """True for actions in the trust region: |log pi(a) - log mu(a)| <= trust_region.
 
     Several gradient steps on few programs learn those programs by heart, at a KL to the reference
     that buys nothing; this ends each action's share of the policy's gradient before that. Where
@@ -156,7 +156,7 @@ def is_trusted(
 
     Args:
       log_probs_bj: log pi of the sampled tokens.
-      behaviour_log_probs_bj: log mu of them.
+      behaviour_log_probs_bj: log mu of the sampled tokens.
       mask_bj: True for real tokens.
       trust_region: nats per action.
     """
@@ -170,7 +170,7 @@ def uniform_policy_objective(
     *,
     beta: float | Float[Array, ""],
 ) -> Float[Array, "*b"]:
-    """The authors' released code: for each token the plain mean over v of beta log pi - Q.
+    """Objective of the authors' released code: the plain mean over v of beta log pi - Q.
 
     Its gradient holds neither Q nor the reward: on the logits it is beta * (1 / V - pi), which
     sharpens pi around its own mode without bound. Kept for reproducing that code, not for use.

@@ -67,7 +67,7 @@ def token_targets(
 
     Args:
       soft_value_bj: `soft_value` just before token j under pi and the target critic.
-      next_state_value_b: the same just before the first token in the next state; ignored, NaN
+      next_state_value_b: soft value just before the first token in the next state; ignored, NaN
         included, where `continues_b` is 0.
       reward_b: reward of the whole action.
       continues_b: 1 where the episode goes on, 0 where it ended.
@@ -146,7 +146,7 @@ def retrace_targets(
 
 
 def _final_target(next_state_value_b, reward_b, continues_b, gamma):
-    """r + gamma * V', without the second term (not 0 times it) where the episode ended."""
+    """Target of the last token: r + gamma * V', or r alone (not 0 times NaN) after the end."""
     bootstrap_b = jnp.where(continues_b > 0, next_state_value_b, 0.0)
     return reward_b + gamma * continues_b * bootstrap_b
 

@@ -15,6 +15,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 from jaxtyping import install_import_hook
 
-_MATHEMATICS = ("divergence", "losses", "soft_q", "algorithms.poad", "algorithms.ppo_kl")
-_CHECKED = tuple(f"etpo_jax.{name}" for name in _MATHEMATICS)
+_MATHEMATICS = ("divergence", "losses", "soft_q")
+_BASELINES = ("algorithms.clipped_losses", "algorithms.poad", "algorithms.ppo_kl")
+_CHECKED = tuple(f"etpo_jax.{name}" for name in (*_MATHEMATICS, *_BASELINES))
 install_import_hook(_CHECKED, "beartype.beartype")

@@ -14,12 +14,19 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from etpo_jax.acting.transitions import Batch
 from etpo_jax.algorithms import optimizer
 from etpo_jax.algorithms.base import Algorithm, Experience, Hyperparameters
+from etpo_jax.algorithms.clipped_losses import (
+    clipped_share,
+    clipped_surrogate,
+    standardize,
+    value_loss,
+)
 from etpo_jax.algorithms.gradients import (
     Backward,
     Metrics,
@@ -33,13 +40,7 @@ from etpo_jax.algorithms.gradients import (
     over_devices,
 )
 from etpo_jax.algorithms.networks import Critic, Networks
-from etpo_jax.algorithms.token_scores import (
-    divergences,
-    in_chunks,
-    make_measure,
-    of_token,
-    read_reference,
-)
+from etpo_jax.algorithms.token_scores import divergences, in_chunks, of_token, read_reference
 from etpo_jax.config import Config, LearningConfig
 from etpo_jax.divergence import categorical_kl, entropy, masked_mean
 from etpo_jax.roles import Role
@@ -80,7 +81,7 @@ class ActorCriticState:
 
 
 class Labels(NamedTuple):
-    """Worth of a collection's actions under the policy that sampled them; constants.
+    """Constants of the gradient steps on a collection, from the parameters that sampled it.
 
     Attributes:
       reference_bjd: hidden states of the reference that score the action tokens.
@@ -94,7 +95,7 @@ class Labels(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Of each action token: log pi (differentiable), log rho, KL and entropy, in nats."""
+    """Log pi (differentiable), log rho, KL and entropy of each action token, in nats."""
 
     log_prob_bj: Float[Array, "b j"]
     reference_log_prob_bj: Float[Array, "b j"]
@@ -103,7 +104,7 @@ class Scores(NamedTuple):
 
 
 class ActorCritic(Algorithm):
-    """Base of PPO-KL and POAD: several clipped steps on each collection, which is then given up.
+    """Base of PPO-KL and POAD: several clipped steps on each collection, which is never used again.
 
     Class attributes:
       is_per_token: whether advantages and ratios are those of tokens [b, j] or of actions [b].
@@ -116,16 +117,15 @@ class ActorCritic(Algorithm):
         super().__init__(model, base, config, mesh)
         self._label = self.make_label(self.networks, config)
         self._step = self.make_step(self.networks, config, mesh)
-        self._measure = make_measure(self.networks)
         self.state: ActorCriticState = jax.jit(
             lambda base: constrain(self.initial_state(self.networks, base, config), mesh)
         )(base)
 
-    # What the two differ in.
+    # The parts in which PPO-KL and POAD differ.
 
     @classmethod
     def has_critic(cls, config: Config) -> bool:
-        """Whether there is a value network."""
+        """True if the algorithm has a value network."""
         del config
         return True
 
@@ -150,7 +150,7 @@ class ActorCritic(Algorithm):
         Args:
           batch: the collection, row i a copy of row i % num_new.
           reference_log_prob_bj: log rho of the sampled tokens.
-          value: of `values`, None without a critic.
+          value: result of `values`, None without a critic.
           next_value_b: values of the next states, 0 where the episode ended.
           num_new: rows that are no copies.
           hyper: traced numbers of the settings.
@@ -167,7 +167,7 @@ class ActorCritic(Algorithm):
         return self.state.policy
 
     def start(self, mean_reward: float) -> None:
-        """Sets the value of states where nothing has been learnt."""
+        """Sets b0 of the value network: an unknown state is then worth the average reward."""
         if self.state.critic is not None:
             critic = self.state.critic.with_offset(mean_reward)
             self.state = dataclasses.replace(self.state, critic=critic)
@@ -180,7 +180,13 @@ class ActorCritic(Algorithm):
     def learn_collection(
         self, batch: Batch, rng: np.random.Generator, num_new: int | None = None
     ) -> list[Metrics]:
-        """All gradient steps on one collection; `rng` draws the minibatches."""
+        """Takes all gradient steps on one collection.
+
+        Args:
+          batch: the collection.
+          rng: draws the minibatches.
+          num_new: rows that are no copies, see `worth`; None if none is a copy.
+        """
         size, learning = len(batch.reward_b), self.config.learning
         count = jnp.int32(size if num_new is None else num_new)
         labels = self._label(self.state, self.base, batch, count, self.hyper)
@@ -189,10 +195,6 @@ class ActorCritic(Algorithm):
             self.state, metrics = self._step(self.state, self.base, batch, labels, rows, self.hyper)
             learned.append(metrics)
         return learned
-
-    def measure(self, batch: Batch) -> Metrics:
-        """KL and entropy of the policy, without learning."""
-        return self._measure(self.base, self.policy_trunk(), batch, self.hyper)
 
     @classmethod
     def make_networks(cls, model: Decoder, config: Config) -> Networks:
@@ -242,7 +244,7 @@ class ActorCritic(Algorithm):
 
     @classmethod
     def make_label(cls, networks: Networks, config: Config) -> Callable[..., Labels]:
-        """The jitted (state, base, collection, num_new, hyperparameters) -> labels."""
+        """Makes the jitted (state, base, collection, num_new, hyperparameters) -> labels."""
 
         def label(
             state: ActorCriticState,
@@ -271,11 +273,12 @@ class ActorCritic(Algorithm):
 
     @classmethod
     def make_step(cls, networks: Networks, config: Config, mesh: Mesh) -> Callable[..., Any]:
-        """The jitted (state, base, collection, labels, rows, hyperparameters) -> (state, metrics).
+        """Makes the jitted gradient step on one minibatch of a collection.
 
-        `rows` are the transitions of the minibatch. The state is donated; metrics are as those of
-        ETPO, `critic_loss` is the value head's and `clipped_share` says how much of the minibatch
-        had left the region in which the ratio is not clipped.
+        It maps (state, base, collection, labels, rows, hyperparameters) to (state, metrics), where
+        `rows` are the transitions of the minibatch. The state is donated. Metrics are named as for
+        ETPO: `critic_loss` is the loss of the value head, `clipped_share` the share of the
+        minibatch whose ratio was outside the range in which it is not clipped.
         """
         transformation = optimizer.build(config.learning, momentum_dtype=networks.trained_dtype)
 
@@ -301,36 +304,8 @@ class ActorCritic(Algorithm):
                 config.finetune.microbatch_size,
                 mesh,
             )
-            metrics, (policy_gradient, critic_gradient) = found.metrics, found.gradients
-            keys = jax.random.split(jax.random.fold_in(initial_key(config.run.seed), state.step))
-            policy = guarded_step(
-                transformation,
-                policy_gradient(None),
-                state.policy,
-                state.policy_optimizer,
-                learning_rate=hyper.policy_learning_rate,
-                key=keys[0],
-                is_finite=all_finite(metrics),
-            )
-            metrics["policy_grad_norm"], is_taken = policy.norm, policy.is_taken
-            critic, critic_optimizer = state.critic, state.critic_optimizer
-            metrics["critic_grad_norm"] = jnp.float32(0)
-            if critic is not None:
-                moved = guarded_step(
-                    transformation,
-                    critic_gradient(policy.parameters),
-                    critic,
-                    critic_optimizer,
-                    learning_rate=hyper.critic_learning_rate,
-                    key=keys[1],
-                    is_finite=is_taken,
-                )
-                critic, critic_optimizer, metrics["critic_grad_norm"], is_taken = moved
-            metrics["is_finite"] = is_taken.astype(jnp.float32)
-            taken = state.step + is_taken.astype(jnp.int32)
-            state = ActorCriticState(
-                policy.parameters, critic, policy.optimizer_state, critic_optimizer, taken
-            )
+            key = jax.random.fold_in(initial_key(config.run.seed), state.step)
+            state, metrics = _take_steps(transformation, state, found, hyper, key)
             return constrain(state, mesh), metrics
 
         return jax.jit(step, donate_argnums=0)
@@ -374,6 +349,47 @@ class ActorCritic(Algorithm):
         return Backward(metrics, (lambda after: policy, lambda after: critic))
 
 
+def _take_steps(
+    transformation: optax.GradientTransformation,
+    state: ActorCriticState,
+    found: Backward,
+    hyper: Hyperparameters,
+    key: Key[Array, ""],
+) -> tuple[ActorCriticState, Metrics]:
+    """The steps of the policy and then of the value network, if there is one."""
+    metrics, (policy_gradient, critic_gradient) = found.metrics, found.gradients
+    keys = jax.random.split(key)
+    policy = guarded_step(
+        transformation,
+        policy_gradient(None),
+        state.policy,
+        state.policy_optimizer,
+        learning_rate=hyper.policy_learning_rate,
+        key=keys[0],
+        is_finite=all_finite(metrics),
+    )
+    metrics["policy_grad_norm"], is_taken = policy.norm, policy.is_taken
+    critic, critic_optimizer = state.critic, state.critic_optimizer
+    metrics["critic_grad_norm"] = jnp.float32(0)
+    if critic is not None:
+        moved = guarded_step(
+            transformation,
+            critic_gradient(policy.parameters),
+            critic,
+            critic_optimizer,
+            learning_rate=hyper.critic_learning_rate,
+            key=keys[1],
+            is_finite=is_taken,
+        )
+        critic, critic_optimizer, metrics["critic_grad_norm"], is_taken = moved
+    metrics["is_finite"] = is_taken.astype(jnp.float32)
+    taken = state.step + is_taken.astype(jnp.int32)
+    state = ActorCriticState(
+        policy.parameters, critic, policy.optimizer_state, critic_optimizer, taken
+    )
+    return state, metrics
+
+
 def _score(
     networks: Networks,
     config: Config,
@@ -407,14 +423,14 @@ def _score(
 def state_values(
     networks: Networks, base: Any, critic: Critic, tokens_bp: Array, mask_bp: Array
 ) -> Float[Array, "b"]:
-    """V of states, before any token of an action; prompts are left padded."""
+    """Values of states, before any token of an action; prompts are left padded."""
     return networks.head(critic, networks.state_hidden(base, critic.trunk, tokens_bp, mask_bp))
 
 
 def minibatches(
     size: int, minibatch_size: int, count: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Rows of `count` minibatches: passes in random order, each cut into pieces of one size.
+    """Yields the rows of `count` minibatches: passes in random order, cut into equal pieces.
 
     A last piece that is too short is filled up from the beginning of its pass.
     """
@@ -425,49 +441,3 @@ def minibatches(
             rows = np.resize(rows, -(-size // minibatch_size) * minibatch_size)
         rows, chosen = rows[minibatch_size:], rows[:minibatch_size]
         yield chosen
-
-
-def standardize(
-    advantage: Float[Array, "*b"], mask: Bool[Array, "*b"], *, epsilon: float = 1e-6
-) -> Float[Array, "*b"]:
-    """Advantages with mean 0 and deviation 1 over the real entries; 0 elsewhere."""
-    centred = advantage - masked_mean(advantage, mask)
-    deviation = jnp.sqrt(masked_mean(jnp.square(centred), mask))
-    return jax.lax.stop_gradient(jnp.where(mask, centred / (deviation + epsilon), 0.0))
-
-
-def clipped_surrogate(
-    log_ratio: Float[Array, "*b"],
-    advantage: Float[Array, "*b"],
-    mask: Bool[Array, "*b"],
-    *,
-    clip_ratio: float | Float[Array, ""],
-) -> Float[Array, ""]:
-    """-mean min(x A, clip(x, 1 - c, 1 + c) A), x the ratio to the sampling policy (PPO, Eq. 7).
-
-    Args:
-      log_ratio: log pi_new - log pi_old of whole actions or of tokens (differentiable).
-      advantage: its gradient is stopped.
-      mask: True for entries that count.
-      clip_ratio: c.
-    """
-    # Under the mask the ratio may be anything; exp of it must not become inf or NaN.
-    ratio = jnp.exp(jnp.where(mask, log_ratio, 0.0))
-    advantage = jax.lax.stop_gradient(advantage)
-    clipped = jnp.clip(ratio, 1.0 - clip_ratio, 1.0 + clip_ratio)
-    return -masked_mean(jnp.minimum(ratio * advantage, clipped * advantage), mask)
-
-
-def clipped_share(
-    log_ratio: Float[Array, "*b"], mask: Bool[Array, "*b"], *, clip_ratio: float | Float[Array, ""]
-) -> Float[Array, ""]:
-    """Share of the entries whose ratio lies outside [1 - c, 1 + c]; how far an update went."""
-    ratio = jnp.exp(jnp.where(mask, log_ratio, 0.0))
-    return masked_mean((jnp.abs(ratio - 1.0) > clip_ratio).astype(jnp.float32), mask)
-
-
-def value_loss(
-    value: Float[Array, "*b"], target: Float[Array, "*b"], mask: Bool[Array, "*b"]
-) -> Float[Array, ""]:
-    """Half the mean squared error of a value head; the target's gradient is stopped."""
-    return masked_mean(0.5 * jnp.square(value - jax.lax.stop_gradient(target)), mask)

@@ -1,4 +1,4 @@
-"""What a learning algorithm is: the interface between the host loop and one file per algorithm."""
+"""The interface between the host loop and a learning algorithm, which is one file."""
 
 import abc
 import dataclasses
@@ -36,7 +36,7 @@ class Hyperparameters:
 
     @classmethod
     def of(cls, config: Config) -> "Hyperparameters":
-        """The numbers of a run's settings."""
+        """The numbers in the settings of a run."""
         learning = config.learning
         values = {
             field.name: getattr(learning, field.name)
@@ -56,7 +56,7 @@ class Hyperparameters:
             raise AttributeError(name) from None
 
     def replace(self, **values: Any) -> "Hyperparameters":
-        """The same numbers but for these."""
+        """A copy with other values of some numbers."""
         return Hyperparameters(**{**self._values, **values})
 
     @property
@@ -89,7 +89,7 @@ class Experience:
         collate: Callable[[Sequence[Transition]], Batch],
         rng: Callable[[int], np.random.Generator],
     ):
-        """For the host loop.
+        """Made by the host loop, twice for each update.
 
         Args:
           new, replay: see above.
@@ -127,7 +127,7 @@ class Experience:
         return self._collate(new + rest)
 
     def sample(self, size: int, index: int) -> Batch:
-        """A minibatch of the replay; arguments as `fresh`."""
+        """A random minibatch of the replay; arguments as for `fresh`."""
         return self._collate(self.replay.sample(size, self.rng(index)))
 
 
@@ -179,14 +179,14 @@ class Algorithm(abc.ABC):
 
     @abc.abstractmethod
     def policy_trunk(self) -> Role:
-        """Variables to sample with; an empty role is the untrained model."""
+        """Variables that actions are sampled with; an empty role is the untrained model."""
 
     def start(self, mean_reward: float) -> None:
         """Called once, with the mean reward of the first collection, before anything is learnt."""
         del mean_reward
 
     def while_programs_execute(self, experience: Experience) -> list[Metrics]:
-        """Gradient steps that need no new transitions, taken while programs are executed.
+        """Takes gradient steps that need no new transitions, while programs are executed.
 
         Args:
           experience: the replay; its `new` is empty.
@@ -199,7 +199,7 @@ class Algorithm(abc.ABC):
 
     @abc.abstractmethod
     def after_collection(self, experience: Experience) -> list[Metrics]:
-        """Gradient steps that take the new transitions, or else a measurement of the policy.
+        """Learns from the new transitions, or only measures the policy on them.
 
         Args:
           experience: the new transitions and the replay.
@@ -214,7 +214,7 @@ class Algorithm(abc.ABC):
         return {}
 
     def inspect(self, batch: Batch) -> Inspection | None:
-        """Credit of every token for the report, without learning; None where there is none."""
+        """Credit of every token for the report, None if the algorithm has none; learns nothing."""
         del batch
         return None
 
@@ -223,26 +223,26 @@ class Algorithm(abc.ABC):
         """Transitions that are kept for learning, at least one collection."""
         return config.run.collection_size
 
-    # Facts that need no arrays: `plan`, `export` and `evaluate` ask for them.
+    # Facts that need no arrays; `plan`, `export` and `evaluate` ask for them.
 
     @classmethod
     def make_networks(cls, model: Decoder, config: Config) -> Networks:
-        """The networks over a trunk, as this algorithm reads them."""
+        """The networks over one trunk, with this algorithm's reading of the critic."""
         return Networks(model, trained_dtype=jnp.dtype(config.finetune.trained_dtype))
 
     @classmethod
     @abc.abstractmethod
     def initial_state(cls, networks: Networks, base: Any, config: Config) -> Any:
-        """The state before the first step; traced, so that its shapes can be had without arrays."""
+        """The state before the first step; may be traced, for its shapes without any arrays."""
 
     @classmethod
     @abc.abstractmethod
     def policy_keys(cls, config: Config) -> tuple[str, ...]:
-        """Where the policy's variables lie in `state`; empty where nothing is trained."""
+        """Path of the policy's variables in `state`; empty if nothing is trained."""
 
     @classmethod
     def step_memory(cls, config: Config) -> StepMemory:
-        """Facts for the memory plan; only asked where the algorithm learns."""
+        """Facts for the memory plan; only needed if the algorithm learns."""
         size = config.run.collection_size
         return StepMemory(scored_rows=size, gradients_at_once=True)
 
@@ -267,6 +267,6 @@ class Algorithm(abc.ABC):
           config, mesh: settings and devices of the run.
 
         Returns:
-          What `jax.jit(...).lower` returns, or None where nothing is learnt.
+          The result of `jax.jit(...).lower`, or None if nothing is learnt.
         """
         del networks, base, state, make_batch, whole, config, mesh

@@ -35,7 +35,6 @@ from etpo_jax.algorithms.gradients import (
 )
 from etpo_jax.algorithms.inspection import Inspection
 from etpo_jax.algorithms.networks import Networks, TrainState, polyak
-from etpo_jax.algorithms.token_scores import make_measure
 from etpo_jax.config import Config, LearningConfig
 from etpo_jax.registry import register_algorithm
 from etpo_jax.roles import Role
@@ -185,7 +184,6 @@ class Etpo(Algorithm):
         networks, learning = self.networks, config.learning
         self.hyper = hyperparameters(config)
         self._update_step = make_update_step(networks, config, mesh)
-        self._measure = make_measure(networks)
         self._inspect = etpo_losses.make_inspect(networks, config)
         self._num_updates, self._size = learning.updates_per_batch, learning.minibatch_size
         self._is_overlapping = learning.replay_size > config.run.collection_size
@@ -212,7 +210,7 @@ class Etpo(Algorithm):
         return [*learned, self.learn(experience.fresh(self._size, self._num_updates))]
 
     def _learn_from_replay(self, experience: Experience) -> list[Metrics]:
-        """All gradient steps but the last, which takes the new transitions."""
+        """Takes all gradient steps but the last, which is left for the new transitions."""
         if not len(experience.replay):
             return []
         return [
@@ -221,13 +219,9 @@ class Etpo(Algorithm):
         ]
 
     def learn(self, batch: Batch) -> Metrics:
-        """One gradient step; the metrics may still be on their way from the device."""
+        """Takes one gradient step; its metrics may still be on their way from the device."""
         self.state, metrics = self._update_step(self.state, self.base, batch, self.hyper)
         return metrics
-
-    def measure(self, batch: Batch) -> Metrics:
-        """KL and entropy of the policy, without learning."""
-        return self._measure(self.base, self.policy_trunk(), batch, self.hyper)
 
     def inspect(self, batch: Batch) -> Inspection:
         return self._inspect(self.state, self.base, batch, self.hyper)
@@ -311,7 +305,7 @@ UpdateStep = Callable[[TrainState, Any, Batch, Hyperparameters], tuple[TrainStat
 
 
 def make_update_step(networks: Networks, config: Config, mesh: Mesh) -> UpdateStep:
-    """The jitted step (state, base, batch, hyperparameters) -> (state, metrics).
+    """Makes the jitted step (state, base, batch, hyperparameters) -> (state, metrics).
 
     The state is donated. Metrics are float32 scalars; `is_finite` 0 means that a network, or both,
     kept the values from before. `kl_to_reference` and `entropy` are nats per action, summed over

@@ -55,10 +55,13 @@ def backward(
     mesh: Mesh,
     share: Share,
 ) -> Backward:
-    """Losses of critic and policy on a minibatch, or on the share of it that a microbatch is."""
+    """Losses of critic and policy on a minibatch or on a microbatch of it, and their gradients."""
     learning = config.learning
     next_value_b = next_state_value(networks, learning, base, state, batch, hyper)
     target_critic = None if learning.is_path else state.target_critic
+    target_bjd = None
+    if target_critic is not None:
+        target_bjd = networks.action_hidden(base, target_critic.trunk, batch)
     critic_bjd, critic_back = jax.vjp(
         lambda critic: networks.action_hidden(base, critic.trunk, batch), state.critic
     )
@@ -67,9 +70,6 @@ def backward(
         state.policy,
     )
     reference_bjd = networks.action_hidden(base, {}, batch)
-    target_bjd = None
-    if target_critic is not None:
-        target_bjd = networks.action_hidden(base, target_critic.trunk, batch)
 
     def loss(
         critic: Critic, critic_bjd: Array, policy: Role, policy_bjd: Array | None
@@ -87,23 +87,22 @@ def backward(
         metrics = losses(learning, scores, batch, next_value_b, hyper, share)
         return metrics["critic_loss"] + metrics["policy_loss"], metrics
 
-    # With respect to the parameters this is the way through the output layers alone.
+    # The gradients of the parameters hold the output layers' part alone; the trunk's comes below.
     (_, metrics), cotangents = jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True)(
         state.critic, critic_bjd, state.policy, policy_bjd
     )
     critic_head, critic_cotangent, policy_head, policy_cotangent = cotangents
 
-    def critic_gradient(after: Any) -> Critic:
-        del after
-        (through_trunk,) = critic_back(critic_cotangent)
-        gradient: Critic = constrain(jax.tree.map(jnp.add, through_trunk, critic_head), mesh)
-        return gradient
+    def add(through_trunk: tuple[Any], through_head: Any) -> Any:
+        return constrain(jax.tree.map(jnp.add, through_trunk[0], through_head), mesh)
 
-    def policy_gradient(after: Any) -> Role:
+    def critic_gradient(after: Any) -> Any:
+        del after
+        return add(critic_back(critic_cotangent), critic_head)
+
+    def policy_gradient(after: Any) -> Any:
         cotangent, _ = jax.lax.optimization_barrier((policy_cotangent, after))
-        (through_trunk,) = policy_back(cotangent)
-        gradient: Role = constrain(jax.tree.map(jnp.add, through_trunk, policy_head), mesh)
-        return gradient
+        return add(policy_back(cotangent), policy_head)
 
     return Backward(metrics, (critic_gradient, policy_gradient))
 
@@ -120,11 +119,11 @@ def losses(
 
     Args:
       learning: settings of ETPO.
-      scores: of the action tokens.
+      scores: scores of the action tokens.
       batch: transitions of the microbatch.
       next_value_b: soft values of the next states, reward units.
       hyper: traced numbers of the settings.
-      share: part of the minibatch.
+      share: share of the minibatch that the microbatch holds.
     """
     mask_bj = batch.action_mask_bj
     policy_objective_bj = scores.policy_objective_bj
@@ -178,7 +177,8 @@ def targets(
 ) -> Float[Array, "b j"]:
     """Targets of the critic's regression at every token, in reward units; arguments as `losses`.
 
-    For path consistency it is what the rest of the action implies for the value before each token.
+    For path consistency they are the values before each token that the reward and the rest of the
+    action imply.
     """
     mask_bj = batch.action_mask_bj
     if learning.is_path:
@@ -212,9 +212,9 @@ def next_state_value(
     batch: Batch,
     hyper: Hyperparameters,
 ) -> Float[Array, "b"]:
-    """V'_0 under the target critic, 0 where the episode ended, in reward units.
+    """Values of the next states under the target critic, in reward units; 0 after the end.
 
-    It is the soft value of pi, or for path consistency that of the policy that Q implies.
+    They are soft values of pi, or for path consistency of the policy that Q implies.
     """
 
     def value(tokens_bp: Array, mask_bp: Array) -> Array:
@@ -246,7 +246,7 @@ Inspect = Callable[[TrainState, Any, Batch, Hyperparameters], Inspection]
 
 
 def make_inspect(networks: Networks, config: Config) -> Inspect:
-    """The jitted (state, base, batch, hyperparameters) -> inspection; nothing changes the state."""
+    """Makes the jitted (state, base, batch, hyperparameters) -> inspection; it learns nothing."""
     learning = config.learning
 
     def inspect(state: TrainState, base: Any, batch: Batch, hyper: Hyperparameters) -> Inspection:

@@ -1,4 +1,4 @@
-"""The machinery of a gradient step that every algorithm shares: microbatches, guards, placement."""
+"""Parts of a gradient step that all algorithms share: microbatches, guards and placement."""
 
 import functools
 from collections.abc import Callable
@@ -19,18 +19,18 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 class NonFiniteError(Exception):
-    """A loss or a gradient is NaN or infinite; a network whose gradient is took no step."""
+    """A loss or a gradient is NaN or infinite, and the step of its network was not taken."""
 
 
 class Share(NamedTuple):
-    """Part of a minibatch that a microbatch is, by actions and by tokens; both 1 for the whole."""
+    """Shares of a minibatch's actions and tokens that a microbatch holds; 1 for the whole."""
 
     actions: Array | float
     tokens: Array | float
 
 
 class Backward(NamedTuple):
-    """Losses, and the way to their gradients.
+    """Losses of a minibatch, and functions that compute their gradients.
 
     Attributes:
       metrics: scalars of the minibatch; those of a microbatch are weighted with its share.
@@ -90,7 +90,7 @@ def in_microbatches(
 
 
 def _given(gradient: Any, after: Any) -> Any:
-    """A gradient that is there already."""
+    """Returns a gradient that was computed before."""
     del after
     return gradient
 
@@ -130,8 +130,8 @@ def guarded_step(
     Args:
       transformation: the optimiser, see `etpo_jax.algorithms.optimizer.build`.
       gradients: tree like `parameters`.
-      parameters, optimizer_state: what is changed.
-      learning_rate: factor of the direction.
+      parameters, optimizer_state: the network and its optimiser before the step.
+      learning_rate: multiplies the direction of the optimiser.
       key: random key of stochastic rounding.
       is_finite: False if a step before this one was not taken.
     """
@@ -192,10 +192,10 @@ def over_devices(array: Array) -> Array:
 
 
 def where(condition: Bool[Array, ""], one: Any, other: Any) -> Any:
-    """One of two trees of the same shapes."""
+    """The first of two trees of equal shapes if the condition holds, else the second."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
 
 
 def initial_key(seed: int) -> Key[Array, ""]:
-    """Random key of new adapters; folded with the step it is that of stochastic rounding."""
+    """Random key that initialises adapters and, folded with the step, rounds stochastically."""
     return jax.random.fold_in(jax.random.key(seed), 0x7057)

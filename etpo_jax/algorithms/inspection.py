@@ -14,7 +14,7 @@ _DIGITS = 4
 
 
 class Inspection(NamedTuple):
-    """Numbers of each action token; rewards and logarithms as in the losses.
+    """Numbers of each action token, in units of reward or in nats.
 
     Attributes:
       q_bj: Q of the token, by the critic.
@@ -26,8 +26,8 @@ class Inspection(NamedTuple):
       log_reference_bj: log rho of the token.
       kl_bj: KL(pi || rho) just before it.
       top_tokens_bjk: the most likely tokens under pi.
-      top_probs_bjk: their probabilities.
-      top_q_bjk: their Q.
+      top_probs_bjk: probabilities of the most likely tokens under pi.
+      top_q_bjk: Q of the most likely tokens.
     """
 
     q_bj: Float[Array, "b j"]
@@ -44,12 +44,12 @@ class Inspection(NamedTuple):
 def to_rows(
     transitions: Sequence[Transition], inspection: Inspection, tokenizer: Tokenizer
 ) -> list[dict[str, Any]]:
-    """The inspection as JSON values, an action each.
+    """The inspection as JSON values, one for each action.
 
     Args:
-      transitions: what was inspected.
-      inspection: fetched; its rows are those of `transitions`, padded.
-      tokenizer: of the ids.
+      transitions: the actions that were inspected.
+      inspection: their numbers, fetched from the device; rows as in `transitions`, padded.
+      tokenizer: decodes the ids.
 
     Returns:
       For each action `prompt`, `reward`, `continues` and `tokens`; for each token `text`, "" where

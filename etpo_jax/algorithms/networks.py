@@ -31,7 +31,7 @@ class Critic:
     Attributes:
       trunk: variables of the trunk, as every network has them.
       offset: b0, the value where nothing has been learnt; near the mean reward of the first batch.
-      value: weights [d] of the scalar head v(h) - b0 of a dueling critic, else None.
+      value: weights [d] of the scalar head v(h) - b0; None for a critic without one.
     """
 
     trunk: Role
@@ -66,7 +66,7 @@ class TrainState:
 
 
 def polyak(target: Any, online: Any, polyak_lambda: float | Float[Array, ""]) -> Any:
-    """lambda * target + (1 - lambda) * online, leaf by leaf (last line of Algorithm 1).
+    """The moving average lambda * target + (1 - lambda) * online (last line of Algorithm 1).
 
     For adapters it averages the factors, which is not the average of their products.
     """
@@ -106,6 +106,9 @@ def read_soft_q(
     the size of the policy's steps then does not depend on beta.
 
     Args:
+      parameterization: one of the names above.
+      critic_logits_bjv: logits l of the critic, or of the policy for "policy".
+      reference_logits_bjv: logits l_rho of the reference.
       head_bj: the scalar head v(h) of a dueling or policy critic, b0 otherwise; reward units.
       beta: reward per nat.
     """
@@ -149,11 +152,11 @@ class Networks:
     trained_dtype: Any = jnp.float32
 
     def initial_policy(self, base: Any, key: Key[Array, ""]) -> Role:
-        """pi <- rho: a copy, since the state is donated while the base is kept, or a zero delta."""
+        """A policy equal to rho: a copy, because states are donated, or a zero adapter."""
         return {} if self.tie_policy else self._initial_role(base, key)
 
     def initial_critic(self, base: Any, key: Key[Array, ""]) -> Critic:
-        """Q <- rho, with b0 = 0 (the learner sets it later) and a value head of zeros."""
+        """A critic equal to rho, with b0 = 0 (the algorithm sets it later) and a zero value head."""
         value = None
         if self.q_parameterization in HAS_VALUE_HEAD:
             value = jnp.zeros((self.model.config.hidden_size,), jnp.float32)
@@ -209,7 +212,7 @@ class Networks:
         return logits
 
     def head(self, critic: Critic, hidden_bjd: Float[Array, "*b d"]) -> Float[Array, "*b"]:
-        """v(h) of a critic with a value head, b0 everywhere otherwise."""
+        """The value head v(h) of a critic that has one, b0 everywhere for others."""
         if critic.value is None:
             return jnp.broadcast_to(critic.offset, hidden_bjd.shape[:-1])
         return critic.offset + hidden_bjd.astype(jnp.float32) @ critic.value

@@ -1,4 +1,4 @@
-"""Gradient steps: their directions, and how they are applied to weights of little precision.
+"""Optimisers, and the application of their steps to weights of low precision.
 
 Learning rates are applied as traced scalars. Directions and optimiser states are computed in
 float32 whatever the weights are stored in.
@@ -17,7 +17,7 @@ from etpo_jax.config import LearningConfig
 def build(
     config: LearningConfig, *, momentum_dtype: Any = jnp.float32
 ) -> optax.GradientTransformation:
-    """Clipping, then AdamW or Lion with rate 1: its updates are to be scaled by -learning_rate.
+    """The optimiser: gradient clipping, then AdamW or Lion; `step` applies what it returns.
 
     Args:
       config: names the optimiser and its settings.
@@ -37,7 +37,7 @@ def build(
 
 
 def initial(transformation: optax.GradientTransformation, parameters: Any) -> Any:
-    """The state before the first step."""
+    """The optimiser's state before the first step."""
     return transformation.init(_wide(parameters))
 
 
@@ -49,15 +49,15 @@ def step(
     learning_rate: Float[Array, ""],
     key: Key[Array, ""],
 ) -> tuple[Any, Any]:
-    """One step.
+    """Moves parameters by one step of the optimiser.
 
     Args:
-      transformation: of `build`.
-      gradients: of the loss, a tree like `parameters`.
-      optimizer_state: of `initial` or the step before.
-      parameters: float32 leaves are moved exactly, narrower ones by stochastic rounding.
-      learning_rate: multiplies the direction.
-      key: for the rounding.
+      transformation: the optimiser, made by `build`.
+      gradients: gradients of the loss, a tree like `parameters`.
+      optimizer_state: made by `initial` or by the step before.
+      parameters: float32 leaves are moved exactly, bfloat16 ones by stochastic rounding.
+      learning_rate: multiplies the optimiser's direction.
+      key: random key of the rounding.
 
     Returns:
       The new parameters, in their dtypes, and the new optimiser state.
@@ -74,7 +74,7 @@ def step(
 
 
 def stochastic_round(x: Float[Array, "*b"], key: Key[Array, ""]) -> Float[Array, "*b"]:
-    """bfloat16 neighbours of float32 values, each with the probability that keeps the mean.
+    """Rounds float32 to a neighbour in bfloat16, with the probabilities that keep the mean.
 
     A step far below the spacing of bfloat16 (2^-8 of the value) is lost by rounding to the nearest,
     but not on average here. Infinities and NaN are kept.

@@ -96,12 +96,12 @@ def token_rewards(
     *,
     beta: float | Float[Array, ""],
 ) -> Float[Array, "b j"]:
-    """-beta log(pi(w_j) / rho(w_j)), and the reward of the action at its last token.
+    """Rewards of tokens: -beta log(pi(w_j) / rho(w_j)), and at the last token the action's reward.
 
     They add up to `etpo_jax.algorithms.ppo_kl.kl_reward`.
 
     Args:
-      reward_b: of the whole action.
+      reward_b: rewards of whole actions.
       log_probs_bj: log pi of the sampled tokens under the policy that sampled them.
       reference_log_probs_bj: log rho of the same tokens.
       mask_bj: True for the tokens of the action; they come first (right padding).
@@ -133,7 +133,7 @@ def lambda_advantages(
     successor is bootstrapped: transitions are learnt from one by one.
 
     Args:
-      token_reward_bj: see `token_rewards`.
+      token_reward_bj: rewards of tokens, see `token_rewards`.
       value_bj: V just before token j.
       next_state_value_b: V before the first token in the next state; ignored, NaN included, where
         `continues_b` is 0.

@@ -101,10 +101,10 @@ def kl_reward(
     *,
     beta: float | Float[Array, ""],
 ) -> Float[Array, "b"]:
-    """r - beta log(pi(a) / rho(a)), in reward units.
+    """Reward less the KL penalty, r - beta log(pi(a) / rho(a)), in reward units.
 
     Args:
-      reward_b: of the whole action.
+      reward_b: rewards of whole actions.
       log_probs_bj: log pi of the sampled tokens under the policy that sampled them.
       reference_log_probs_bj: log rho of the same tokens.
       mask_bj: True for the tokens of the action.
@@ -123,8 +123,9 @@ def action_return(
     """Return of an action: its reward and the discounted value of the next state.
 
     Args:
-      kl_reward_b: see `kl_reward`.
-      next_state_value_b: ignored, NaN included, where `continues_b` is 0.
+      kl_reward_b: rewards less the KL penalty, see `kl_reward`.
+      next_state_value_b: values of the next states; ignored, NaN included, where the episode
+        ended.
       continues_b: 1 where the episode goes on, 0 where it ended.
       gamma: discount between actions.
     """
@@ -143,7 +144,7 @@ def leave_one_out(
     that of a copy of it, which keeps the policy gradient unbiased (Kool et al. 2019).
 
     Args:
-      return_b: at least two.
+      return_b: returns of at least two actions.
       is_alike_bb: True where two rows have the same state; the diagonal is ignored.
       num_distinct: row i is a copy of row i % num_distinct, as where a small last collection is
         filled up with itself; None if no row is a copy. A single distinct row has baseline 0.

@@ -91,7 +91,7 @@ class EndpointReflection(Reflection):
     """
 
     def __init__(self, external: ExternalModel):
-        """Keeps the account of an actor."""
+        """Takes the account of the actor that asks the endpoint."""
         self._external = external
 
     @property

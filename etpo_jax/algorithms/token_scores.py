@@ -1,8 +1,8 @@
-"""What the losses need of each action token, with the vocabulary already summed over.
+"""Scores of action tokens, from which the losses are computed without the vocabulary.
 
 Logits over the vocabulary are the largest arrays of a gradient step: [b, j, v] for each of four
 networks. They are reduced to one number per token where they are made, for all positions at once or
-for a chunk of positions after the other; in chunks, the backward pass makes them again.
+for one chunk of positions after the other; in chunks, the backward pass makes them again.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class Roles(NamedTuple):
 
 
 class Hidden(NamedTuple):
-    """Last hidden states of each network that score the action tokens; None as in `Roles`."""
+    """Last hidden states of each network that score the action tokens; None for no network."""
 
     reference_bjd: Float[Array, "b j d"]
     policy_bjd: Float[Array, "b j d"] | None
@@ -87,10 +87,10 @@ def score_tokens(
       networks: how roles are read.
       learning: settings of ETPO, `etpo_jax.algorithms.etpo.EtpoConfig`.
       base: parameters of the reference.
-      roles: whose output layers are used; differentiable in policy and critic.
-      hidden: of the same roles; differentiable in policy and critic.
+      roles: networks whose output layers are used; differentiable in policy and critic.
+      hidden: hidden states of the same networks; differentiable in policy and critic.
       tokens_bj: the sampled tokens.
-      hyper: beta and what pi and rho mean.
+      hyper: beta, and the temperature and support of pi and rho.
       chunk_size: positions at a time; 0 is all.
     """
 
@@ -111,7 +111,7 @@ def in_chunks(score: Callable[[Any], Any], inputs: Any, chunk_size: int) -> Any:
       chunk_size: positions at a time; 0 is all.
 
     Returns:
-      What `score` returns for all positions, [b, j].
+      The tree that `score` returns, for all positions: [b, j].
     """
     j = jax.tree.leaves(inputs)[0].shape[1]
     if not 0 < chunk_size < j:
@@ -216,9 +216,10 @@ def read_critic(
     support_bjv: Array,
     hyper: Hyperparameters,
 ) -> tuple[SoftQ, Float[Array, "*b v"]]:
-    """A critic's Q at hidden states, and the logits it is read from: its own or the policy's.
+    """Q of a critic at hidden states, and the logits that it is read from.
 
-    All logits are at the temperature and within the support.
+    The logits are the critic's own or the policy's. All are at the temperature and within the
+    support.
     """
     if networks.q_parameterization == "policy" and policy_logits_bjv is not None:
         logits_bjv = policy_logits_bjv
@@ -239,7 +240,7 @@ def read_critic(
 def of_token(
     values_bjv: Float[Array, "b j v"], tokens_bj: Int[Array, "b j"]
 ) -> Float[Array, "b j"]:
-    """Entries of the given tokens."""
+    """Picks the entry of the given token at each position."""
     return jnp.take_along_axis(values_bjv, tokens_bj[..., None], axis=-1)[..., 0]
 
 
@@ -257,7 +258,7 @@ def divergences(
 def make_measure(
     networks: Networks,
 ) -> Callable[[Any, Role, Batch, Hyperparameters], Metrics]:
-    """The jitted (base, policy trunk, batch, hyperparameters) -> KL and entropy."""
+    """Makes the jitted (base, policy trunk, batch, hyperparameters) -> KL and entropy."""
 
     def measure(base: Any, trunk: Role, batch: Batch, hyper: Hyperparameters) -> Metrics:
         reference_bjv = networks.logits(base, {}, networks.action_hidden(base, {}, batch))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from etpo_jax import divergence
-from etpo_jax.algorithms import actor_critic, ppo_kl
+from etpo_jax.algorithms import clipped_losses, ppo_kl
 
 MASK = jnp.array([[True, True, True], [True, True, False]])
 
@@ -70,13 +70,13 @@ def test_copies_of_an_action_never_count_in_leave_one_out(distinct):
 def test_standardize_ignores_what_is_masked():
     values = jnp.array([[1.0, 3.0, jnp.nan], [5.0, 7.0, 100.0]])
     mask = jnp.array([[True, True, False], [True, True, False]])
-    found = actor_critic.standardize(values, mask)
+    found = clipped_losses.standardize(values, mask)
     np.testing.assert_allclose(
         found, [[-1.3416407, -0.4472136, 0], [0.4472136, 1.3416407, 0]], atol=1e-5
     )
     # A batch of equal returns has nothing to teach, and does not divide by zero.
     np.testing.assert_array_equal(
-        actor_critic.standardize(jnp.ones(4), jnp.ones(4, bool)), np.zeros(4)
+        clipped_losses.standardize(jnp.ones(4), jnp.ones(4, bool)), np.zeros(4)
     )
 
 
@@ -94,7 +94,7 @@ def test_clipped_surrogate_by_hand(ratio, advantage, expected, has_gradient):
     def loss(log_ratio):
         entries = jnp.stack([log_ratio, jnp.float32(jnp.nan)])
         mask = jnp.array([True, False])
-        return actor_critic.clipped_surrogate(
+        return clipped_losses.clipped_surrogate(
             entries, jnp.array([advantage, jnp.nan]), mask, clip_ratio=0.2
         )
 
@@ -110,7 +110,7 @@ def test_at_the_sampling_policy_the_gradient_is_reinforce():
 
     def loss(new):
         ratio = divergence.action_log_ratio(new, log_probs, MASK)
-        return actor_critic.clipped_surrogate(ratio, advantage, jnp.ones(2, bool), clip_ratio=0.2)
+        return clipped_losses.clipped_surrogate(ratio, advantage, jnp.ones(2, bool), clip_ratio=0.2)
 
     # One credit for all tokens of an action, none for padding.
     expected = np.where(MASK, -np.asarray(advantage)[:, None] / 2, 0.0)
@@ -120,7 +120,7 @@ def test_at_the_sampling_policy_the_gradient_is_reinforce():
 def test_clipped_share_and_value_loss_by_hand():
     log_ratio = jnp.log(jnp.array([1.0, 1.3, 0.75, 9.0]))
     mask = jnp.array([True, True, True, False])
-    share = actor_critic.clipped_share(log_ratio, mask, clip_ratio=0.2)
+    share = clipped_losses.clipped_share(log_ratio, mask, clip_ratio=0.2)
     np.testing.assert_allclose(share, 2 / 3, rtol=1e-6)
-    loss = actor_critic.value_loss(jnp.array([1.0, 2.0, 0.0, 9.0]), jnp.zeros(4), mask)
+    loss = clipped_losses.value_loss(jnp.array([1.0, 2.0, 0.0, 9.0]), jnp.zeros(4), mask)
     np.testing.assert_allclose(loss, 0.5 * (1 + 4) / 3, rtol=1e-6)
