@@ -267,9 +267,13 @@ class Loop:
             if "is_finite" in metrics:
                 self._counters.gradient_steps += 1
                 check_finite(metrics, self._counters.gradient_steps)
-        names = [name for name in fetched[-1] if name != "is_finite"]
-        means = {name: float(np.mean([metrics[name] for metrics in fetched])) for name in names}
-        return means | {name: float(fetched[-1][name]) for name in _OF_LAST_STEP if name in names}
+        values: dict[str, list[float]] = {}
+        for metrics in fetched:
+            for name, value in metrics.items():
+                values.setdefault(name, []).append(float(value))
+        values.pop("is_finite", None)
+        means = {name: float(np.mean(found)) for name, found in values.items()}
+        return means | {name: values[name][-1] for name in _OF_LAST_STEP if name in values}
 
     def _note_best(self, actions: Actions, steps: list[Step]) -> None:
         first = self.env_step - len(steps) + 1

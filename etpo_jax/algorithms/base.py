@@ -205,8 +205,9 @@ class Algorithm(abc.ABC):
           experience: the new transitions and the replay.
 
         Returns:
-          Metrics of each step. `kl_to_reference` and `entropy` of the last one are logged, of all
-          others the mean over the steps. A step has `is_finite`, 0 where it was not taken.
+          Metrics of each step or measurement. The last `kl_to_reference` and `entropy` are logged,
+          and for all other names the mean of those that have it. A step has `is_finite`, 0 where it
+          was not taken.
         """
 
     def totals(self) -> dict[str, float]:

@@ -156,7 +156,7 @@ class Networks:
         return {} if self.tie_policy else self._initial_role(base, key)
 
     def initial_critic(self, base: Any, key: Key[Array, ""]) -> Critic:
-        """A critic equal to rho, with b0 = 0 (the algorithm sets it later) and a zero value head."""
+        """A critic equal to rho with a zero value head and b0 = 0; the algorithm sets b0 later."""
         value = None
         if self.q_parameterization in HAS_VALUE_HEAD:
             value = jnp.zeros((self.model.config.hidden_size,), jnp.float32)

@@ -11,10 +11,9 @@ import pytest
 from env.tasks.toy import ToyTask
 from etpo_jax import registry
 from etpo_jax.algorithms.base import Algorithm
-from etpo_jax.algorithms.token_scores import divergences, of_token, read_reference
+from etpo_jax.algorithms.token_scores import make_measure, of_token, read_reference
 from etpo_jax.build import Language
 from etpo_jax.config import Config, LearningConfig
-from etpo_jax.divergence import categorical_kl, entropy
 from etpo_jax.settings import option
 from tests.etpo_jax.algorithms import algorithms_test
 
@@ -40,14 +39,15 @@ class WeightedLikelihood(Algorithm):
     def __init__(self, model, base, config, mesh):
         super().__init__(model, base, config, mesh)
         self.state = self.initial_state(self.networks, base, config)
-        self._step = jax.jit(self._learn)
+        self._step, self._measure = jax.jit(self._learn), make_measure(self.networks)
 
     def policy_trunk(self):
         return self.state["policy"]
 
     def after_collection(self, experience):
-        self.state, metrics = self._step(self.state, self.base, experience.collection(), self.hyper)
-        return [metrics]
+        batch = experience.collection()
+        self.state, metrics = self._step(self.state, self.base, batch, self.hyper)
+        return [metrics, self._measure(self.base, self.policy_trunk(), batch, self.hyper)]
 
     @classmethod
     def initial_state(cls, networks, base, config):
@@ -62,28 +62,24 @@ class WeightedLikelihood(Algorithm):
         weight_b = jax.nn.softmax(hyper.sharpness * batch.reward_b)
         tokens_bj, mask_bj = batch.action_tokens_bj, batch.action_mask_bj
         hidden_bjd = self.networks.action_hidden(base, {}, batch)
-        reference_bjv, support_bjv = read_reference(
-            self.networks, base, hidden_bjd, tokens_bj, hyper
-        )
+        _, support_bjv = read_reference(self.networks, base, hidden_bjd, tokens_bj, hyper)
 
         def loss(policy):
             hidden_bjd = self.networks.action_hidden(base, policy, batch)
             raw_bjv = self.networks.logits(base, policy, hidden_bjd)
             policy_bjv = hyper.distribution.logits(raw_bjv, support_bjv)
             log_prob_bj = of_token(jax.nn.log_softmax(policy_bjv), tokens_bj)
-            return -weight_b @ jnp.sum(jnp.where(mask_bj, log_prob_bj, 0), axis=1), policy_bjv
+            return -weight_b @ jnp.sum(jnp.where(mask_bj, log_prob_bj, 0), axis=1)
 
-        (value, policy_bjv), gradients = jax.value_and_grad(loss, has_aux=True)(state["policy"])
+        value, gradients = jax.value_and_grad(loss)(state["policy"])
         direction, optimizer_state = optax.scale_by_adam().update(gradients, state["optimizer"])
         policy = jax.tree.map(
             lambda old, way: old - hyper.policy_learning_rate * way, state["policy"], direction
         )
-        kl_bj = categorical_kl(policy_bjv, reference_bjv)
         return {"policy": policy, "optimizer": optimizer_state}, {
             "policy_loss": value,
             "largest_weight": weight_b.max(),
             "is_finite": jnp.isfinite(value).astype(jnp.float32),
-            **divergences(kl_bj, entropy(policy_bjv), batch),
         }
 
 
