@@ -14,7 +14,6 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent.parent
 # Compiled programs outlive the session, so that running the tests again is quick.
 CACHE = ROOT / ".pytest_cache" / "compiled"
-ENVIRONMENT = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
 # One length bucket: one compilation of each program.
 SMALL = (
     "--num_env_steps=20",
@@ -43,11 +42,15 @@ def command(*arguments, program="train"):
     return [sys.executable, "-m", f"etpo_jax.{program}", *map(str, arguments)]
 
 
+def environment():
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
+
+
 def start(*arguments):
     return subprocess.Popen(
         command(*arguments),
         cwd=ROOT,
-        env=ENVIRONMENT,
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -58,7 +61,7 @@ def complete(words):
     return subprocess.run(
         words,
         cwd=ROOT,
-        env=ENVIRONMENT,
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,

@@ -225,7 +225,7 @@ def test_an_external_model_reflects_is_paid_and_goes_on_where_its_budget_ended(
     assert "GaussianNB" in (folder / "best_code.py").read_text()
     evaluated = run(f"--run_dir={folder}", program="evaluate")
     assert evaluated.returncode == 2
-    assert "its model is behind an endpoint" in evaluated.stderr
+    assert "the run's model is behind an endpoint" in evaluated.stderr
 
 
 @pytest.mark.parametrize("server", [reflect], indirect=True)
