@@ -133,3 +133,9 @@ def parse_options(flag: str, text: str, kinds: Mapping[str, type]) -> dict[str, 
         if kinds[name] is float and not math.isfinite(values[name]):
             raise ValueError(f"--{flag}={text}: {name} must be finite")
     return values
+
+
+def with_default(section: type[Section], name: str, default: Any) -> Any:
+    """The field of another section with another default, for a section that inherits from it."""
+    (field,) = (field for field in dataclasses.fields(section) if field.name == name)
+    return dataclasses.field(default=default, metadata=field.metadata)

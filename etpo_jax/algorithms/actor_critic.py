@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from etpo_jax.acting.transitions import Batch
 from etpo_jax.algorithms import optimizer
-from etpo_jax.algorithms.base import Algorithm, Experience, Hyperparameters
+from etpo_jax.algorithms.base import AbstractRun, Algorithm, Experience, Hyperparameters
 from etpo_jax.algorithms.clipped_losses import (
     clipped_share,
     clipped_surrogate,
@@ -222,23 +222,15 @@ class ActorCritic(Algorithm):
         return ("policy",)
 
     @classmethod
-    def lower_step(
-        cls,
-        networks: Networks,
-        base: Any,
-        state: Any,
-        make_batch: Callable[[int], Batch],
-        whole: Callable[[Any], Any],
-        config: Config,
-        mesh: Mesh,
-    ) -> Any:
-        batch = whole(make_batch(config.run.collection_size))
-        hyper = whole(jax.eval_shape(lambda: Hyperparameters.of(config)))
-        label, count = cls.make_label(networks, config), jax.ShapeDtypeStruct((), jnp.int32)
-        labels = whole(jax.eval_shape(label, state, base, batch, count, hyper))
-        rows_m = whole(jax.ShapeDtypeStruct((config.learning.minibatch_size,), jnp.int32))
-        step: Any = cls.make_step(networks, config, mesh)
-        return step.lower(state, base, batch, labels, rows_m, hyper)
+    def lower_step(cls, run: AbstractRun) -> Any:
+        config, known = run.config, (run.state, run.base)
+        batch = run.whole(run.make_batch(config.run.collection_size))
+        hyper = run.whole(jax.eval_shape(lambda: Hyperparameters.of(config)))
+        label, count = cls.make_label(run.networks, config), jax.ShapeDtypeStruct((), jnp.int32)
+        labels = run.whole(jax.eval_shape(label, *known, batch, count, hyper))
+        rows_m = run.whole(jax.ShapeDtypeStruct((config.learning.minibatch_size,), jnp.int32))
+        step: Any = cls.make_step(run.networks, config, run.mesh)
+        return step.lower(*known, batch, labels, rows_m, hyper)
 
     # The two compiled programs.
 

@@ -146,6 +146,28 @@ class StepMemory:
     is_beside_sampling: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class AbstractRun:
+    """Shapes and shardings of a run, from which its programs are lowered without any array.
+
+    Attributes:
+      networks: the networks as the algorithm reads them.
+      base, state: shapes with shardings.
+      make_batch: makes the shapes of a batch of so many transitions with longest prompts and
+        actions.
+      whole: gives shapes the sharding of arrays that come from the host.
+      config, mesh: settings and devices.
+    """
+
+    networks: Networks
+    base: Any
+    state: Any
+    make_batch: Callable[[int], Batch]
+    whole: Callable[[Any], Any]
+    config: Config
+    mesh: Mesh
+
+
 class Algorithm(abc.ABC):
     """One learning algorithm; a subclass in one file, with `@register_algorithm`, is complete.
 
@@ -248,26 +270,10 @@ class Algorithm(abc.ABC):
         return StepMemory(scored_rows=size, gradients_at_once=True)
 
     @classmethod
-    def lower_step(
-        cls,
-        networks: Networks,
-        base: Any,
-        state: Any,
-        make_batch: Callable[[int], Batch],
-        whole: Callable[[Any], Any],
-        config: Config,
-        mesh: Mesh,
-    ) -> Any:
+    def lower_step(cls, run: "AbstractRun") -> Any:
         """Lowers the gradient step for ahead-of-time compilation (`plan --aot`).
-
-        Args:
-          networks: see `make_networks`.
-          base, state: shapes with shardings.
-          make_batch: shapes of a batch of so many transitions with longest prompts and actions.
-          whole: gives shapes the sharding of arrays that come from the host.
-          config, mesh: settings and devices of the run.
 
         Returns:
           The result of `jax.jit(...).lower`, or None if nothing is learnt.
         """
-        del networks, base, state, make_batch, whole, config, mesh
+        del run

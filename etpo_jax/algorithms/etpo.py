@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from etpo_jax.acting.transitions import Batch
 from etpo_jax.algorithms import etpo_losses, optimizer
-from etpo_jax.algorithms.base import Algorithm, Experience, Hyperparameters, StepMemory
+from etpo_jax.algorithms.base import AbstractRun, Algorithm, Experience, Hyperparameters, StepMemory
 from etpo_jax.algorithms.gradients import (
     Backward,
     Metrics,
@@ -38,7 +38,7 @@ from etpo_jax.algorithms.networks import Networks, TrainState, polyak
 from etpo_jax.config import Config, LearningConfig
 from etpo_jax.registry import register_algorithm
 from etpo_jax.roles import Role
-from etpo_jax.settings import option
+from etpo_jax.settings import option, with_default
 from models.transformer import Decoder
 
 CRITIC_LOSSES = ("one_step", "retrace", "path", "path_root")
@@ -50,17 +50,9 @@ POLICY_LOSSES = ("doubly_robust", "exact", "eq7", "uniform", "tied")
 class EtpoConfig(LearningConfig):
     """Settings of ETPO; the defaults are the recommended method (docs/presets.md)."""
 
-    updates_per_batch: int = option(6, "Gradient steps after each collection.", lower=1)
-    beta: float = option(
-        0.06,
-        LearningConfig.__dataclass_fields__["beta"].metadata["help"],
-        lower=0.0,
-        exclusive_lower=True,
-        traced=True,
-    )
-    critic_learning_rate: float = option(
-        2e-3, "Learning rate of the critic.", lower=0.0, traced=True
-    )
+    updates_per_batch: int = with_default(LearningConfig, "updates_per_batch", 6)
+    beta: float = with_default(LearningConfig, "beta", 0.06)
+    critic_learning_rate: float = with_default(LearningConfig, "critic_learning_rate", 2e-3)
     replay_size: int = option(
         16,
         "Newest transitions that are kept for learning. If it holds more than one collection, "
@@ -277,20 +269,11 @@ class Etpo(Algorithm):
         )
 
     @classmethod
-    def lower_step(
-        cls,
-        networks: Networks,
-        base: Any,
-        state: Any,
-        make_batch: Callable[[int], Batch],
-        whole: Callable[[Any], Any],
-        config: Config,
-        mesh: Mesh,
-    ) -> Any:
-        step: Any = make_update_step(networks, config, mesh)
-        batch = make_batch(config.learning.minibatch_size)
-        hyper = jax.eval_shape(lambda: hyperparameters(config))
-        return step.lower(state, base, *whole((batch, hyper)))
+    def lower_step(cls, run: AbstractRun) -> Any:
+        step: Any = make_update_step(run.networks, run.config, run.mesh)
+        batch = run.make_batch(run.config.learning.minibatch_size)
+        hyper = jax.eval_shape(lambda: hyperparameters(run.config))
+        return step.lower(run.state, run.base, *run.whole((batch, hyper)))
 
 
 def hyperparameters(config: Config) -> Hyperparameters:

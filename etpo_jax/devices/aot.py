@@ -27,6 +27,7 @@ from jax.sharding import PartitionSpec as P
 from env.base import UsageError
 from etpo_jax.acting.sampler import Sampler
 from etpo_jax.acting.transitions import Batch
+from etpo_jax.algorithms.base import AbstractRun
 from etpo_jax.config import Config
 from etpo_jax.devices import memory
 from etpo_jax.devices.mesh import AXES, axis_sizes
@@ -189,15 +190,11 @@ def _lower_update(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any:
     networks = memory.networks_of(config, decoder)
     base = _placed(abstract_parameters(decoder, jnp.dtype(config.model.dtype)), mesh)
     state = _placed(memory.abstract_state(networks, base, config), mesh)
-    return config.algorithm.lower_step(
-        networks,
-        base,
-        state,
-        functools.partial(_abstract_batch, config),
-        lambda tree: _whole(tree, mesh),
-        config,
-        mesh,
+    make_batch = functools.partial(_abstract_batch, config)
+    run = AbstractRun(
+        networks, base, state, make_batch, lambda tree: _whole(tree, mesh), config, mesh
     )
+    return config.algorithm.lower_step(run)
 
 
 def _abstract_batch(config: Config, b: int) -> Batch:
