@@ -38,8 +38,10 @@ def weights(seed=0):
     return jax.jit(decode.unstack, static_argnums=1)(parameters(seed), CONFIG)
 
 
-def build(eos_ids=EOS, **options):
-    return Sampler(CONFIG, eos_ids, PAD, SamplingConfig(**{"max_new_tokens": NEW} | options))
+def build(eos_ids=EOS, mesh=None, **options):
+    """A sampler from all tokens but for these options."""
+    values = {"max_new_tokens": NEW, "support_threshold": 0.0} | options
+    return Sampler(CONFIG, eos_ids, PAD, SamplingConfig(**values), mesh=mesh)
 
 
 def prompts(rows=ROWS, seed=0):
@@ -240,9 +242,7 @@ def save_generation_of_mesh(path: str) -> None:
         check_that_weights_stay(split_weights)
     kernel = split_weights["layers"][0]["attention"]["qkv"]["kernel"]
     assert tuple(kernel.sharding.spec) == ("fsdp", "tensor"), kernel.sharding
-    split = Sampler(CONFIG, EOS, PAD, SamplingConfig(max_new_tokens=NEW), mesh=mesh).generate(
-        split_weights, *prompts(), keys()
-    )
+    split = build(mesh=mesh).generate(split_weights, *prompts(), keys())
     assert split.action_tokens_bj.sharding.spec[0] == "fsdp", split.action_tokens_bj.sharding
     np.savez(path, **split._asdict())
 

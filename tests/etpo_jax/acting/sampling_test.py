@@ -18,9 +18,14 @@ def logits(seed=0, rows=5, scale=2.0):
     return np.random.default_rng(seed).normal(0, scale, (rows, V)).astype(np.float32)
 
 
+def settings(**options):
+    """Sampling from all tokens but for these options."""
+    return SamplingConfig(**{"support_threshold": 0.0} | options)
+
+
 def probabilities(logits_bv, reference_bv=None, **options):
     """Probabilities from `sampling.weights`, normalised."""
-    truncation = Truncation.of(SamplingConfig(**options))
+    truncation = Truncation.of(settings(**options))
     weights_bv = np.asarray(sampling.weights(logits_bv, truncation, reference_bv), np.float64)
     return weights_bv / weights_bv.sum(axis=1, keepdims=True)
 
@@ -55,9 +60,9 @@ def expected_probabilities(logits_v, reference_v, temperature, support_threshold
 )
 def test_distribution_equals_sorting(options):
     logits_bv, reference_bv = logits(0), logits(1)
-    settings = {"temperature": 1.0, "support_threshold": 0.0, "top_k": 0, "top_p": 1.0} | options
+    values = {"temperature": 1.0, "support_threshold": 0.0, "top_k": 0, "top_p": 1.0} | options
     expected = [
-        expected_probabilities(row, reference_row, **settings)
+        expected_probabilities(row, reference_row, **values)
         for row, reference_row in zip(logits_bv, reference_bv, strict=True)
     ]
     actual = probabilities(logits_bv, reference_bv, **options)
@@ -77,8 +82,8 @@ def test_support_mask_needs_the_reference():
 
 def test_other_values_do_not_compile_again():
     weights = jax.jit(sampling.weights)
-    for config in (SamplingConfig(top_k=5, top_p=0.5), SamplingConfig(2.0, top_k=6, top_p=0.4)):
-        weights(logits(), Truncation.of(config))
+    for options in ({"top_k": 5, "top_p": 0.5}, {"temperature": 2.0, "top_k": 6, "top_p": 0.4}):
+        weights(logits(), Truncation.of(settings(**options)))
     assert weights._cache_size() == 1
 
 
@@ -114,7 +119,7 @@ def test_draw_never_chooses_a_weight_of_zero(quantile):
 def test_frequencies_follow_the_distribution():
     draws = 20_000
     logits_1v = logits(rows=1)
-    weights_1v = sampling.weights(logits_1v, Truncation.of(SamplingConfig(top_k=20)))
+    weights_1v = sampling.weights(logits_1v, Truncation.of(settings(top_k=20)))
     uniform_b = sampling.uniform(jax.random.split(jax.random.key(0), draws), jnp.int32(3))
     token_b, _ = sampling.draw(jnp.broadcast_to(weights_1v, (draws, V)), uniform_b)
     expected_v = probabilities(logits_1v, top_k=20)[0] * draws
