@@ -96,12 +96,12 @@ def _describe(config: Config, device: Accelerator | None) -> tuple[str, bool]:
 
 
 def _step_lines(config: Config) -> Iterator[str]:
-    learning, run = config.learning, config.run
+    run = config.run
     per_update = run.collection_size
     yield f"{run.algorithm} on {config.task.title}, seed {run.seed}"
     steps = ""
     if config.algorithm.learns:
-        steps = f", {learning.updates_per_batch} gradient steps of {learning.minibatch_size} each"
+        steps = ", {} gradient steps of {} each".format(*config.algorithm.gradient_steps(config))
     updates = math.ceil(run.num_env_steps / per_update)
     yield (
         f"{run.num_env_steps} environment steps = {updates} updates of {per_update} actions{steps}"

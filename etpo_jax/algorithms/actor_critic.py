@@ -112,14 +112,12 @@ class ActorCritic(Algorithm):
 
     Settings = ClippedConfig
     is_per_token: ClassVar[bool]
+    state: ActorCriticState
 
     def __init__(self, model: Decoder, base: Any, config: Config, mesh: Mesh):
         super().__init__(model, base, config, mesh)
         self._label = self.make_label(self.networks, config)
         self._step = self.make_step(self.networks, config, mesh)
-        self.state: ActorCriticState = jax.jit(
-            lambda base: constrain(self.initial_state(self.networks, base, config), mesh)
-        )(base)
 
     # The parts in which PPO-KL and POAD differ.
 
@@ -162,9 +160,6 @@ class ActorCritic(Algorithm):
         """log pi - log mu per action or per token, and the mask of what is real."""
 
     # The interface of an algorithm.
-
-    def policy_trunk(self) -> Role:
-        return self.state.policy
 
     def start(self, mean_reward: float) -> None:
         """Sets b0 of the value network: an unknown state is then worth the average reward."""
@@ -217,10 +212,6 @@ class ActorCritic(Algorithm):
         )
 
     @classmethod
-    def policy_keys(cls, config: Config) -> tuple[str, ...]:
-        del config
-        return ("policy",)
-
     @classmethod
     def lower_step(cls, run: AbstractRun) -> Any:
         config, known = run.config, (run.state, run.base)
@@ -247,7 +238,7 @@ class ActorCritic(Algorithm):
         ) -> Labels:
             batch = jax.tree.map(over_devices, batch)
             reference_bjd = networks.action_hidden(base, {}, batch)
-            scores = _score(networks, config, base, state.policy, reference_bjd, batch, hyper)
+            scores = score_policy(networks, config, base, state.policy, reference_bjd, batch, hyper)
             critic = state.critic
             value, next_value_b = None, jnp.zeros_like(batch.reward_b)
             if critic is not None:
@@ -297,7 +288,7 @@ class ActorCritic(Algorithm):
                 mesh,
             )
             key = jax.random.fold_in(initial_key(config.run.seed), state.step)
-            state, metrics = _take_steps(transformation, state, found, hyper, key)
+            state, metrics = take_steps(transformation, state, found, hyper, key)
             return constrain(state, mesh), metrics
 
         return jax.jit(step, donate_argnums=0)
@@ -318,7 +309,9 @@ class ActorCritic(Algorithm):
 
         def loss(trained: tuple[Role, Critic | None]) -> tuple[Array, Metrics]:
             policy, critic = trained
-            scores = _score(networks, config, base, policy, labels.reference_bjd, batch, hyper)
+            scores = score_policy(
+                networks, config, base, policy, labels.reference_bjd, batch, hyper
+            )
             log_ratio, mask = cls.log_ratio(scores, batch)
             value = labels.target
             if critic is not None:
@@ -341,7 +334,7 @@ class ActorCritic(Algorithm):
         return Backward(metrics, (lambda after: policy, lambda after: critic))
 
 
-def _take_steps(
+def take_steps(
     transformation: optax.GradientTransformation,
     state: ActorCriticState,
     found: Backward,
@@ -382,7 +375,7 @@ def _take_steps(
     return state, metrics
 
 
-def _score(
+def score_policy(
     networks: Networks,
     config: Config,
     base: Any,
@@ -391,7 +384,17 @@ def _score(
     batch: Batch,
     hyper: Hyperparameters,
 ) -> Scores:
-    """Scores of the action tokens under the policy."""
+    """Scores of the action tokens under the policy.
+
+    Args:
+      networks: how roles are read.
+      config: settings of the run; `loss_chunk_size` bounds the logits that exist at a time.
+      base: parameters of the reference.
+      policy: variables of the policy; differentiable.
+      reference_bjd: hidden states of the reference, see `Networks.action_hidden`.
+      batch: the actions.
+      hyper: temperature and support.
+    """
 
     def score(inputs: tuple[Array, Array, Array]) -> Scores:
         policy_bjd, reference_bjd, tokens_bj = inputs

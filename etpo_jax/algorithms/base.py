@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from etpo_jax.acting.replay import Replay
 from etpo_jax.acting.transitions import Batch, Transition
-from etpo_jax.algorithms.gradients import Metrics
+from etpo_jax.algorithms.gradients import Metrics, constrain
 from etpo_jax.algorithms.inspection import Inspection
 from etpo_jax.algorithms.networks import Networks
 from etpo_jax.config import Config, LearningConfig
@@ -176,7 +176,8 @@ class Algorithm(abc.ABC):
       learns: whether it takes gradient steps.
 
     Attributes:
-      state: pytree of arrays that a checkpoint holds; assigned when a run is resumed.
+      state: pytree of arrays that a checkpoint holds; assigned when a run is resumed. The memory
+        plan reads its attributes `policy` and `critic`, None where there is no such network.
     """
 
     name: ClassVar[str]
@@ -185,7 +186,7 @@ class Algorithm(abc.ABC):
     state: Any
 
     def __init__(self, model: Decoder, base: Any, config: Config, mesh: Mesh):
-        """Makes the initial state, placed on the mesh.
+        """Makes the networks and the initial state, placed on the mesh.
 
         Args:
           model: the decoder, with the configured adapters.
@@ -198,10 +199,14 @@ class Algorithm(abc.ABC):
         self.config = config
         self.mesh = mesh
         self.hyper = Hyperparameters.of(config)
+        self.state = jax.jit(
+            lambda base: constrain(self.initial_state(self.networks, base, config), mesh)
+        )(base)
 
-    @abc.abstractmethod
     def policy_trunk(self) -> Role:
         """Variables that actions are sampled with; an empty role is the untrained model."""
+        policy: Role = self.state.policy
+        return policy
 
     def start(self, mean_reward: float) -> None:
         """Called once, with the mean reward of the first collection, before anything is learnt."""
@@ -259,9 +264,21 @@ class Algorithm(abc.ABC):
         """The state before the first step; may be traced, for its shapes without any arrays."""
 
     @classmethod
-    @abc.abstractmethod
     def policy_keys(cls, config: Config) -> tuple[str, ...]:
         """Path of the policy's variables in `state`; empty if nothing is trained."""
+        del config
+        return ("policy",)
+
+    @classmethod
+    def gradient_steps(cls, config: Config) -> tuple[int, int]:
+        """Number of gradient steps between two collections, and transitions of each.
+
+        Settings without `updates_per_batch` and `minibatch_size` mean one step on the collection.
+        """
+        return (
+            getattr(config.learning, "updates_per_batch", 1),
+            getattr(config.learning, "minibatch_size", config.run.collection_size),
+        )
 
     @classmethod
     def step_memory(cls, config: Config) -> StepMemory:

@@ -170,6 +170,7 @@ class Etpo(Algorithm):
     """Algorithm 1: a soft Q-network with credit per token, and the policy that follows it."""
 
     Settings = EtpoConfig
+    state: TrainState
 
     def __init__(self, model: Decoder, base: Any, config: Config, mesh: Mesh):
         super().__init__(model, base, config, mesh)
@@ -179,9 +180,6 @@ class Etpo(Algorithm):
         self._inspect = etpo_losses.make_inspect(networks, config)
         self._num_updates, self._size = learning.updates_per_batch, learning.minibatch_size
         self._is_overlapping = learning.replay_size > config.run.collection_size
-        self.state: TrainState = jax.jit(
-            lambda base: constrain(self.initial_state(networks, base, config), mesh)
-        )(base)
 
     def policy_trunk(self) -> Role:
         return self.networks.policy_trunk(self.state.policy, self.state.critic)

@@ -78,7 +78,7 @@ class PpoKl(ActorCritic):
         )
         return_b = action_return(reward_b, next_value_b, batch.continues_b, gamma=hyper.gamma)
         if value is None:
-            value = leave_one_out(return_b, _is_same_state(batch), num_new)
+            value = leave_one_out(return_b, is_same_state(batch), num_new)
         return return_b - value, return_b, jnp.ones(return_b.shape, jnp.bool_)
 
     @classmethod
@@ -87,7 +87,7 @@ class PpoKl(ActorCritic):
         return ratio_b, jnp.ones(ratio_b.shape, jnp.bool_)
 
 
-def _is_same_state(batch: Batch) -> Bool[Array, "b b"]:
+def is_same_state(batch: Batch) -> Bool[Array, "b b"]:
     """True where two rows have the same prompt."""
     known_bp = jnp.where(batch.prompt_mask_bp, batch.prompt_tokens_bp, -1)
     return jnp.all(known_bp[:, None] == known_bp[None], axis=-1)

@@ -64,7 +64,6 @@ class Reflection(Algorithm):
     def __init__(self, model: Decoder, base: Any, config: Config, mesh: Mesh):
         super().__init__(model, base, config, mesh)
         self._measure = make_measure(self.networks)
-        self.state: dict[str, Any] = self.initial_state(self.networks, base, config)
 
     def policy_trunk(self) -> Role:
         return {}

@@ -161,8 +161,9 @@ def _generation(
 
 def _update(config: Config, decoder: DecoderConfig, mesh: AbstractMesh, state: Any) -> list[Item]:
     width = jnp.dtype(config.model.dtype).itemsize
-    learning, finetune = config.learning, config.finetune
-    b = finetune.microbatch_size or learning.minibatch_size
+    finetune = config.finetune
+    _, minibatch_size = config.algorithm.gradient_steps(config)
+    b = finetune.microbatch_size or minibatch_size
     j = config.sampling.max_new_tokens
     s = config.model.max_prompt_length + j
     d, f, v = decoder.hidden_size, decoder.intermediate_size, decoder.vocab_size
@@ -186,7 +187,7 @@ def _update(config: Config, decoder: DecoderConfig, mesh: AbstractMesh, state: A
     logits = _LOGITS * _local("b-v", (b, min(finetune.loss_chunk_size or j, j), v), mesh)
     if step.scored_rows:
         logits = _LOGITS * _local("b-v", (max(step.scored_rows, b), j, v), mesh)
-    if finetune.microbatch_size not in (0, learning.minibatch_size):
+    if finetune.microbatch_size not in (0, minibatch_size):
         # Sums of both gradients in float32, before and after a microbatch is added.
         gradient += 2 * sum(_num_bytes(_as_float32(network), mesh) for network in networks)
     gathered = _gathered(decoder, width, mesh)
