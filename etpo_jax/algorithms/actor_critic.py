@@ -212,7 +212,6 @@ class ActorCritic(Algorithm):
         )
 
     @classmethod
-    @classmethod
     def lower_step(cls, run: AbstractRun) -> Any:
         config, known = run.config, (run.state, run.base)
         batch = run.whole(run.make_batch(config.run.collection_size))
