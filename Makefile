@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/run.stamp
 	$(BIN)/python -m etpo_jax.train --flagfile=launch/tiny.flags --run_dir=$(RUN_DIR)
 	@echo
-	@echo "Before other commands (python -m etpo_jax.evaluate ...): source $(BIN)/activate"
+	@echo "Before you type other commands, activate the environment:  source $(BIN)/activate"
 
 # Two processes, as most of the time goes into compilation on one core.
 test: $(VENV)/test.stamp
