@@ -1,5 +1,10 @@
-"""The distribution: what wheel and sdist hold, and that each requirement is stated alike."""
+"""The distribution: what wheel and sdist hold, and programs of the wheel outside the checkout.
 
+Nothing here asks a network. The wheel is built from the tracked files, unpacked into a folder of
+its own and run from yet another one, with the libraries of this environment.
+"""
+
+import json
 import os
 import re
 import shutil
@@ -66,6 +71,30 @@ def wheel(tree, tmp_path_factory):
 @pytest.fixture(scope="module")
 def sdist(tree, tmp_path_factory):
     return build("sdist", tree, tmp_path_factory.mktemp("sdist"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """The wheel unpacked, and a program's call from a folder that holds nothing of the project."""
+    site = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+
+    def run(module, *arguments):
+        return call(
+            *(sys.executable, "-m", module, *arguments), cwd=elsewhere, PYTHONPATH=str(site)
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_dir(installed, tmp_path_factory):
+    """A finished run of the demonstration's first update."""
+    path = tmp_path_factory.mktemp("runs") / "first"
+    installed("etpo_jax.train", "--flagfile=tiny.flags", "--num_env_steps=16", f"--run_dir={path}")
+    return path
 
 
 def names(wheel):
@@ -146,3 +175,22 @@ def test_every_program_of_the_command_exists():
         if '__name__ == "__main__"' in path.read_text()
     }
     assert {module for module, _ in cli.PROGRAMS.values()} == programs
+
+
+@pytest.mark.slow
+def test_the_demonstration_runs_outside_the_checkout(run_dir):
+    (row,) = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    assert row["env_step"] == 16
+    assert (run_dir / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_evaluation_and_export_run_outside_the_checkout(installed, run_dir, tmp_path):
+    installed("etpo_jax.export", f"--run_dir={run_dir}", f"--output={tmp_path / 'model'}")
+    options = ("--num_samples=8", "--num_envs=8", "--json")
+    text = installed("etpo_jax.evaluate", f"--model={tmp_path / 'model'}", *options)
+    assert -1 <= json.loads(text)["reward_mean"] <= 1
+
+
+def test_a_plan_is_made_outside_the_checkout(installed):
+    assert "balance_scale" in installed("etpo_jax.plan", "--flagfile=tiny.flags")
