@@ -36,14 +36,15 @@ soak: $(VENV)/test.stamp
 ray: $(VENV)/ray.stamp
 	$(BIN)/python -m pytest tests/env/execution/ray_executor_test.py
 
-$(VENV)/run.stamp: requirements.txt
+# The clone itself is installed as well, editable: `etpo` and `import etpo_jax` work from any folder.
+$(VENV)/run.stamp: requirements.txt pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
-$(VENV)/test.stamp: requirements-test.txt requirements.txt
+$(VENV)/test.stamp: requirements-test.txt requirements.txt pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt --editable .
 	touch $@ $(VENV)/run.stamp
 
 $(VENV)/parity.stamp: requirements-parity.txt $(VENV)/test.stamp
