@@ -19,7 +19,7 @@ import optax
 
 import etpo_jax
 from etpo_jax.algorithms import gradients, optimizer
-from etpo_jax.algorithms.actor_critic import ActorCriticState, score_policy
+from etpo_jax.algorithms.actor_critic import ActorCriticState, score_policy, take_steps
 from etpo_jax.algorithms.ppo_kl import is_same_state, leave_one_out
 from etpo_jax.algorithms.token_scores import divergences
 from etpo_jax.divergence import action_log_ratio
@@ -87,29 +87,16 @@ def make_step(networks, config, mesh):
             found = grad(state.policy, base, *part, hyper)
             gradient, metrics = jax.tree.map(lambda leaf: leaf * share.actions, found)
             gradient = gradients.constrain(gradient, mesh)
-            return gradients.Backward(metrics, (lambda after: gradient,))
+            return gradients.Backward(metrics, (lambda after: gradient, lambda after: None))
 
         baseline_b = leave_one_out(batch.reward_b, is_same_state(batch), num_new)
-        data, trained = (batch, batch.reward_b - baseline_b), (state.policy,)
+        data, trained = (batch, batch.reward_b - baseline_b), (state.policy, None)
         size = config.finetune.microbatch_size
         found = gradients.in_microbatches(backward, data, batch.action_mask_bj, trained, size, mesh)
-        policy = gradients.guarded_step(  # changes nothing where anything is NaN or infinite
-            OPTIMIZER,
-            found.gradients[0](None),
-            state.policy,
-            state.policy_optimizer,
-            learning_rate=hyper.policy_learning_rate,
-            key=jax.random.fold_in(gradients.initial_key(config.run.seed), state.step),
-            is_finite=gradients.all_finite(found.metrics),
-        )
-        metrics = {"policy_grad_norm": policy.norm, "is_finite": jnp.float32(policy.is_taken)}
-        state = dataclasses.replace(
-            state,
-            policy=policy.parameters,
-            policy_optimizer=policy.optimizer_state,
-            step=state.step + policy.is_taken,
-        )
-        return gradients.constrain(state, mesh), found.metrics | metrics
+        # Nothing changes where a number is NaN or infinite.
+        key = jax.random.fold_in(gradients.initial_key(config.run.seed), state.step)
+        state, metrics = take_steps(OPTIMIZER, state, found, hyper, key)
+        return gradients.constrain(state, mesh), metrics
 
     return jax.jit(step, donate_argnums=0)
 
