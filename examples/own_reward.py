@@ -1,6 +1,6 @@
 """Trains the stand-in model on a reward of one's own: short programs with a logistic regression.
 
-python -m examples.own_reward
+Run it with `python -m examples.own_reward`.
 """
 
 import etpo_jax
