@@ -6,7 +6,7 @@ RUN_DIR ?= runs/demo
 SOAK ?= 1000
 BIN := $(VENV)/bin
 
-.PHONY: demo test parity lint types soak ray package clean
+.PHONY: demo test parity lint types soak ray notebook package clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/python -m etpo_jax.train --flagfile=launch/tiny.flags --run_dir=$(RUN_DIR)
@@ -51,9 +51,17 @@ $(VENV)/parity.stamp: requirements-parity.txt $(VENV)/test.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt
 	touch $@
 
+$(VENV)/notebook.stamp: requirements-notebook.txt $(VENV)/run.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-notebook.txt
+	touch $@
+
 $(VENV)/ray.stamp: requirements-ray.txt $(VENV)/test.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-ray.txt
 	touch $@
+
+# Executes the notebook with few steps; fails if a cell does.
+notebook: $(VENV)/notebook.stamp
+	ETPO_NOTEBOOK_STEPS=32 $(BIN)/jupyter-execute --timeout=600 notebooks/own_reward.ipynb
 
 # Installs this project into an empty environment of the newest Python and trains outside the clone.
 package:

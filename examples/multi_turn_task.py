@@ -1,6 +1,6 @@
 """Trains on a task of several steps: use the classifier that the prompt asks for, in three tries.
 
-    python -m examples.multi_turn_task
+    python examples/multi_turn_task.py
 
 The same task on the command line, from the folder above this one:
 

@@ -1,6 +1,6 @@
 """A new algorithm in one file: REINFORCE with a leave-one-out baseline and a KL to the reference.
 
-    python -m examples.new_algorithm
+    python examples/new_algorithm.py
 
 The same algorithm on the command line, from the folder above this one:
 

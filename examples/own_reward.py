@@ -1,6 +1,6 @@
 """Trains the stand-in model on a reward of one's own: short programs with a logistic regression.
 
-Run it with `python -m examples.own_reward`.
+Run it with `python examples/own_reward.py`.
 """
 
 import etpo_jax

@@ -1,6 +1,6 @@
 """Writes a small table of mixed columns as CSV, and trains on it: programs that predict `repaid`.
 
-Run it with `python -m examples.own_table`.
+Run it with `python examples/own_table.py`.
 """
 
 import csv
