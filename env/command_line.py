@@ -81,9 +81,15 @@ def run(
     logging.use_absl_handler()
     for_the_user: tuple[type[Exception], ...] = (UsageError, *errors)
     try:
-        sys.exit(main())
+        status = main()
+        sys.stdout.flush()
+        sys.exit(status)
     except for_the_user as error:
         _fail(error)
+    except BrokenPipeError:
+        # The reader of the output, such as `head`, has gone; nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         if _is_disk_full(error):
             _fail(f"no space left on the disk: free some and run the same command again ({error})")

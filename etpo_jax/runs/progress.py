@@ -124,7 +124,7 @@ def summary(run_path: Path) -> str:
         f"  {name:15} {run_path / file}" for name, file in named_files if (run_path / file).exists()
     ]
     lines.append("")
-    if log.best is not None and not log.config.get("task"):
+    if log.best is not None and log.best.split_scores:
         best_code = shlex.quote(str(run_path / directory.BEST_CODE))
         lines.append(f"Run the best program:  python {best_code}")
     if log.finished is None:

@@ -1,5 +1,7 @@
 """command_line: help, version, flagfiles and what bad flags are answered."""
 
+import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -167,3 +169,21 @@ def test_a_reader_of_the_help_may_stop_early():
     ) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+def test_a_reader_that_goes_away_ends_a_program_quietly(tmp_path):
+    program = tmp_path / "speaks.py"
+    program.write_text(
+        "from env import command_line\n"
+        "def main():\n"
+        "    print('x' * 100_000)\n"
+        "command_line.run(main)\n"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f'{sys.executable} {program} | head -c 1; exit "${{PIPESTATUS[0]}}"'],
+        env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGPIPE, "x", "")
