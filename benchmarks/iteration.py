@@ -142,7 +142,7 @@ class Ours:
                 transitions += self._collect(weights)
                 clock.stop("generation")
             del weights
-            for _ in range(learning.updates_per_batch):
+            for _ in range(learning.gradient_steps_per_update):
                 chosen = self._rng.choice(len(transitions), learning.minibatch_size)
                 batch = collate(
                     [transitions[index] for index in chosen],
@@ -218,7 +218,7 @@ class Theirs:
         reward_b = self._rng.uniform(-1, 1, len(prompt_bp))
         targets_bj = self.stages.targets(prompt_bp, action_bj, reward_b)
         clock.stop("scores to the host, targets token by token")
-        for _ in range(learning.updates_per_batch):
+        for _ in range(learning.gradient_steps_per_update):
             rows = self._rng.choice(len(prompt_bp), learning.minibatch_size)
             self.stages.update(prompt_bp[rows], action_bj[rows], targets_bj[rows])
         clock.stop("gradient steps")
@@ -297,7 +297,8 @@ def _header(config: Config, decoder: DecoderConfig, is_cpu: bool) -> list[str]:
         f"medians of {_ROUNDS.value} rounds, load average {os.getloadavg()[0]:.1f}.",
         f"An iteration is {run.steps_per_update} x {run.num_envs} actions of at most "
         f"{config.sampling.max_new_tokens} tokens after prompts of {_PROMPT.value}, then "
-        f"{learning.updates_per_batch} gradient steps of {learning.minibatch_size} transitions.",
+        f"{learning.gradient_steps_per_update} gradient steps of {learning.minibatch_size} "
+        "transitions.",
         "",
     ]
 
@@ -327,7 +328,7 @@ def _table(results: dict[str, Result], config: Config, decoder: DecoderConfig) -
     learning = config.learning
     new = config.run.collection_size * config.sampling.max_new_tokens
     tokens = (_PROMPT.value + config.sampling.max_new_tokens) * learning.minibatch_size
-    flops = 16 * num_parameters(decoder) * tokens * learning.updates_per_batch
+    flops = 16 * num_parameters(decoder) * tokens * learning.gradient_steps_per_update
     per_s = flops / ours.median_s("gradient steps")
     return [
         *lines,

@@ -299,7 +299,7 @@ _OPTIMIZER_OPTIONS = dict.fromkeys(("b1", "b2", "eps", "weight_decay", "clip_nor
 class LearningConfig(Section):
     """Learning: settings that the algorithms which train have in common."""
 
-    updates_per_batch: int = option(4, "Gradient steps after each collection.", lower=1)
+    gradient_steps_per_update: int = option(4, "Gradient steps after each collection.", lower=1)
     minibatch_size: int = option(16, "Transitions of a gradient step.", lower=1)
     beta: float = option(
         0.05,

@@ -127,14 +127,14 @@ def _memory_lines(needed: Memory) -> Iterator[str]:
     phases = (
         ("always", needed.resident),
         ("while actions are sampled, about", needed.generation),
-        ("in a gradient step, about", needed.update),
+        ("in a gradient step, about", needed.gradient_step),
     )
     for title, items in phases:
         if items:
             yield title
             yield from _item_lines(items, text)
     phase = "while actions are sampled"
-    if total(needed.update) > total(needed.generation):
+    if total(needed.gradient_step) > total(needed.generation):
         phase = "in a gradient step"
     yield f"{'peak':50}{text(needed.peak):>14}  {phase}"
 
@@ -151,11 +151,11 @@ def _compiler_lines(config: Config, topology: str) -> tuple[list[str], bool]:
     limit = accelerators.find(topology.split(":")[0]).num_bytes
     lines = ["", f"compiled for {topology}, on each chip ({_gib(limit)})"]
     columns = ("arguments", "temporaries", "results", "sum", "host", "seconds")
-    lines.append(f"  {'program':12}" + "".join(f"{name:>13}" for name in columns))
+    lines.append(f"  {'program':14}" + "".join(f"{name:>13}" for name in columns))
     fits = True
     for compiled in aot.compile_for(config, topology, programs):
         if compiled.error:
-            lines.append(f"  {compiled.program:12}  does not fit: {compiled.error}")
+            lines.append(f"  {compiled.program:14}  does not fit: {compiled.error}")
             fits = False
             continue
         sizes = (
@@ -166,7 +166,7 @@ def _compiler_lines(config: Config, topology: str) -> tuple[list[str], bool]:
             compiled.host_bytes,
         )
         lines.append(
-            f"  {compiled.program:12}"
+            f"  {compiled.program:14}"
             + "".join(f"{_gib(size):>13}" for size in sizes)
             + f"{compiled.compile_s:>13.0f}"
         )

@@ -186,7 +186,9 @@ class ActorCritic(Algorithm):
         count = jnp.int32(size if num_new is None else num_new)
         labels = self._label(self.state, self.base, batch, count, self.hyper)
         learned = []
-        for rows in minibatches(size, learning.minibatch_size, learning.updates_per_batch, rng):
+        for rows in minibatches(
+            size, learning.minibatch_size, learning.gradient_steps_per_update, rng
+        ):
             self.state, metrics = self._step(self.state, self.base, batch, labels, rows, self.hyper)
             learned.append(metrics)
         return learned

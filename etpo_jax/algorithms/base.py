@@ -273,10 +273,11 @@ class Algorithm(abc.ABC):
     def gradient_steps(cls, config: Config) -> tuple[int, int]:
         """Number of gradient steps between two collections, and transitions of each.
 
-        Settings without `updates_per_batch` and `minibatch_size` mean one step on the collection.
+        Settings without `gradient_steps_per_update` and `minibatch_size` mean one step, on the
+        whole collection.
         """
         return (
-            getattr(config.learning, "updates_per_batch", 1),
+            getattr(config.learning, "gradient_steps_per_update", 1),
             getattr(config.learning, "minibatch_size", config.run.collection_size),
         )
 

@@ -50,7 +50,7 @@ POLICY_LOSSES = ("doubly_robust", "exact", "eq7", "uniform", "tied")
 class EtpoConfig(LearningConfig):
     """Settings of ETPO; the defaults are the recommended method (docs/presets.md)."""
 
-    updates_per_batch: int = with_default(LearningConfig, "updates_per_batch", 6)
+    gradient_steps_per_update: int = with_default(LearningConfig, "gradient_steps_per_update", 6)
     beta: float = with_default(LearningConfig, "beta", 0.06)
     critic_learning_rate: float = with_default(LearningConfig, "critic_learning_rate", 2e-3)
     replay_size: int = option(
@@ -176,9 +176,9 @@ class Etpo(Algorithm):
         super().__init__(model, base, config, mesh)
         networks, learning = self.networks, config.learning
         self.hyper = hyperparameters(config)
-        self._update_step = make_update_step(networks, config, mesh)
+        self._gradient_step = make_gradient_step(networks, config, mesh)
         self._inspect = etpo_losses.make_inspect(networks, config)
-        self._num_updates, self._size = learning.updates_per_batch, learning.minibatch_size
+        self._num_updates, self._size = learning.gradient_steps_per_update, learning.minibatch_size
         self._is_overlapping = learning.replay_size > config.run.collection_size
 
     def policy_trunk(self) -> Role:
@@ -210,7 +210,7 @@ class Etpo(Algorithm):
 
     def learn(self, batch: Batch) -> Metrics:
         """Takes one gradient step; its metrics may still be on their way from the device."""
-        self.state, metrics = self._update_step(self.state, self.base, batch, self.hyper)
+        self.state, metrics = self._gradient_step(self.state, self.base, batch, self.hyper)
         return metrics
 
     def inspect(self, batch: Batch) -> Inspection:
@@ -262,13 +262,13 @@ class Etpo(Algorithm):
             gradients_at_once=False,
             # The device learns while programs execute, and samples with the same weights later.
             is_beside_sampling=is_overlapping
-            and learning.updates_per_batch > 1
+            and learning.gradient_steps_per_update > 1
             and run.steps_per_update > 1,
         )
 
     @classmethod
     def lower_step(cls, run: AbstractRun) -> Any:
-        step: Any = make_update_step(run.networks, run.config, run.mesh)
+        step: Any = make_gradient_step(run.networks, run.config, run.mesh)
         batch = run.make_batch(run.config.learning.minibatch_size)
         hyper = jax.eval_shape(lambda: hyperparameters(run.config))
         return step.lower(run.state, run.base, *run.whole((batch, hyper)))
@@ -282,10 +282,10 @@ def hyperparameters(config: Config) -> Hyperparameters:
     return hyper.replace(trust_region=jnp.float32(np.inf))
 
 
-UpdateStep = Callable[[TrainState, Any, Batch, Hyperparameters], tuple[TrainState, Metrics]]
+GradientStep = Callable[[TrainState, Any, Batch, Hyperparameters], tuple[TrainState, Metrics]]
 
 
-def make_update_step(networks: Networks, config: Config, mesh: Mesh) -> UpdateStep:
+def make_gradient_step(networks: Networks, config: Config, mesh: Mesh) -> GradientStep:
     """Makes the jitted step (state, base, batch, hyperparameters) -> (state, metrics).
 
     The state is donated. Metrics are float32 scalars; `is_finite` 0 means that a network, or both,
@@ -294,7 +294,7 @@ def make_update_step(networks: Networks, config: Config, mesh: Mesh) -> UpdateSt
     """
     transformation = optimizer.build(config.learning, momentum_dtype=networks.trained_dtype)
 
-    def update_step(
+    def gradient_step(
         state: TrainState, base: Any, batch: Batch, hyper: Hyperparameters
     ) -> tuple[TrainState, Metrics]:
         keys = jax.random.split(jax.random.fold_in(initial_key(config.run.seed), state.step))
@@ -343,4 +343,4 @@ def make_update_step(networks: Networks, config: Config, mesh: Mesh) -> UpdateSt
         )
         return constrain(state, mesh), metrics
 
-    return jax.jit(update_step, donate_argnums=0)
+    return jax.jit(gradient_step, donate_argnums=0)

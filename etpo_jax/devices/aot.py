@@ -37,7 +37,7 @@ from models.convert import abstract_parameters
 from models.repository import config_folder
 from models.sharding import shardings
 
-PROGRAMS = ("generation", "update")
+PROGRAMS = ("generation", "gradient_step")
 _TOPOLOGY = re.compile(r"(v4|v5p):\d+x\d+x\d+|(v5e|v6e):\d+x\d+")
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -137,7 +137,7 @@ def _compile(config: Config, topology: str, program: str) -> Compiled:
     mesh = _topology_mesh(topology, config.model.mesh)
     decoder = DecoderConfig.from_folder(config_folder(config.model.model))
     with jax.set_mesh(mesh):
-        lower = {"generation": _lower_generation, "update": _lower_update}[program]
+        lower = {"generation": _lower_generation, "gradient_step": _lower_gradient_step}[program]
         lowered = lower(config, decoder, mesh)
         start = time.perf_counter()
         try:
@@ -186,7 +186,7 @@ def _topology_mesh(topology: str, mesh_text: str) -> Mesh:
     return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _lower_update(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any:
+def _lower_gradient_step(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any:
     networks = memory.networks_of(config, decoder)
     base = _placed(abstract_parameters(decoder, jnp.dtype(config.model.dtype)), mesh)
     state = _placed(memory.abstract_state(networks, base, config), mesh)

@@ -56,17 +56,17 @@ class Memory:
     Attributes:
       resident: arrays that are there at all times.
       generation: further arrays while actions are sampled.
-      update: further arrays in a gradient step; empty where nothing is learnt.
+      gradient_step: further arrays in a gradient step; empty where nothing is learnt.
     """
 
     resident: tuple[Item, ...]
     generation: tuple[Item, ...]
-    update: tuple[Item, ...]
+    gradient_step: tuple[Item, ...]
 
     @property
     def peak(self) -> int:
         """Bytes in the phase that needs more."""
-        return total(self.resident) + max(total(self.generation), total(self.update))
+        return total(self.resident) + max(total(self.generation), total(self.gradient_step))
 
 
 def total(items: tuple[Item, ...]) -> int:
@@ -104,7 +104,7 @@ def estimate(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> Memo
     if config.sampling.support_threshold > 0:
         copies = 2
         resident.append(dataclasses.replace(sampled, name="reference's weights of generation"))
-    needed = _update(config, decoder, mesh, state) if algorithm.learns else []
+    needed = _gradient_step(config, decoder, mesh, state) if algorithm.learns else []
     if needed and algorithm.step_memory(config).is_beside_sampling:
         needed.insert(0, sampled)
     return Memory(
@@ -159,7 +159,9 @@ def _generation(
     ]
 
 
-def _update(config: Config, decoder: DecoderConfig, mesh: AbstractMesh, state: Any) -> list[Item]:
+def _gradient_step(
+    config: Config, decoder: DecoderConfig, mesh: AbstractMesh, state: Any
+) -> list[Item]:
     width = jnp.dtype(config.model.dtype).itemsize
     finetune = config.finetune
     _, minibatch_size = config.algorithm.gradient_steps(config)

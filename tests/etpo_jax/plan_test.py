@@ -109,10 +109,10 @@ def test_both_programs_compile_for_a_tpu(few_layers, topology):
 @pytest.mark.slow
 def test_what_the_compiler_refuses_is_told(few_layers):
     flags = {**LION, "model": str(few_layers), "minibatch_size": 512, "max_new_tokens": 1024}
-    (compiled,) = aot.compile_for(Config.from_dict(flags), "v5e:1x1", ["update"])
+    (compiled,) = aot.compile_for(Config.from_dict(flags), "v5e:1x1", ["gradient_step"])
     assert "15.75G" in compiled.error
     with pytest.raises(UsageError, match="--mesh=fsdp:3: 3 devices, --aot=v5e:2x2 has 4"):
-        aot.compile_for(Config.from_dict({**flags, "mesh": "fsdp:3"}), "v5e:2x2", ["update"])
+        aot.compile_for(Config.from_dict({**flags, "mesh": "fsdp:3"}), "v5e:2x2", ["gradient_step"])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")

@@ -19,7 +19,7 @@ SMALL = {
     "num_env_steps": 24,
     "num_envs": 8,
     "minibatch_size": 8,
-    "updates_per_batch": 2,
+    "gradient_steps_per_update": 2,
     "replay_size": 8,
     "max_prompt_length": 64,
     "max_new_tokens": 16,

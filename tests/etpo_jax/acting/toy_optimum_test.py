@@ -90,7 +90,7 @@ def trained():
             "support_threshold": 1e-4,
             "beta": BETA,
             "gamma": GAMMA,
-            "updates_per_batch": 4,
+            "gradient_steps_per_update": 4,
             "policy_loss": "doubly_robust",
             "trust_region": 0.0,
             "policy_learning_rate": 2e-3,

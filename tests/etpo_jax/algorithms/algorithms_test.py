@@ -44,7 +44,7 @@ SETTINGS = {
     "support_threshold": 0.0,
 }
 LEARNING = {
-    "updates_per_batch": 4,
+    "gradient_steps_per_update": 4,
     "beta": 0.02,
     "policy_learning_rate": 5e-3,
     "critic_learning_rate": 5e-3,

@@ -87,7 +87,7 @@ def compiled_step(model, *modes):
     initial = jax.jit(
         lambda tree: constrain(Etpo.initial_state(networks, tree, config), build_mesh())
     )
-    return etpo.make_update_step(networks, config, build_mesh()), initial, networks
+    return etpo.make_gradient_step(networks, config, build_mesh()), initial, networks
 
 
 def make(model, base, **values):

@@ -24,7 +24,7 @@ def test_a_gradient_step_is_lowered_without_arrays(settings):
     mesh = build_mesh()
     decoder = DecoderConfig.from_folder(config_folder("tiny"))
     with jax.set_mesh(mesh):
-        lowered = aot._lower_update(config, decoder, mesh)
+        lowered = aot._lower_gradient_step(config, decoder, mesh)
     state, metrics = lowered.out_info
     assert state.policy.keys() == {"lora" if "finetune" in settings else "params"}
     assert {"critic_loss", "policy_grad_norm", "is_finite"} <= metrics.keys()
@@ -36,4 +36,4 @@ def test_nothing_is_lowered_where_nothing_is_learnt():
     mesh = build_mesh()
     decoder = DecoderConfig.from_folder(config_folder("tiny"))
     with jax.set_mesh(mesh):
-        assert aot._lower_update(config, decoder, mesh) is None
+        assert aot._lower_gradient_step(config, decoder, mesh) is None

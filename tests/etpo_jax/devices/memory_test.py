@@ -84,14 +84,18 @@ def test_weights_of_generation_stay_only_where_they_are_needed_again():
     """See `etpo_jax.loop`: learning before the last collection of an update."""
     cases = ((1, 4, 64, False), (2, 1, 64, False), (2, 4, 64, True), (2, 4, 32, False))
     for steps, updates, replay, expected in cases:
-        flags = {"steps_per_update": steps, "updates_per_batch": updates, "replay_size": replay}
+        flags = {
+            "steps_per_update": steps,
+            "gradient_steps_per_update": updates,
+            "replay_size": replay,
+        }
         needed = memory.estimate(Config.from_dict(flags), SMALL, abstract_mesh("fsdp:1"))
-        assert ("weights of generation" in by_name(needed.update)) == expected
+        assert ("weights of generation" in by_name(needed.gradient_step)) == expected
 
 
 def test_cudnn_keeps_no_scores():
     plain, fused = (
-        by_name(estimate_7b("fsdp:1", attention=name).update)["activations of a layer"]
+        by_name(estimate_7b("fsdp:1", attention=name).gradient_step)["activations of a layer"]
         for name in ("reference", "cudnn")
     )
     assert plain - fused == 8 * 4 * 16 * 32 * 768 * 768
@@ -101,7 +105,7 @@ def test_untrained_runs_hold_the_base_alone():
     config = Config.from_dict({"algorithm": "reflection", "support_threshold": 0.0})
     needed = memory.estimate(config, SMALL, abstract_mesh("fsdp:1"))
     assert list(by_name(needed.resident)) == ["base (reference)"]
-    assert needed.update == ()
+    assert needed.gradient_step == ()
     assert needed.peak == total(needed.resident) + total(needed.generation)
 
 
@@ -139,7 +143,7 @@ def estimate_7b(mesh, **flags):
 @pytest.mark.parametrize(("mesh", "flags", "measured"), UPDATES)
 def test_a_gradient_step_agrees_with_the_compiler(mesh, flags, measured):
     needed = estimate_7b(mesh, **flags)
-    assert total(needed.update) / GIB == pytest.approx(measured, rel=0.12)
+    assert total(needed.gradient_step) / GIB == pytest.approx(measured, rel=0.12)
 
 
 @pytest.mark.parametrize(("mesh", "num_envs", "measured"), GENERATIONS)

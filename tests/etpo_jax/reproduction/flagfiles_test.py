@@ -45,7 +45,7 @@ def test_ablations_differ_from_etpo_in_one_setting():
 
 def test_baselines_see_and_sample_what_etpo_does():
     """Same model, prompts, environments and sampling; each learns at the rates that suit it."""
-    learning = {"beta", "updates_per_batch", "policy_learning_rate", "critic_learning_rate"}
+    learning = {"beta", "gradient_steps_per_update", "policy_learning_rate", "critic_learning_rate"}
     allowed = {"reflection": set(), "ppo_kl": learning, "poad": learning | {"lambda_within"}}
     for name, keys in allowed.items():
         changed = difference(name, "etpo")
@@ -56,7 +56,7 @@ def test_baselines_see_and_sample_what_etpo_does():
 def test_the_exact_etpo_differs_in_how_it_learns_only():
     changed = difference("etpo_exact", "etpo")
     assert changed["policy_loss"] == "exact"
-    kinds = {"beta", "updates_per_batch", "policy_learning_rate", "critic_learning_rate"}
+    kinds = {"beta", "gradient_steps_per_update", "policy_learning_rate", "critic_learning_rate"}
     assert set(changed) == kinds | {
         "policy_loss",
         "replay_size",
@@ -91,7 +91,7 @@ def test_the_authors_run_is_what_they_published():
     # computed in that step are those at collection.
     assert paper["replay_size"] == paper["minibatch_size"] == 16
     assert paper["num_envs"] * paper["steps_per_update"] == 16
-    assert paper["updates_per_batch"] == 1
+    assert paper["gradient_steps_per_update"] == 1
 
 
 def test_eq_7_is_the_authors_run_with_the_printed_policy():

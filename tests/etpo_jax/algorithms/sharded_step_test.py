@@ -68,7 +68,7 @@ def main(mesh_text, output):
         state = jax.jit(lambda tree: constrain(Etpo.initial_state(networks, tree, config), mesh))(
             base
         )
-        step = etpo.make_update_step(networks, config, mesh)
+        step = etpo.make_gradient_step(networks, config, mesh)
         hyper = etpo.hyperparameters(config)
         for _ in range(2):
             state, metrics = step(state, base, make_batch(), hyper)

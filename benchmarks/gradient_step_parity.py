@@ -1,7 +1,7 @@
 """One ETPO update as two programs from the same start: ours and its peer in PyTorch.
 
-`benchmarks.update` measures the two programs and its test compares their results. Torch is imported
-when the peer is asked for.
+`benchmarks.gradient_step` measures the two programs and its test compares their results. Torch is
+imported when the peer is asked for.
 """
 
 import dataclasses
@@ -50,13 +50,13 @@ class Problem:
 
 
 def import_peer() -> Any:
-    """Imports `benchmarks.update_torch`.
+    """Imports `benchmarks.gradient_step_torch`.
 
     Raises:
       UsageError: torch is not installed.
     """
     try:
-        return importlib.import_module("benchmarks.update_torch")
+        return importlib.import_module("benchmarks.gradient_step_torch")
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
@@ -183,9 +183,9 @@ class Ours:
         return {"policy": policy["params"], "critic": parts}
 
 
-def make_theirs(update_torch: Any, problem: Problem) -> Any:
+def make_theirs(gradient_step_torch: Any, problem: Problem) -> Any:
     """Makes the peer at the same start."""
-    return update_torch.Update(
+    return gradient_step_torch.Update(
         problem.config, problem.decoder, problem.base, problem.state, problem.batch
     )
 

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import update_parity
+from benchmarks import gradient_step_parity
 from env.base import UsageError
 from tests.models.small import small_decoder
 
@@ -23,12 +23,14 @@ def quick_compilation():
 @pytest.fixture(scope="module")
 def peer():
     pytest.importorskip("torch", reason="torch is only compared with, never required")
-    return update_parity.import_peer()
+    return gradient_step_parity.import_peer()
 
 
 @pytest.fixture
 def problem(request):
-    return update_parity.make_problem(DECODER, request.param, transitions=4, prompt=8, action=6)
+    return gradient_step_parity.make_problem(
+        DECODER, request.param, transitions=4, prompt=8, action=6
+    )
 
 
 @pytest.mark.parametrize(
@@ -37,8 +39,13 @@ def problem(request):
     indirect=True,
 )
 def test_losses_and_gradients_are_those_of_pytorch(peer, problem):
-    ours, theirs = update_parity.Ours(problem), update_parity.make_theirs(peer, problem)
-    assert 0 < update_parity.largest_difference(ours, theirs) <= update_parity.TOLERANCE
+    ours, theirs = (
+        gradient_step_parity.Ours(problem),
+        gradient_step_parity.make_theirs(peer, problem),
+    )
+    assert (
+        0 < gradient_step_parity.largest_difference(ours, theirs) <= gradient_step_parity.TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("problem", ["path"], indirect=True)
@@ -49,9 +56,11 @@ def test_losses_and_gradients_are_those_of_pytorch(peer, problem):
 def test_another_setting_in_the_peer_is_found(peer, problem, field, value, differing):
     learning = dataclasses.replace(problem.config.learning, **{field: value})
     config = dataclasses.replace(problem.config, learning=learning)
-    other = update_parity.make_theirs(peer, dataclasses.replace(problem, config=config))
+    other = gradient_step_parity.make_theirs(peer, dataclasses.replace(problem, config=config))
     with pytest.raises(RuntimeError, match=f"programs differ by .* in .*({differing})"):
-        update_parity.largest_difference(other, update_parity.make_theirs(peer, problem))
+        gradient_step_parity.largest_difference(
+            other, gradient_step_parity.make_theirs(peer, problem)
+        )
 
 
 @pytest.mark.parametrize("problem", ["retrace"], indirect=True)
@@ -66,7 +75,7 @@ def test_a_problem_exercises_padding_and_both_ends_of_an_episode(problem):
 
 
 def test_without_torch_there_is_one_clear_line(monkeypatch):
-    monkeypatch.delitem(sys.modules, "benchmarks.update_torch", raising=False)
+    monkeypatch.delitem(sys.modules, "benchmarks.gradient_step_torch", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UsageError, match="torch is not installed"):
-        update_parity.import_peer()
+        gradient_step_parity.import_peer()

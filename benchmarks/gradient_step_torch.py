@@ -1,4 +1,4 @@
-"""One ETPO update in eager PyTorch, the peer that `benchmarks.update` measures against.
+"""One ETPO update in eager PyTorch, the peer that `benchmarks.gradient_step` measures against.
 
 The mathematics of `etpo_jax.algorithms.etpo` as PyTorch code usually is: the Llama of transformers,
 fused attention, autograd, a fused AdamW. Parts that the measured settings switch off are left out:

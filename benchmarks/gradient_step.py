@@ -1,9 +1,9 @@
 """CPU time of a gradient step, ours and the same mathematics in PyTorch.
 
-    python -m benchmarks.update --remat=none
+    python -m benchmarks.gradient_step --remat=none
 
-The jitted step of ETPO against `benchmarks.update_torch`: the same weights and batch, float32, one
-process and one core. Both first take steps whose metrics and gradients must agree, then they are
+The jitted step of ETPO against `benchmarks.gradient_step_torch`: the same weights and batch,
+float32, one process and one core. Both first take steps whose metrics and gradients must agree, then they are
 measured in turns. Needs torch (requirements-parity.txt).
 """
 
@@ -13,7 +13,7 @@ import pathlib
 import jax
 from absl import flags
 
-from benchmarks import turns, update_parity
+from benchmarks import gradient_step_parity, turns
 from benchmarks.random_model import decoder_config
 from benchmarks.turns import Times
 from env import command_line
@@ -27,23 +27,23 @@ _ROUND_S = 0.5
 _SIZE = flags.DEFINE_enum(
     "size", "tiny", ["tiny", "medium"], "Shape of the model; tiny: the stand-in's."
 )
-_MODE = flags.DEFINE_enum("mode", "retrace", list(update_parity.MODES), "Critic loss.")
+_MODE = flags.DEFINE_enum("mode", "retrace", list(gradient_step_parity.MODES), "Critic loss.")
 _REMAT = flags.DEFINE_enum("remat", "full", REMAT, "Recomputation in our backward pass.")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Measured rounds of each program.", lower_bound=5)
 _OUTPUT = flags.DEFINE_string("output", None, "File for the table as well.")
 
 
 def main() -> None:
-    update_torch = update_parity.import_peer()
-    update_torch.torch.set_num_threads(1)
+    gradient_step_torch = gradient_step_parity.import_peer()
+    gradient_step_torch.torch.set_num_threads(1)
     # Before anything starts XLA's threads, which inherit it.
     core = min(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {core})
     jax.config.update("jax_platforms", "cpu")
-    torch_version = update_torch.torch.__version__
+    torch_version = gradient_step_torch.torch.__version__
     lines = [
         f"One update of {_TRANSITIONS} transitions, {_SIZE.value} model, critic loss {_MODE.value} "
-        f"with {update_parity.MODES[_MODE.value]} Q, float32, remat {_REMAT.value} in "
+        f"with {gradient_step_parity.MODES[_MODE.value]} Q, float32, remat {_REMAT.value} in "
         f"etpo_jax, one core of {os.cpu_count()}, load average {os.getloadavg()[0]:.1f}; jax "
         f"{jax.__version__}, torch {torch_version}; medians of {_REPEATS.value} rounds, ranges of "
         "their ratios.",
@@ -53,7 +53,7 @@ def main() -> None:
         "|---|---|---|---|---|---|---|---|",
     ]
     for prompt, action in _SHAPES:
-        problem = update_parity.make_problem(
+        problem = gradient_step_parity.make_problem(
             decoder_config(_SIZE.value, 1024),
             _MODE.value,
             _TRANSITIONS,
@@ -61,9 +61,9 @@ def main() -> None:
             action,
             _REMAT.value,
         )
-        ours = update_parity.Ours(problem)
-        theirs = update_parity.make_theirs(update_torch, problem)
-        difference = update_parity.largest_difference(ours, theirs)
+        ours = gradient_step_parity.Ours(problem)
+        theirs = gradient_step_parity.make_theirs(gradient_step_torch, problem)
+        difference = gradient_step_parity.largest_difference(ours, theirs)
         times = turns.measure(
             {"ours": ours, "theirs": theirs}, rounds=_REPEATS.value, round_s=_ROUND_S
         )
