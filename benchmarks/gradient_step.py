@@ -3,8 +3,8 @@
     python -m benchmarks.gradient_step --remat=none
 
 The jitted step of ETPO against `benchmarks.gradient_step_torch`: the same weights and batch,
-float32, one process and one core. Both first take steps whose metrics and gradients must agree, then they are
-measured in turns. Needs torch (requirements-parity.txt).
+float32, one process and one core. Both first take steps whose metrics and gradients must agree,
+then they are measured in turns. Needs torch (requirements-parity.txt).
 """
 
 import os

@@ -28,23 +28,39 @@ from etpo_jax.reproduction.grid import Cell, Progress
 from etpo_jax.runs import directory, files
 from etpo_jax.runs.stopping import StopSignals
 
+_flags = flags.FlagValues()
 _SETTINGS = flags.DEFINE_multi_string(
-    "setting", [], "A setting as 'NAME: FLAGS', its flags added to --base; may be repeated."
+    "setting",
+    [],
+    "A setting as 'NAME: FLAGS', its flags added to --base; may be repeated.",
+    flag_values=_flags,
 )
 _VARY = flags.DEFINE_multi_string(
-    "vary", [], "A setting for each value, as FLAG=VALUE,VALUE,...; may be repeated."
+    "vary",
+    [],
+    "A setting for each value, as FLAG=VALUE,VALUE,...; may be repeated.",
+    flag_values=_flags,
 )
-_BASE = flags.DEFINE_string("base", "tiny.flags", "Flagfile that every run starts from.")
-_SETUP = flags.DEFINE_string("setup", None, "Flagfile read after --base and before a setting.")
-_DATASETS = flags.DEFINE_list("datasets", ["balance_scale"], "Data sets.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
+_BASE = flags.DEFINE_string(
+    "base", "tiny.flags", "Flagfile that every run starts from.", flag_values=_flags
+)
+_SETUP = flags.DEFINE_string(
+    "setup", None, "Flagfile read after --base and before a setting.", flag_values=_flags
+)
+_DATASETS = flags.DEFINE_list("datasets", ["balance_scale"], "Data sets.", flag_values=_flags)
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.", flag_values=_flags)
 _NUM_ENV_STEPS = flags.DEFINE_integer(
-    "num_env_steps", 480, "Environment steps of a run.", lower_bound=5
+    "num_env_steps", 480, "Environment steps of a run.", lower_bound=5, flag_values=_flags
 )
-_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", "results/study", "Folder of the runs and runs.csv.")
+_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time.", lower_bound=1, flag_values=_flags)
+_OUTPUT = flags.DEFINE_string(
+    "output", "results/study", "Folder of the runs and runs.csv.", flag_values=_flags
+)
 _SOFT_OPTIMUM = flags.DEFINE_list(
-    "soft_optimum", [], "Values of beta for which runs of reflection give the soft optimum."
+    "soft_optimum",
+    [],
+    "Values of beta for which runs of reflection give the soft optimum.",
+    flag_values=_flags,
 )
 
 _FIFTHS = tuple(f"reward_fifth_{number}" for number in range(1, 6))
@@ -234,4 +250,4 @@ def tilted(rewards: Sequence[float], beta: float) -> Tilted:
 
 
 if __name__ == "__main__":
-    command_line.run(main, flagfile_folders=(launch_folder(),))
+    command_line.run(main, flag_values=_flags, flagfile_folders=(launch_folder(),))

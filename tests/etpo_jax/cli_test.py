@@ -11,6 +11,9 @@ from etpo_jax import cli
 
 def call(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["etpo", *arguments])
+    # As in a process of its own, which has not imported the program before.
+    for module, _ in cli.PROGRAMS.values():
+        monkeypatch.delitem(sys.modules, module, raising=False)
     return cli.main()
 
 

@@ -107,7 +107,7 @@ def test_a_class_that_cannot_run_is_refused_where_it_is_defined():
         def policy_trunk(self):
             return {}
 
-    with pytest.raises(ValueError, match="does not define after_collection, initial_state, policy"):
+    with pytest.raises(ValueError, match=r"does not define after_collection, initial_state$"):
         registry.register_algorithm("mine")(Unfinished)
     with pytest.raises(ValueError, match=r"is no subclass of etpo_jax\.Algorithm"):
         registry.register_algorithm("mine")(LearningConfig)
