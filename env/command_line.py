@@ -69,19 +69,10 @@ def run(
         _parse(arguments, flag_values)
     except UsageError as error:
         _fail(error)
-    if flag_values["help"].value:
-        # A reader of the help may stop early, such as `head` or a pager.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        description = sys.modules[main.__module__].__doc__ or ""
-        print(f"{description.strip()}\n\n{flag_help.listing(flag_values, sections)}")
-        sys.exit(0)
-    if flag_values["version"].value:
-        print(f"etpo_jax {__version__}")
-        sys.exit(0)
     logging.use_absl_handler()
     for_the_user: tuple[type[Exception], ...] = (UsageError, *errors)
     try:
-        status = main()
+        status = 0 if _has_answered(main, flag_values, sections) else main()
         sys.stdout.flush()
         sys.exit(status)
     except for_the_user as error:
@@ -96,6 +87,22 @@ def run(
         if isinstance(error, OSError) and error.errno in _USER_ERRNOS:
             _fail(error)
         raise
+
+
+def _has_answered(
+    main: Callable[[], int | None],
+    flag_values: flags.FlagValues,
+    sections: Sequence[tuple[str, Sequence[str]]] | None,
+) -> bool:
+    """Prints help or version if it was asked for."""
+    if flag_values["help"].value:
+        description = sys.modules[main.__module__].__doc__ or ""
+        print(f"{description.strip()}\n\n{flag_help.listing(flag_values, sections)}")
+    elif flag_values["version"].value:
+        print(f"etpo_jax {__version__}")
+    else:
+        return False
+    return True
 
 
 def near_names(name: str, candidates: Iterable[str]) -> list[str]:

@@ -170,10 +170,8 @@ class FinetuneConfig(Section):
         try:
             _ = self.adapters
         except ValueError as error:
-            text = str(error)
-            raise ValueError(
-                text if text.startswith("--") else f"--lora={self.lora}: {text}"
-            ) from error
+            start = "" if str(error).startswith("--") else f"--lora={self.lora}: "
+            raise ValueError(f"{start}{error}") from error
 
     @property
     def adapters(self) -> LoraConfig | None:
@@ -191,10 +189,7 @@ class SamplingConfig(Section):
     """Sampling: how actions are drawn; the probability of each drawn token is kept with it."""
 
     temperature: float = option(
-        1.0,
-        "Temperature: logits are divided by it before sampling.",
-        lower=0.0,
-        exclusive_lower=True,
+        1.0, "Divisor of the logits before sampling.", lower=0.0, exclusive_lower=True
     )
     top_k: int = option(0, "Sample among the most likely tokens only; 0 is all.", lower=0)
     top_p: float = option(
@@ -272,10 +267,8 @@ class ExecutionConfig(Section):
         """The limits that are named, by name, in the flag's units."""
         kinds = dict.fromkeys(("memory_mb", "cpu_s", "max_threads", "max_output_kb"), int)
         values = parse_options("limits", self.limits, kinds)
-        lowest = {"memory_mb": 16, "cpu_s": 1}
         for name, value in values.items():
-            if value < lowest.get(name, 0):
-                least = lowest.get(name, 0)
+            if value < (least := {"memory_mb": 16, "cpu_s": 1}.get(name, 0)):
                 raise ValueError(f"--limits={self.limits}: {name} must be >= {least}")
         return values
 

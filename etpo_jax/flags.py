@@ -156,7 +156,7 @@ def _define_section(
 
 
 def _defaults_text(name: str) -> str:
-    """Such as " (default 0.06; ppo_kl and poad 0.05)"; empty where the default is None."""
+    """The defaults of a setting for its help, such as " (default 0.06; poad 0.05)"."""
     defaults: dict[Any, list[str]] = {}
     for algorithm in _readers(name):
         settings = registry.algorithms()[algorithm].Settings
