@@ -264,7 +264,7 @@ class ExecutionConfig(Section):
 
     @property
     def further_limits(self) -> dict[str, int]:
-        """The limits that are named, by name, in the flag's units."""
+        """The named limits, in the flag's units."""
         kinds = dict.fromkeys(("memory_mb", "cpu_s", "max_threads", "max_output_kb"), int)
         values = parse_options("limits", self.limits, kinds)
         for name, value in values.items():

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from env.base import UsageError
 from etpo_jax.reproduction.grid import Cell
@@ -22,8 +22,6 @@ class Run:
       cell: algorithm, data set and seed.
       path: the run directory.
       reward_t: reward of each executed action, -1 for a failed one.
-      batch_step_u: environment steps after each update.
-      batch_reward_u: mean reward of the actions of each update.
       best: the best program; None if none ran.
       measures: value of each name in `MEASURES`.
     """
@@ -31,8 +29,6 @@ class Run:
     cell: Cell
     path: Path
     reward_t: Float[np.ndarray, "t"]
-    batch_step_u: Int[np.ndarray, "u"]
-    batch_reward_u: Float[np.ndarray, "u"]
     best: Best | None
     measures: Mapping[str, float]
 
@@ -72,8 +68,6 @@ def read(cell: Cell, path: Path) -> Run:
         cell=cell,
         path=path,
         reward_t=log.episodes.reward_t,
-        batch_step_u=log.column("env_step").astype(np.int64),
-        batch_reward_u=log.column("reward_mean"),
         best=log.best,
         measures={
             "reward_best": float(log.episodes.reward_t.max()),

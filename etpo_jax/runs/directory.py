@@ -134,10 +134,6 @@ class RunDirectory:
         return self.path / CHECKPOINTS
 
     @property
-    def tensorboard_path(self) -> Path:
-        return self.path / TENSORBOARD
-
-    @property
     def finished(self) -> dict[str, Any] | None:
         """The summary given to `mark_finished`; None for a run that has not reached its end."""
         file = self.path / FINISHED

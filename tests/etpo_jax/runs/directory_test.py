@@ -260,7 +260,7 @@ def _fill(path: Path) -> None:
         run.append_episodes([{"env_step": 1}])
         run.write_best(_BEST)
         run.mark_finished({"env_step": 16})
-        run.tensorboard_path.mkdir()
+        (path / "tensorboard").mkdir()
         (run.checkpoints_path / "1" / "state").mkdir(parents=True)
         (run.checkpoints_path / "1" / "state" / "array").write_bytes(b"123")
     (path / "curve.png").write_bytes(b"picture")
