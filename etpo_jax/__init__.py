@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from env.base import State, Step, Task, UsageError
     from env.tasks.function_task import FunctionTask
     from etpo_jax.algorithms.base import Algorithm, Experience, Hyperparameters
-    from etpo_jax.config import Config, LearningConfig
+    from etpo_jax.config import Config
+    from etpo_jax.learning import LearningConfig
     from etpo_jax.registry import register_algorithm
     from etpo_jax.settings import Section, option
     from etpo_jax.trainer import Result, Trainer
@@ -26,7 +27,7 @@ _MODULES = {
     "Experience": "etpo_jax.algorithms.base",
     "FunctionTask": "env.tasks.function_task",
     "Hyperparameters": "etpo_jax.algorithms.base",
-    "LearningConfig": "etpo_jax.config",
+    "LearningConfig": "etpo_jax.learning",
     "Result": "etpo_jax.trainer",
     "Section": "etpo_jax.settings",
     "State": "env.base",

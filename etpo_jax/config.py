@@ -260,7 +260,8 @@ class ExecutionConfig(Section):
             raise ValueError(
                 f"--executor={self.executor}: must be local, ray or ray:address=...,actors=..."
             )
-        _ = self.ray_options
+        if self.ray_options.get("actors", 1) < 1:
+            raise ValueError(f"--executor={self.executor}: actors must be at least 1")
 
     @property
     def further_limits(self) -> dict[str, int]:
@@ -284,75 +285,6 @@ class ExecutionConfig(Section):
         return [name.strip() for name in self.libraries.split(",") if name.strip()]
 
 
-_OPTIMIZERS = ("adamw", "lion")
-_OPTIMIZER_OPTIONS = dict.fromkeys(("b1", "b2", "eps", "weight_decay", "clip_norm"), float)
-
-
-@dataclasses.dataclass(frozen=True)
-class LearningConfig(Section):
-    """Learning: settings that the algorithms which train have in common."""
-
-    gradient_steps_per_update: int = option(4, "Gradient steps after each collection.", lower=1)
-    minibatch_size: int = option(16, "Transitions of a gradient step.", lower=1)
-    beta: float = option(
-        0.05,
-        "Weight of the KL to the reference, in units of reward per nat.",
-        lower=0.0,
-        exclusive_lower=True,
-        traced=True,
-    )
-    gamma: float = option(0.99, "Discount between actions.", lower=0.0, upper=1.0, traced=True)
-    policy_learning_rate: float = option(
-        1e-3, "Learning rate of the policy.", lower=0.0, traced=True
-    )
-    critic_learning_rate: float = option(
-        1e-3, "Learning rate of the critic.", lower=0.0, traced=True
-    )
-    optimizer: str = option(
-        "adamw",
-        "Optimiser of both networks: adamw or lion. Settings follow a colon; with their defaults "
-        "adamw:b1=0.9,b2=0.95,eps=1e-5,weight_decay=0,clip_norm=1.",
-    )
-    loss_temperature: float | None = option(
-        None,
-        "Temperature of policy and reference in the losses; by default that of sampling.",
-        lower=0.0,
-        exclusive_lower=True,
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        kind, _, options = self.optimizer.partition(":")
-        if kind not in _OPTIMIZERS:
-            raise ValueError(
-                f"--optimizer={self.optimizer}: must be {' or '.join(_OPTIMIZERS)}, perhaps with "
-                "settings behind a colon"
-            )
-        values = parse_options("optimizer", options, _OPTIMIZER_OPTIONS)
-        for name, value in values.items():
-            is_zero_allowed = name not in ("eps", "clip_norm")
-            if value < 0 or (name in ("b1", "b2") and value > 1) or not (value or is_zero_allowed):
-                raise ValueError(f"--optimizer={self.optimizer}: {name} is out of range")
-
-    def check(self, config: "Config") -> None:
-        size = config.finetune.microbatch_size
-        if size and self.minibatch_size % size:
-            raise ValueError(
-                f"--microbatch_size={size}: must divide --minibatch_size={self.minibatch_size}"
-            )
-
-    @property
-    def optimizer_settings(self) -> tuple[str, dict[str, float]]:
-        """Name of the optimiser, and all its settings.
-
-        AdamW's eps is 1e-5: 1e-8 inflates the nearly zero gradients of the output layer. Gradients
-        of each network are scaled down to the global norm `clip_norm`.
-        """
-        kind, _, options = self.optimizer.partition(":")
-        defaults = {"b1": 0.9, "b2": 0.95, "eps": 1e-5, "weight_decay": 0.0, "clip_norm": 1.0}
-        return kind, defaults | parse_options("optimizer", options, _OPTIMIZER_OPTIONS)
-
-
 @dataclasses.dataclass(frozen=True)
 class Config:
     """All settings of a run.
@@ -374,6 +306,20 @@ class Config:
         if self.learning is None:
             object.__setattr__(self, "learning", algorithm.Settings())
         self.learning.check(self)
+        for name in algorithm.ignores:
+            section, unread = getattr(self, name), SECTIONS[name]()
+            given = [
+                key for key in section.names() if getattr(section, key) != getattr(unread, key)
+            ]
+            if given:
+                raise ValueError(f"--{given[0]}: --algorithm={self.run.algorithm} does not read it")
+        _, transitions = algorithm.gradient_steps(self)
+        size = self.finetune.microbatch_size
+        if size and transitions % size:
+            raise ValueError(
+                f"--microbatch_size={size}: must divide the {transitions} transitions of a "
+                "gradient step"
+            )
 
     @property
     def algorithm(self) -> Any:
@@ -408,8 +354,10 @@ class Config:
             no setting has, or one that the chosen algorithm does not read.
         """
         name = values.get("algorithm", RunConfig().algorithm)
-        settings = registry.find_algorithm(name).Settings
-        sections = {**SECTIONS, "learning": settings}
+        if isinstance(name, str):
+            name = registry.stored_name(name)
+            values = {**values, "algorithm": name}
+        sections = {**SECTIONS, "learning": registry.find_algorithm(name).Settings}
         known = [field for section in sections.values() for field in section.names()]
         for field in values:
             if field not in known:
@@ -419,6 +367,13 @@ class Config:
             for key, section in sections.items()
         }
         return cls(**made)
+
+    @staticmethod
+    def defaults(algorithm: str) -> dict[str, Any]:
+        """Default of every setting that a run of this algorithm reads, by name, unchecked."""
+        sections = (*SECTIONS.values(), registry.find_algorithm(algorithm).Settings)
+        fields = [field for section in sections for field in dataclasses.fields(section)]
+        return {field.name: field.default for field in fields}
 
     def replace(self, **values: Any) -> Self:
         """The same settings but for these, by name; errors as `from_dict`."""

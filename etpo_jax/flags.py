@@ -1,6 +1,7 @@
 """Settings as absl flags: every field of the sections in `etpo_jax.config` is one flag."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
@@ -8,7 +9,8 @@ from absl import flags
 
 from env.base import UsageError
 from etpo_jax import registry
-from etpo_jax.config import SECTIONS, Config, LearningConfig
+from etpo_jax.config import SECTIONS, Config
+from etpo_jax.learning import LearningConfig
 from etpo_jax.settings import Section
 
 IMPORTANT = (
@@ -60,14 +62,21 @@ def define_chosen(arguments: Sequence[str], flag_values: flags.FlagValues = flag
     Raises:
       UsageError: there is no such algorithm.
     """
-    for argument in arguments:
-        name, _, value = argument.partition("=")
-        if name.lstrip("-") == "algorithm" and ":" in value:
-            try:
-                settings = registry.find_algorithm(value).Settings
-            except ValueError as error:
-                raise UsageError(str(error)) from error
-            _define_section(settings, flag_values, of_algorithms=True)
+    chosen = None
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        name, has_value, value = argument.partition("=")
+        if name in ("--algorithm", "-algorithm"):
+            chosen = value if has_value else following
+    if not chosen or ":" not in chosen:
+        return
+    try:
+        settings = registry.find_algorithm(chosen).Settings
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    for name in settings.names():
+        if name in flag_values:  # an algorithm of the same name for another setting
+            delattr(flag_values, name)
+    _define_section(settings, flag_values, of_algorithms=True)
 
 
 def from_flags(
@@ -88,13 +97,13 @@ def from_flags(
         algorithm does not read.
     """
     general = [name for section in sections for name in SECTIONS[section].names()]
-    names = [*general, *_learning_names(flag_values)]
-    given = {
-        name: flag_values[name].value
-        for name in names
-        if name in flag_values and flag_values[name].present
-    }
     try:
+        names = [*general, *_learning_names(flag_values)]
+        given = {
+            name: flag_values[name].value
+            for name in names
+            if name in flag_values and flag_values[name].present
+        }
         return Config.from_dict({**(defaults or {}), **given})
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -111,7 +120,10 @@ def help_sections(flag_values: flags.FlagValues = flags.FLAGS) -> list[tuple[str
         if name not in LearningConfig.names():
             own.setdefault(tuple(_readers(name)), []).append(name)
     titles = [(_title(section), names) for section, names in groups]
-    titles += [(f"Learning: read by {' and '.join(readers)} only", own[readers]) for readers in own]
+    titles += [
+        (f"Settings of {' and '.join(readers) or flag_values['algorithm'].value}", own[readers])
+        for readers in own
+    ]
     for title, names in titles:
         seen = {name for _, names in listed for name in names}
         rest = [name for name in names if name in flag_values and name not in seen]
@@ -150,20 +162,21 @@ def _define_section(
             continue
         default, help_text = field.default, field.metadata["help"]
         if of_algorithms:
-            help_text += _defaults_text(field.name)
+            help_text += _defaults_text(field)
             default = None
         _define(field, hints[field.name], default, help_text, flag_values)
 
 
-def _defaults_text(name: str) -> str:
+def _defaults_text(field: dataclasses.Field) -> str:
     """The defaults of a setting for its help, such as " (default 0.06; poad 0.05)"."""
     defaults: dict[Any, list[str]] = {}
-    for algorithm in _readers(name):
+    for algorithm in _readers(field.name):
         settings = registry.algorithms()[algorithm].Settings
-        (field,) = (field for field in dataclasses.fields(settings) if field.name == name)
-        defaults.setdefault(field.default, []).append(algorithm)
-    defaults.pop(None, None)
-    defaults.pop("", None)
+        (other,) = (other for other in dataclasses.fields(settings) if other.name == field.name)
+        defaults.setdefault(other.default, []).append(algorithm)
+    defaults = defaults or {field.default: []}
+    for nothing in (None, ""):
+        defaults.pop(nothing, None)
     if not defaults:
         return ""
     (first, _), *others = defaults.items()

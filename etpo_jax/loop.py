@@ -19,7 +19,7 @@ from etpo_jax.algorithms.gradients import Metrics, check_finite
 from etpo_jax.config import LENGTH_MULTIPLE, Config
 from etpo_jax.devices import hosts
 from etpo_jax.runs.best import Best
-from etpo_jax.runs.checkpoint import Checkpoints
+from etpo_jax.runs.checkpoint import Checkpoints, abstract
 from etpo_jax.runs.directory import RunDirectory
 from etpo_jax.runs.progress import Timer
 from models.tokenizer import Tokenizer
@@ -37,6 +37,10 @@ _ALWAYS = (
     "critic_grad_norm",
     "policy_grad_norm",
     "clipped_share",
+)
+# Columns that the loop itself fills.
+_OF_THE_LOOP = frozenset(
+    {"env_step", "update", "gradient_steps", "reward_mean", "reward_best", "runnable_rate"}
 )
 # Metrics that describe the policy after the last gradient step, not the mean over the steps.
 _OF_LAST_STEP = ("kl_to_reference", "entropy")
@@ -132,9 +136,9 @@ class Loop:
         if update is None:
             self._run.cut_back(update=-1, env_step=-1, best=None)
             return
-        state, replay, host = self._checkpoints.restore(
-            update, self._algorithm.state, self._replay.state()
-        )
+        shapes = abstract(self._algorithm.state)
+        self._algorithm.state = None  # makes room on the device for what is read
+        state, replay, host = self._checkpoints.restore(update, shapes, self._replay.state())
         self._algorithm.state = state
         self._replay.restore(replay)
         self._episodes.restore(host["episodes"])
@@ -178,7 +182,7 @@ class Loop:
                 break
             with timer.measure("generate_s"):
                 actions = self._act(weights, update, t)  # a_t ~ pi(. | s_t)
-            if t + 1 == self._config.run.steps_per_update:
+            if t + 1 == self._config.run.steps_per_update or remaining <= len(actions.texts):
                 weights = None  # a copy of the model, whose memory a gradient step can use
             started = time.monotonic()
             executing = self._episodes.start(actions.texts[:remaining])
@@ -295,6 +299,8 @@ class Loop:
     def _row(self, rows: list[dict[str, Any]], metrics: dict[str, float]) -> dict[str, Any]:
         rewards = [row["reward"] for row in rows]
         best = self._counters.best
+        if taken := sorted(metrics.keys() & _OF_THE_LOOP):
+            raise ValueError(f"metrics of an algorithm must not be called {', '.join(taken)}")
         return {
             "env_step": self.env_step,
             "update": self._counters.update,

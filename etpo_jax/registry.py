@@ -10,6 +10,11 @@ from env.plugins import load_object
 
 _BUILT_IN = "etpo_jax.algorithms"
 _ALGORITHMS: dict[str, Any] = {}
+# Arguments of `etpo_jax.Trainer` and flags of programs, which no setting may be called.
+_RESERVED = (
+    *("self", "prompts", "reward", "callbacks", "overwrite", "quiet", "hosts", "dry_run"),
+    *("device", "aot", "help", "version", "flagfile"),
+)
 
 _Class = TypeVar("_Class", bound=type)
 
@@ -48,7 +53,7 @@ def find_algorithm(name: str) -> Any:
     importlib.import_module(_BUILT_IN)
     if name in _ALGORITHMS:
         return _ALGORITHMS[name]
-    if ":" not in name:
+    if not isinstance(name, str) or ":" not in name:
         known = ", ".join(_ALGORITHMS)
         raise ValueError(f"--algorithm={name}: must be one of {known}, or package.module:Class")
     try:
@@ -59,6 +64,19 @@ def find_algorithm(name: str) -> Any:
     if "name" not in vars(algorithm):  # a registered class keeps its name
         algorithm.name = name
     return algorithm
+
+
+def stored_name(name: str) -> str:
+    """The name under which other programs find an algorithm: `module:Class` if it is registered.
+
+    Built-in algorithms keep their name, and so do classes that no other program can import.
+    """
+    algorithm = _ALGORITHMS.get(name)
+    if algorithm is None or algorithm.__module__.startswith(f"{_BUILT_IN}."):
+        return name
+    if algorithm.__module__ == "__main__" or not algorithm.__qualname__.isidentifier():
+        return name
+    return f"{algorithm.__module__}:{algorithm.__qualname__}"
 
 
 def algorithms() -> dict[str, Any]:
@@ -92,9 +110,14 @@ def _check(name: str, algorithm: Any) -> None:
         raise ValueError(
             f"--algorithm={name}: {settings.__qualname__} needs @dataclasses.dataclass(frozen=True)"
         )
-    for field in settings.names():
-        if any(field in section.names() for section in sections):
+    for field in dataclasses.fields(settings):
+        if "help" not in field.metadata:
             raise ValueError(
-                f"--algorithm={name}: --{field} is a setting of every run; call that of "
+                f"--algorithm={name}: --{field.name} is no etpo_jax.option(default, help)"
+            )
+    for field in settings.names():
+        if field in _RESERVED or any(field in section.names() for section in sections):
+            raise ValueError(
+                f"--algorithm={name}: --{field} is taken; call that of "
                 f"{settings.__qualname__} otherwise"
             )

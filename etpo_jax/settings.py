@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 import os
 import types
 from collections.abc import Mapping
@@ -64,6 +65,14 @@ class Section:
         """
         del config
 
+    def changed(self) -> list[str]:
+        """Names of the settings that do not have their default."""
+        return [
+            field.name
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+
     @classmethod
     def names(cls) -> list[str]:
         """Names of the settings."""
@@ -85,7 +94,10 @@ def _checked(field: dataclasses.Field, hint: Any, value: Any) -> Any:
     (kind,) = (kind for kind in kinds if kind is not type(None))
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    # NumPy's numbers count as Python's.
+    if kind is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        value = int(value)
+    if kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
         value = float(value)
     is_right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     if not is_right:
@@ -104,7 +116,8 @@ def _checked(field: dataclasses.Field, hint: Any, value: Any) -> Any:
         parts += [f"<= {upper:g}"] if upper is not None else []
         if math.isinf(value) and not too_low:
             parts.append("finite")
-        raise ValueError(f"--{field.name}={value:g}: must be {' and '.join(parts) or 'a number'}")
+        shown = f"{value:g}" if kind is float else value
+        raise ValueError(f"--{field.name}={shown}: must be {' and '.join(parts) or 'a number'}")
     return value
 
 

@@ -3,6 +3,9 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import inspect
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +18,9 @@ from jax.sharding import Mesh
 
 from env.base import Task, UsageError
 from env.tasks.function_task import FunctionTask
+from env.tasks.loading import check_task
 from etpo_jax import build
-from etpo_jax.acting.rollout import Prompt
+from etpo_jax.acting.rollout import Prompt, SamplingActor
 from etpo_jax.algorithms.base import Algorithm
 from etpo_jax.build import Agent, Language
 from etpo_jax.config import Config
@@ -26,7 +30,7 @@ from etpo_jax.loop import Loop
 from etpo_jax.roles import Role
 from etpo_jax.runs import directory, files, fingerprint, policy_folder, progress, report
 from etpo_jax.runs.best import Best
-from etpo_jax.runs.checkpoint import Checkpoints, committed_steps, read_state
+from etpo_jax.runs.checkpoint import Checkpoints, committed_steps, read_role
 from etpo_jax.runs.directory import FollowedRun, RunDirectory
 from etpo_jax.runs.stopping import StopSignals
 from etpo_jax.runs.trackers import TensorBoard
@@ -105,22 +109,25 @@ class Trainer:
             settings["task"], task = task, None
         if (prompts is None) != (reward is None):
             raise ValueError("prompts and reward: one is given without the other")
-        if prompts is not None and reward is not None:
-            if task is not None or settings.get("task"):
-                raise ValueError("task: must not be given beside prompts and reward")
-            try:
+        if prompts is not None and (task is not None or settings.get("task")):
+            raise ValueError("task: must not be given beside prompts and reward")
+        try:
+            if prompts is not None and reward is not None:
                 task = FunctionTask(prompts, reward)
-            except UsageError as error:
-                raise ValueError(str(error)) from error
-        if task is not None:
-            kind = type(task)
-            settings["task"] = f"{kind.__module__}.{kind.__qualname__}{build.IN_PYTHON}"
+                settings["task"] = f"prompts and reward {_digest(prompts, reward)}{build.IN_PYTHON}"
+            elif task is not None:
+                check_task(task, "task")
+                kind = type(task)
+                settings["task"] = f"{kind.__module__}.{kind.__qualname__}{build.IN_PYTHON}"
+        except UsageError as error:
+            raise ValueError(str(error)) from error
         self.config = Config.from_dict(settings)
         self._task = task
         self._callbacks = tuple(callbacks)
         self._overwrite = overwrite
         self._quiet = quiet
         self._algorithm: Algorithm | None = None
+        self._actors: dict[float, SamplingActor] = {}
 
     @classmethod
     def from_config(cls, config: Config, **options: Any) -> "Trainer":
@@ -137,10 +144,9 @@ class Trainer:
           UsageError: the run directory, the task or the model cannot be used.
           NonFiniteError: a loss or gradient was not finite; checkpoints hold the state before it.
         """
-        config = self.config
-        if not config.run.run_dir:
+        config, path = self.config, self._run_path
+        if path is None:
             raise ValueError("--run_dir is missing: name the folder that keeps the run")
-        path = Path(config.run.run_dir).expanduser()
         build.use_compilation_cache()
         stop = StopSignals()
         is_main = threading.current_thread() is threading.main_thread()
@@ -153,7 +159,7 @@ class Trainer:
                     config.to_dict(),
                     may_differ=config.may_differ,
                     overwrite=self._overwrite,
-                    defaults=Config.from_dict({"algorithm": config.run.algorithm}).to_dict(),
+                    defaults=Config.defaults(config.run.algorithm),
                 ),
                 lambda: FollowedRun(path),
             ) as run,
@@ -194,7 +200,7 @@ class Trainer:
         if temperature is not None:
             config = config.replace(temperature=temperature)
         with jax.set_mesh(self._mesh):
-            language, algorithm = self._language, self._trained()
+            language, policy = self._language, self._policy()
             encoded = [
                 Prompt(text, np.array(language.tokenizer.encode_prompt(text), np.int32))
                 for text in prompts
@@ -202,9 +208,11 @@ class Trainer:
             longest = max(len(prompt.tokens) for prompt in encoded)
             if longest > (limit := config.model.max_prompt_length):
                 raise ValueError(f"a prompt has {longest} tokens: --max_prompt_length={limit}")
-            actor = build.make_actor(config, language, self._mesh)
+            actor = self._actors.setdefault(
+                config.sampling.temperature, build.make_actor(config, language, self._mesh)
+            )
             actions = actor.act(
-                actor.weights(algorithm.policy_trunk()),
+                actor.weights(policy),
                 encoded,
                 jax.random.key(seed),
                 reference_weights=(
@@ -231,8 +239,8 @@ class Trainer:
         output = Path(folder).expanduser()
         policy_folder.check_new(output)
         with jax.set_mesh(self._mesh):
-            role: Role = self._trained().policy_trunk()
-        policy_folder.write_policy(output, self.config, role, self._mesh, form=form)
+            policy = self._policy()
+        policy_folder.write_policy(output, self.config, policy, self._mesh, form=form)
         return output
 
     @functools.cached_property
@@ -245,20 +253,25 @@ class Trainer:
         build.use_compilation_cache()
         return build.load_language(self.config, self._mesh)
 
-    def _trained(self) -> Algorithm:
-        """The algorithm with the state that `generate` and `export` read."""
-        if self._algorithm is None:
-            config, language = self.config, self._language
-            algorithm = config.algorithm(language.model, language.base, config, self._mesh)
-            if config.run.run_dir and (path := Path(config.run.run_dir).expanduser()).is_dir():
-                steps = committed_steps(path / directory.CHECKPOINTS)
-                if steps:
-                    directory.open_for_reading(path)
-                    fingerprint.check(path, config.model.model)
-                    folder = path / directory.CHECKPOINTS / str(steps[-1])
-                    algorithm.state = read_state(folder, algorithm.state)
-            self._algorithm = algorithm
-        return self._algorithm
+    def _policy(self) -> Role:
+        """Variables of the policy: as trained here, of the newest checkpoint, or untrained."""
+        if self._algorithm is not None:
+            return self._algorithm.policy_trunk()
+        config = self.config
+        if getattr(config.learning, "endpoint", ""):
+            raise UsageError(f"--endpoint={config.learning.endpoint}: its model is not here")
+        keys, path = config.algorithm.policy_keys(config), self._run_path
+        steps = committed_steps(path / directory.CHECKPOINTS) if keys and path else []
+        if not path or not steps:
+            return {}
+        directory.check_settings(path, config.to_dict(), config.may_differ)
+        fingerprint.check(path, config.model.model)
+        return read_role(path / directory.CHECKPOINTS / str(steps[-1]), keys, self._mesh)
+
+    @property
+    def _run_path(self) -> Path | None:
+        run_dir = self.config.run.run_dir
+        return Path(run_dir).expanduser() if run_dir else None
 
     def _train(self, run: RunDirectory, stop: StopSignals) -> None:
         config = self.config
@@ -271,8 +284,8 @@ class Trainer:
                 isolation=build.isolation_of(task),
                 devices=[str(device) for device in self._mesh.devices.flat],
             )
+            self._algorithm = None  # of an earlier call, whose arrays make room
             agent = self._make_agent(run, task)
-            self._algorithm = agent.algorithm
             tokenizer = agent.language.tokenizer if agent.language else None
             loop = Loop(
                 config,
@@ -286,6 +299,7 @@ class Trainer:
             )
             try:
                 loop.resume()
+                self._algorithm = agent.algorithm
                 self._run(run, loop, stop)
                 if loop.env_step:
                     run.write_tokens(loop.inspect(INSPECTED_ACTIONS))
@@ -315,7 +329,9 @@ class Trainer:
             def on_update(row: Row) -> None:
                 events.write(row)
                 show(row)
-                stops.extend(callback(row) is False for callback in self._callbacks)
+                # NumPy's False stops as well.
+                answers = [callback(row) for callback in self._callbacks]
+                stops.extend(answer is not None and not answer for answer in answers)
 
             loop.run(is_stopped, on_update)
 
@@ -350,6 +366,17 @@ class Trainer:
     def _say(self, text: str) -> None:
         if hosts.is_first() and not self._quiet:
             print(text)
+
+
+def _digest(prompts: Sequence[str], reward: Callable[[str, str], float]) -> str:
+    """Tells prompts and reward functions apart, as far as the source of the function is known."""
+    try:
+        source = inspect.getsource(reward)
+    except (OSError, TypeError):
+        source = ""
+    name = getattr(reward, "__qualname__", type(reward).__qualname__)
+    text = json.dumps([list(prompts), name, source])
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _read_results(path: Path) -> tuple[list[Row], Best | None]:

@@ -47,7 +47,9 @@ PARTS: dict[str, dict[str, Part]] = {
         "learning": _part(
             "acting algorithms devices", "settings", "mathematics", packages=_BELOW_ALL
         ),
-        "settings": _part("config flags registry settings", "mathematics", packages=_BELOW_ALL),
+        "settings": _part(
+            "config flags learning registry settings", "mathematics", packages=_BELOW_ALL
+        ),
         "mathematics": _part("distribution divergence losses roles soft_q"),
     },
     "models": {

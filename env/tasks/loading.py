@@ -1,5 +1,7 @@
 """Tasks of the user's, by the name of a class or factory."""
 
+from typing import Any
+
 from env.base import Task, UsageError
 from env.plugins import load_object
 
@@ -24,11 +26,26 @@ def load_task(spec: str) -> Task:
         except Exception as error:  # the user's own code, which may raise anything
             reason = " ".join(str(error).split())
             raise UsageError(f"--task={spec}: {type(error).__name__}: {reason}") from None
+    check_task(task, f"--task={spec}")
+    return task
+
+
+def check_task(task: Any, named: str) -> None:
+    """Checks that an object has all that a task has.
+
+    Args:
+      task: any object.
+      named: the flag or argument that it is, for messages.
+
+    Raises:
+      UsageError: naming what it lacks.
+    """
     missing = [name for name in _METHODS if not callable(getattr(task, name, None))]
     missing += [name for name in ("name", "max_shorten") if not hasattr(task, name)]
-    if missing:
+    if missing or isinstance(task, type):
+        lack = f"lacks {', '.join(missing)}" if missing else "is a class, not an object"
+        kind = task if isinstance(task, type) else type(task)
         raise UsageError(
-            f"--task={spec}: is not a task: {type(task).__name__} lacks {', '.join(missing)}; "
-            "subclass env.base.Task, which has all but reset, render and step"
+            f"{named}: is not a task: {kind.__name__} {lack}; subclass etpo_jax.Task, which has "
+            "all but reset, render and step"
         )
-    return task

@@ -41,8 +41,9 @@ from etpo_jax.algorithms.gradients import (
 )
 from etpo_jax.algorithms.networks import Critic, Networks
 from etpo_jax.algorithms.token_scores import divergences, in_chunks, of_token, read_reference
-from etpo_jax.config import Config, LearningConfig
+from etpo_jax.config import Config
 from etpo_jax.divergence import categorical_kl, entropy, masked_mean
+from etpo_jax.learning import LearningConfig
 from etpo_jax.roles import Role
 from etpo_jax.settings import option
 from models.transformer import Decoder

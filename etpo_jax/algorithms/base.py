@@ -16,8 +16,9 @@ from etpo_jax.acting.transitions import Batch, Transition
 from etpo_jax.algorithms.gradients import Metrics, constrain
 from etpo_jax.algorithms.inspection import Inspection
 from etpo_jax.algorithms.networks import Networks
-from etpo_jax.config import Config, LearningConfig
+from etpo_jax.config import Config
 from etpo_jax.distribution import Distribution
+from etpo_jax.learning import LearningConfig
 from etpo_jax.roles import Role
 from etpo_jax.settings import Section
 from models.transformer import Decoder
@@ -174,6 +175,7 @@ class Algorithm(abc.ABC):
     Class attributes:
       Settings: its section of settings, a subclass of `LearningConfig` or `Section`.
       learns: whether it takes gradient steps.
+      ignores: sections of `Config` that it does not read, by name; their flags are refused.
 
     Attributes:
       state: pytree of arrays that a checkpoint holds; assigned when a run is resumed. The memory
@@ -183,6 +185,7 @@ class Algorithm(abc.ABC):
     name: ClassVar[str]
     Settings: ClassVar[type[Section]] = LearningConfig
     learns: ClassVar[bool] = True
+    ignores: ClassVar[tuple[str, ...]] = ()
     state: Any
 
     def __init__(self, model: Decoder, base: Any, config: Config, mesh: Mesh):

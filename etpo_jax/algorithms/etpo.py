@@ -35,7 +35,8 @@ from etpo_jax.algorithms.gradients import (
 )
 from etpo_jax.algorithms.inspection import Inspection
 from etpo_jax.algorithms.networks import Networks, TrainState, polyak
-from etpo_jax.config import Config, LearningConfig
+from etpo_jax.config import Config, RunConfig
+from etpo_jax.learning import LearningConfig
 from etpo_jax.registry import register_algorithm
 from etpo_jax.roles import Role
 from etpo_jax.settings import option, with_default
@@ -164,6 +165,15 @@ class EtpoConfig(LearningConfig):
         """True if the policy has a loss of its own."""
         return self.policy_loss != "tied"
 
+    @property
+    def has_policy_network(self) -> bool:
+        """False if the policy is read from the critic's network."""
+        return self.has_policy_loss or self.q_parameterization == "policy"
+
+    def is_overlapping(self, run: RunConfig) -> bool:
+        """True if gradient steps from the replay are taken while programs execute."""
+        return self.replay_size > run.collection_size
+
 
 @register_algorithm("etpo")
 class Etpo(Algorithm):
@@ -179,7 +189,7 @@ class Etpo(Algorithm):
         self._gradient_step = make_gradient_step(networks, config, mesh)
         self._inspect = etpo_losses.make_inspect(networks, config)
         self._num_updates, self._size = learning.gradient_steps_per_update, learning.minibatch_size
-        self._is_overlapping = learning.replay_size > config.run.collection_size
+        self._is_overlapping = learning.is_overlapping(config.run)
 
     def policy_trunk(self) -> Role:
         return self.networks.policy_trunk(self.state.policy, self.state.critic)
@@ -223,11 +233,10 @@ class Etpo(Algorithm):
     @classmethod
     def make_networks(cls, model: Decoder, config: Config) -> Networks:
         learning: EtpoConfig = config.learning
-        is_policy_read = learning.q_parameterization == "policy"
         return Networks(
             model,
             learning.q_parameterization,
-            tie_policy=not learning.has_policy_loss and not is_policy_read,
+            tie_policy=not learning.has_policy_network,
             trained_dtype=jnp.dtype(config.finetune.trained_dtype),
         )
 
@@ -250,18 +259,16 @@ class Etpo(Algorithm):
     @classmethod
     def policy_keys(cls, config: Config) -> tuple[str, ...]:
         learning: EtpoConfig = config.learning
-        is_tied = not learning.has_policy_loss and learning.q_parameterization != "policy"
-        return ("critic", "trunk") if is_tied else ("policy",)
+        return ("policy",) if learning.has_policy_network else ("critic", "trunk")
 
     @classmethod
     def step_memory(cls, config: Config) -> StepMemory:
         learning, run = config.learning, config.run
-        is_overlapping = learning.replay_size > run.collection_size
         return StepMemory(
             scored_rows=0,
             gradients_at_once=False,
             # The device learns while programs execute, and samples with the same weights later.
-            is_beside_sampling=is_overlapping
+            is_beside_sampling=learning.is_overlapping(run)
             and learning.gradient_steps_per_update > 1
             and run.steps_per_update > 1,
         )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from etpo_jax.config import LearningConfig
+from etpo_jax.learning import LearningConfig
 
 
 def build(

@@ -60,6 +60,7 @@ class Reflection(Algorithm):
 
     Settings = ReflectionConfig
     learns = False
+    ignores = ("finetune",)
 
     def __init__(self, model: Decoder, base: Any, config: Config, mesh: Mesh):
         super().__init__(model, base, config, mesh)

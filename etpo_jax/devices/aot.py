@@ -139,6 +139,8 @@ def _compile(config: Config, topology: str, program: str) -> Compiled:
     with jax.set_mesh(mesh):
         lower = {"generation": _lower_generation, "gradient_step": _lower_gradient_step}[program]
         lowered = lower(config, decoder, mesh)
+        if lowered is None:
+            raise UsageError(f"--aot: --algorithm={config.run.algorithm} defines no lower_step")
         start = time.perf_counter()
         try:
             analysis = lowered.compile().memory_analysis()

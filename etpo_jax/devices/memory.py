@@ -8,6 +8,7 @@ reports of the TPU compiler for CodeLlama-7B with `--remat=full`, which the esti
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -89,13 +90,10 @@ def estimate(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> Memo
     state: Any = None
     if algorithm.learns:
         state = abstract_state(networks_of(config, decoder), base, config)
-        trees = {
-            field.name.replace("_", " "): getattr(state, field.name)
-            for field in dataclasses.fields(state)
-            if field.name != "step"
-        }
         resident += [
-            _item(name, tree, mesh) for name, tree in trees.items() if jax.tree.leaves(tree)
+            _item(name.replace("_", " "), tree, mesh)
+            for name, tree in _parts(state).items()
+            if name != "step" and jax.tree.leaves(tree)
         ]
     # Generation reads weights layer by layer with adapters merged, and tied embeddings twice.
     layout = [base] + [base["embedder"]] * decoder.tie_word_embeddings
@@ -182,7 +180,8 @@ def _gradient_step(
         "dots": stream + _KEPT_OF_PRODUCTS * _products(config, decoder, b, s, mesh),
         "none": stream + _KEPT_OF_LAYER * layer,
     }[config.model.remat]
-    networks = [tree for tree in (state.critic, state.policy) if jax.tree.leaves(tree)]
+    parts = _parts(state)
+    networks = [parts[name] for name in ("critic", "policy") if jax.tree.leaves(parts.get(name))]
     sizes = [_num_bytes(network, mesh) for network in networks]
     step = config.algorithm.step_memory(config)
     gradient = sum(sizes) if step.gradients_at_once else max(sizes)
@@ -225,6 +224,13 @@ def _gathered(decoder: DecoderConfig, width: int, mesh: AbstractMesh) -> int:
     kernels = abstract_parameters(decoder, jnp.float32)["layers"]
     count = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(kernels))
     return width * count // mesh.shape["tensor"]
+
+
+def _parts(state: Any) -> dict[str, Any]:
+    """The parts of an algorithm's state by name."""
+    if dataclasses.is_dataclass(state):
+        return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return dict(state) if isinstance(state, Mapping) else {"state": state}
 
 
 def _item(name: str, tree: Any, mesh: AbstractMesh) -> Item:

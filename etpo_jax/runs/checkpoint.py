@@ -66,7 +66,7 @@ class Checkpoints:
         """
         try:
             loaded = self._checkpointer.load_checkpointables(
-                update, {"state": _abstract(state), "replay": replay, "host": None}
+                update, {"state": abstract(state), "replay": replay, "host": None}
             )
         except ValueError as error:
             raise UsageError(f"checkpoint {update} does not fit this run: {error}") from error
@@ -143,22 +143,6 @@ def read_role(path: Path, keys: tuple[str, ...], mesh: Mesh) -> Role:
     return loaded
 
 
-def read_state(path: Path, state: Any) -> Any:
-    """Reads the `state` of one checkpoint; a run that writes others meanwhile is not disturbed.
-
-    Args:
-      path: folder of the checkpoint itself.
-      state: arrays with the shapes, dtypes and shardings of the result; their values do not matter.
-
-    Raises:
-      UsageError: if the checkpoint holds other shapes.
-    """
-    try:
-        return ocp.load_checkpointables(path.absolute(), {"state": _abstract(state)})["state"]
-    except ValueError as error:
-        raise UsageError(f"checkpoint {path} does not fit its run: {error}") from error
-
-
 def _is_not_raised(record: logging.LogRecord) -> bool:
     """Hides errors of background saves, which orbax logs although it raises them as well."""
     is_raised = record.exc_info or "raised an exception" in record.getMessage()
@@ -174,7 +158,8 @@ def _context() -> ocp.Context:
     return context
 
 
-def _abstract(tree: Any) -> Any:
+def abstract(tree: Any) -> Any:
+    """Shapes, types and shardings of a tree of arrays."""
     """Shapes, dtypes and shardings of the arrays of a tree."""
     return jax.tree.map(
         lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding), tree

@@ -241,6 +241,17 @@ def open_for_reading(path: Path) -> dict[str, Any]:
         raise UsageError(f"run directory {path} has lost its {CONFIG}") from error
 
 
+def check_settings(path: Path, config: Mapping[str, Any], may_differ: frozenset[str]) -> None:
+    """Checks that a run is read with the settings that it was made with.
+
+    Raises:
+      UsageError: naming the settings that differ, or the folder is no run of this version.
+    """
+    differences = _differences(open_for_reading(path), files.to_json(config), may_differ)
+    if differences:
+        raise UsageError(f"{path} holds a run with other settings: {differences}")
+
+
 def _check_layout(path: Path, advice: str) -> None:
     layout = files.read_json(path / VERSIONS)[_FORMAT_KEY]
     if layout != _FORMAT:
@@ -329,17 +340,13 @@ def _resume(
         stored = {**files.to_json(defaults), **files.read_json(path / CONFIG)}
     except UsageError as error:
         raise UsageError(f"{error}; --overwrite starts the run anew") from error
-    differences = [
-        f"--{name} was {_describe(stored, name)} and is now {_describe(config, name)}"
-        for name in {**stored, **config}
-        if name not in may_differ and stored.get(name, _ABSENT) != config.get(name, _ABSENT)
-    ]
+    differences = _differences(stored, config, may_differ)
     if differences and not _has_begun(path):
         # The run ended before its first update, perhaps by a mistyped name: nothing is lost.
         return _create(path, config, flag_lines)
     if differences:
         raise UsageError(
-            f"run directory {path} holds a run with other settings: {', '.join(differences)}; "
+            f"run directory {path} holds a run with other settings: {differences}; "
             "--overwrite starts it anew"
         )
     files.replace(path / FLAGS, flag_lines)
@@ -374,6 +381,17 @@ def _compare_versions(path: Path, setup: dict[str, Any]) -> dict[str, Any]:
 
 def _new_setup(current: Mapping[str, Any]) -> dict[str, Any]:
     return {_FORMAT_KEY: _FORMAT, "command": versions.command(), **current}
+
+
+def _differences(
+    stored: Mapping[str, Any], config: Mapping[str, Any], may_differ: frozenset[str]
+) -> str:
+    """Settings that have changed although they may not, with both values; empty if none has."""
+    return ", ".join(
+        f"--{name} was {_describe(stored, name)} and is now {_describe(config, name)}"
+        for name in {**stored, **config}
+        if name not in may_differ and stored.get(name, _ABSENT) != config.get(name, _ABSENT)
+    )
 
 
 def _describe(config: Mapping[str, Any], name: str) -> str:

@@ -78,7 +78,12 @@ FULL = {"trained_dtype": "bfloat16"}
         ({"policy_loss": "tied"}, "--trust_region=0.3: must be 0 with --policy_loss=tied"),
         ({"q_parameterization": "policy"}, "--policy_loss=doubly_robust: must be tied with"),
         ({"policy_loss": "uniform"}, "--support_threshold=0.001: must be 0 with"),
-        ({"microbatch_size": 3}, "--microbatch_size=3: must divide --minibatch_size=16"),
+        ({"microbatch_size": 3}, "--microbatch_size=3: must divide the 16 transitions of"),
+        (
+            {"algorithm": "reflection", "microbatch_size": 3},
+            "--microbatch_size: --algorithm=reflection does not read it",
+        ),
+        ({"executor": "ray:actors=-1"}, "--executor=ray:actors=-1: actors must be at least 1"),
         ({"lora": "rank=2"}, "--lora=rank=2: needs --finetune=lora"),
         ({"finetune": "lora", **FULL}, "--trained_dtype=bfloat16: --finetune=lora needs float32"),
         ({"finetune": "lora", "lora": "rank=0"}, "--lora=rank=0: "),

@@ -123,6 +123,7 @@ def test_an_algorithm_of_ones_own_brings_its_flags(own_algorithm):
         parse(f"--algorithm={own_algorithm}", "--beta=0.1")
     with pytest.raises(flags.UnrecognizedFlagError):
         parse("--temper=0.25")
+    assert parse("--algorithm", own_algorithm, "--temper=0.25") == parsed
 
 
 @pytest.mark.parametrize(

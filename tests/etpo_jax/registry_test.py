@@ -9,7 +9,8 @@ from etpo_jax import registry
 from etpo_jax.algorithms.base import Algorithm
 from etpo_jax.algorithms.etpo import Etpo
 from etpo_jax.algorithms.reflection import Reflection
-from etpo_jax.config import Config, LearningConfig
+from etpo_jax.config import Config
+from etpo_jax.learning import LearningConfig
 from etpo_jax.settings import option
 
 MODULE = """
@@ -121,9 +122,19 @@ def test_settings_that_would_not_be_read_are_refused():
     class Taken(LearningConfig):
         seed: int = option(1, "Seed of something else.")
 
+    @dataclasses.dataclass(frozen=True)
+    class OfTheTrainer(LearningConfig):
+        reward: int = option(1, "Reward of something else.")
+
+    @dataclasses.dataclass(frozen=True)
+    class Plain(LearningConfig):
+        strength: float = 1.0
+
     for settings, text in (
         (Forgotten, r"Forgotten needs @dataclasses.dataclass\(frozen=True\)"),
-        (Taken, "--seed is a setting of every run"),
+        (Taken, "--seed is taken"),
+        (OfTheTrainer, "--reward is taken"),
+        (Plain, r"--strength is no etpo_jax.option\(default, help\)"),
     ):
         mine = type("Mine", (Reflection,), {"Settings": settings})
         with pytest.raises(ValueError, match=text):

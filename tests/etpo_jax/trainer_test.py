@@ -294,3 +294,37 @@ def test_a_run_in_another_thread_than_the_main_one(trained, tmp_path):
     thread.join()
     (result,) = results
     assert of_the_seed(result.metrics) == of_the_seed(uninterrupted.metrics)
+
+
+def other_reward(prompt, completion):
+    return float(len(completion))
+
+
+def test_another_reward_or_other_prompts_do_not_continue_a_run(trained):
+    trainer, result, _ = trained
+    for changed in ({"reward": other_reward}, {"prompts": [PROMPT, PROMPT + "\n"]}):
+        with pytest.raises(etpo_jax.UsageError, match=r"--task was .*--overwrite"):
+            make(result.run_dir, **changed).train()
+        with pytest.raises(etpo_jax.UsageError, match="holds a run with other settings: --task"):
+            make(result.run_dir, **changed).generate([PROMPT])
+    assert trainer.config.task.task.startswith("prompts and reward ")
+
+
+def test_a_policy_is_not_read_with_other_settings(trained, tmp_path):
+    _, result, _ = trained
+    other = make(result.run_dir, finetune="lora", lora="rank=2")
+    with pytest.raises(etpo_jax.UsageError, match="--finetune was"):
+        other.export(tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+@pytest.mark.parametrize("task", [object(), etpo_jax.FunctionTask])
+def test_what_is_no_task_is_refused(task):
+    with pytest.raises(ValueError, match="task: is not a task"):
+        etpo_jax.Trainer(task=task)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    trainer = make(tmp_path / "run", num_envs=np.int64(4), beta=np.float32(0.5))
+    assert (trainer.config.run.num_envs, trainer.config.learning.beta) == (4, 0.5)
+    assert isinstance(trainer.config.run.num_envs, int)

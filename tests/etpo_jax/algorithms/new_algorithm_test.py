@@ -13,7 +13,8 @@ from etpo_jax import registry
 from etpo_jax.algorithms.base import Algorithm
 from etpo_jax.algorithms.token_scores import make_measure, of_token, read_reference
 from etpo_jax.build import Language
-from etpo_jax.config import Config, LearningConfig
+from etpo_jax.config import Config
+from etpo_jax.learning import LearningConfig
 from etpo_jax.settings import option
 from tests.etpo_jax.algorithms import algorithms_test
 

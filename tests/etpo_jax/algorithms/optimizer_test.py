@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 
 from etpo_jax.algorithms import optimizer
-from etpo_jax.config import LearningConfig
+from etpo_jax.learning import LearningConfig
 
 
 def test_stochastic_rounding_chooses_a_neighbour_and_keeps_the_mean():

@@ -115,7 +115,7 @@ def _make_run(path: Path, *, is_finished: bool) -> None:
         ]
         run.append_episodes(rows)
         run.append_metrics(_row(10))
-        run.write_best(Best(0.75, (), 9, "toy", 3, "a", "print('best')\n"))
+        run.write_best(Best(0.75, (0.7, 0.8), 9, "toy", 3, "a", "print('best')\n"))
         if is_finished:
             run.mark_finished({})
 
