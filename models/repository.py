@@ -1,5 +1,6 @@
 """Folders of models: local ones, the shipped stand-in, and cached Hugging Face repositories."""
 
+import json
 import os
 import pathlib
 import re
@@ -21,8 +22,10 @@ def local_folder(name: str | pathlib.Path) -> pathlib.Path:
     """The folder of a model, which is downloaded first if its name is that of a repository.
 
     Args:
-      name: in this order, an existing folder (`~` is expanded); "tiny", the stand-in that is
-        shipped, also as "models/tiny" ("small" if it was made); a repository "org/name".
+      name: a folder (`~` is expanded); "tiny", the stand-in that is shipped, also as "models/tiny"
+        ("small" if it was made); or a repository "org/name". A folder here that has the name of the
+        stand-in counts only if it holds a model, for a run may be called so too; "./tiny" always
+        means the folder.
 
     Raises:
       ModelError: the name is none of these, or the repository can neither be read nor found in the
@@ -47,10 +50,11 @@ def config_folder(name: str | pathlib.Path) -> pathlib.Path:
 
 def _folder(name: str | pathlib.Path, patterns: list[str]) -> pathlib.Path:
     folder, spelling = pathlib.Path(os.path.expanduser(name)), str(name)
-    if spelling and folder.is_dir():
-        return folder
     stand_in = spelling.removeprefix("models/")
-    if stand_in in _STAND_INS and (_PACKAGE / stand_in).is_dir():
+    is_shipped = stand_in in _STAND_INS and (_PACKAGE / stand_in).is_dir()
+    if spelling and folder.is_dir() and not (is_shipped and not _holds_model(folder)):
+        return folder
+    if is_shipped:
         return _PACKAGE / stand_in
     is_repository = _REPOSITORY.fullmatch(spelling)
     published = _PACKAGE / "configs" / spelling
@@ -63,6 +67,15 @@ def _folder(name: str | pathlib.Path, patterns: list[str]) -> pathlib.Path:
             "a Hugging Face repository (org/name), or tiny for the shipped stand-in"
         )
     return _download(spelling, patterns)
+
+
+def _holds_model(folder: pathlib.Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    has_tokenizer = any((folder / f"tokenizer.{kind}").is_file() for kind in ("json", "model"))
+    return isinstance(config, dict) and "model_type" in config and has_tokenizer
 
 
 def _download(repository: str, patterns: list[str]) -> pathlib.Path:

@@ -105,10 +105,27 @@ def test_the_stand_in_is_found_from_any_folder(hub, tmp_path, monkeypatch):
     model, params = models.load("tiny")
     assert params["embedder"]["embedding"].shape[0] == model.config.vocab_size
     assert Tokenizer("tiny").vocab_size <= model.config.vocab_size
-    for name in ("tiny", "models/tiny"):
-        (tmp_path / name).mkdir(parents=True)
-        assert local_folder(name).samefile(tmp_path / name)
     assert not hub.calls
+
+
+@pytest.mark.parametrize("name", ["tiny", "models/tiny"])
+def test_a_folder_with_the_name_of_the_stand_in_counts_if_it_holds_a_model(
+    tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / name
+    own.mkdir(parents=True)
+    shipped = pathlib.Path(models.__file__).parent / "tiny"
+    assert local_folder(name) == config_folder(name) == shipped
+    for settings in ("{", "[]", '{"model": "tiny"}'):  # the last one is a run's
+        (own / "config.json").write_text(settings)
+        assert local_folder(name) == shipped
+        assert local_folder(f"./{name}").samefile(own)
+    (own / "config.json").write_text('{"model_type": "llama"}')
+    assert local_folder(name) == shipped
+    (own / "tokenizer.json").touch()
+    assert local_folder(name).samefile(own)
+    assert config_folder(name).samefile(own)
 
 
 def test_mistyped_name_beside_other_folders_is_not_looked_up(hub, tmp_path, monkeypatch):
