@@ -4,6 +4,7 @@ import difflib
 import errno
 import math
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -78,7 +79,9 @@ def run(
     except for_the_user as error:
         _fail(error)
     except BrokenPipeError:
-        # The reader of the output, such as `head`, has gone; nothing more can be said to it.
+        if not _reader_has_gone():
+            raise
+        # Nothing more can be said to a reader such as `head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
@@ -87,6 +90,19 @@ def run(
         if isinstance(error, OSError) and error.errno in _USER_ERRNOS:
             _fail(error)
         raise
+
+
+def _reader_has_gone() -> bool:
+    """True if standard output is a pipe or socket that nothing reads any more."""
+    try:
+        sys.stdout.flush()
+        watched = select.poll()
+        watched.register(sys.stdout, 0)  # errors alone
+        return bool(watched.poll(0))
+    except BrokenPipeError:
+        return True
+    except (OSError, ValueError):  # no file of the system, such as a notebook's
+        return False
 
 
 def _has_answered(

@@ -30,8 +30,6 @@ def registry():
 @pytest.fixture
 def call(monkeypatch, capsys):
     """Runs a program with arguments; returns its status, output and errors."""
-    # The help changes how this process answers a closed pipe.
-    before = signal.getsignal(signal.SIGPIPE)
 
     def call(*arguments, main=lambda: None, values=None, **options):
         monkeypatch.setattr("sys.argv", ["program", *arguments])
@@ -39,8 +37,7 @@ def call(monkeypatch, capsys):
             command_line.run(main, flag_values=values or registry(), **options)
         return (caught.value.code, *capsys.readouterr())
 
-    yield call
-    signal.signal(signal.SIGPIPE, before)
+    return call
 
 
 @pytest.mark.parametrize(
@@ -171,19 +168,37 @@ def test_a_reader_of_the_help_may_stop_early():
         assert process.stderr.read() == b""
 
 
-def test_a_reader_that_goes_away_ends_a_program_quietly(tmp_path):
-    program = tmp_path / "speaks.py"
+def run_program(tmp_path, main, *, pipe="", **environment):
+    """Runs a program with that `main` in a shell; its exit code, output and errors."""
+    program = tmp_path / "program.py"
     program.write_text(
+        "import os, socket\n"
         "from env import command_line\n"
-        "def main():\n"
-        "    print('x' * 100_000)\n"
+        f"def main():\n    {main}\n"
         "command_line.run(main)\n"
     )
     done = subprocess.run(
-        ["bash", "-c", f'{sys.executable} {program} | head -c 1; exit "${{PIPESTATUS[0]}}"'],
-        env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
+        ["bash", "-c", f'{sys.executable} {program} {pipe}; exit "${{PIPESTATUS[0]}}"'],
+        env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2]), **environment},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGPIPE, "x", "")
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away_ends_a_program_quietly(tmp_path, unbuffered):
+    outcome = run_program(
+        tmp_path, "print('x' * 100_000)", pipe="| head -c 1", PYTHONUNBUFFERED=unbuffered
+    )
+    assert outcome == (128 + signal.SIGPIPE, "x", "")
+
+
+@pytest.mark.parametrize("pipe", ["", "| cat", "> /dev/null"])
+def test_a_broken_pipe_of_anything_else_keeps_its_traceback(tmp_path, pipe):
+    main = "a, b = socket.socketpair(); b.close(); print('begun'); a.send(b'x')"
+    code, _, errors = run_program(tmp_path, main, pipe=pipe)
+    assert code == 1
+    assert "a.send(b'x')" in errors
+    assert "BrokenPipeError" in errors
