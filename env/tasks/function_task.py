@@ -17,7 +17,8 @@ class FunctionTask(Task):
     Args:
       prompts: texts to draw from uniformly, each with at most one `<FILL_ME>`.
       reward: takes prompt and completion and returns a finite number. It runs in a background
-        thread of the trainer. If it raises or returns anything else, the completion has failed.
+        thread of the trainer. If it raises or returns anything else, the completion has failed. No
+        limit of time is set: the run waits for it, so a reward that may hang needs its own limit.
       failure_reward: reward of a completion that failed; finite.
       name: stands in the logs as the data set of an episode.
 
@@ -82,7 +83,9 @@ class FunctionTask(Task):
     def _step(self, prompt: str, completion: str) -> Step:
         try:
             reward = _finite(self._reward(prompt, completion))
-        except (Exception, SystemExit) as error:  # the user's own code, which may raise anything
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # the user's own code, which may raise anything
             return Step(self._failure_reward, None, _describe(error), {})
         return Step(reward, None, "", {})
 

@@ -1,5 +1,6 @@
 """Rewards by a function of the user's, whatever that function does."""
 
+import asyncio
 import sys
 
 import numpy as np
@@ -55,6 +56,8 @@ def test_a_reward_that_is_no_finite_number_is_a_failure(value):
         (ValueError("two\nlines <FILL_ME>"), "ValueError: two lines FILL_ME"),
         (ValueError(), "ValueError"),
         (SystemExit(3), "SystemExit: 3"),
+        (asyncio.CancelledError(), "CancelledError"),
+        (BaseExceptionGroup("two", [SystemExit()]), "BaseExceptionGroup: two (1 sub-exception)"),
         (UnprintableError(), "UnprintableError"),
     ],
 )
@@ -64,6 +67,14 @@ def test_a_reward_that_raises_is_a_failure_with_that_error(error, text):
 
     outcome = step(reward, failure_reward=-2)
     assert (outcome.reward, outcome.error) == (-2.0, text)
+
+
+def test_an_interrupt_is_no_failure():
+    def reward(prompt, completion):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        step(reward)
 
 
 def test_a_failure_says_nothing_about_the_others():
