@@ -7,6 +7,8 @@ A loop of `Episodes.encode`, `Actor.act`, `Episodes.start`, `Episodes.collect` a
 import concurrent.futures
 import dataclasses
 import functools
+import queue
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -211,6 +213,19 @@ class SamplingActor:
         )
 
 
+_Started = tuple[concurrent.futures.Future[list[Step]], Callable[[], list[Step]]]
+
+
+def _execute(started: "queue.SimpleQueue[_Started | None]") -> None:
+    """Takes steps one after another until there is a None among them."""
+    while (work := started.get()) is not None:
+        executing, step = work
+        try:
+            executing.set_result(step())
+        except BaseException as error:  # whoever waits for the step gets it
+            executing.set_exception(error)
+
+
 class Episodes:
     """Episodes of one task side by side; an episode that ends is followed by a new one.
 
@@ -229,8 +244,12 @@ class Episodes:
         self._states = [State(0, {})] * num_envs
         for index in range(num_envs):
             self._renew(index)
-        # One thread is enough: it only waits for the executor while the device works.
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, "execution")
+        self._started: queue.SimpleQueue[_Started | None] = queue.SimpleQueue()
+        # One thread is enough: it only waits for the executor while the device works. A daemon, so
+        # that a step without end does not keep an interrupted program from ending.
+        threading.Thread(
+            target=_execute, args=(self._started,), name="execution", daemon=True
+        ).start()
 
     @property
     def env_step(self) -> int:
@@ -247,12 +266,15 @@ class Episodes:
         With n hosts, each host executes every n-th action, and `collect` exchanges the outcomes.
         """
         mine = range(hosts.index(), len(texts), hosts.count())
-        return self._thread.submit(
+        step = functools.partial(
             self._task.step,
             [self._states[index] for index in mine],
             [texts[index] for index in mine],
             [self._rng(self._episodes[index], self._states[index].t + 1) for index in mine],
         )
+        executing: concurrent.futures.Future[list[Step]] = concurrent.futures.Future()
+        self._started.put((executing, step))
+        return executing
 
     def collect(self, executing: concurrent.futures.Future[list[Step]]) -> list[Step]:
         """Waits for the outcomes of all actions given to `start`; every host gets all of them."""
@@ -326,8 +348,8 @@ class Episodes:
         self._states = [State(value["t"], value["data"]) for value in state["states"]]
 
     def close(self) -> None:
-        """Ends the background thread once it has executed everything that was started."""
-        self._thread.shutdown()
+        """Ends the background thread after the step that is under way, without waiting for it."""
+        self._started.put(None)
 
     def _rng(self, episode: int, t: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, episode, t])

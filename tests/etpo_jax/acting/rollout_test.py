@@ -1,9 +1,13 @@
-"""Prompts are shortened until they fit the model's window."""
+"""Prompts are shortened until they fit the model's window; steps run in the background."""
+
+import threading
+import time
 
 import pytest
 
 from env.base import State, UsageError
-from etpo_jax.acting.rollout import TokenPrompts
+from env.tasks.function_task import FunctionTask
+from etpo_jax.acting.rollout import Episodes, TokenPrompts
 
 
 class Repeat:
@@ -44,3 +48,61 @@ def test_a_prompt_that_never_fits_is_an_error():
     prompts = TokenPrompts(Repeat(), Words(), max_prompt_length=10)
     with pytest.raises(UsageError, match="the shortest prompt of repeat has 12 tokens"):
         prompts.encode(State(0, {"words": 20}))
+
+
+@pytest.fixture
+def open_episodes():
+    """Makes an episode of the task with that reward; closes it in the end."""
+    opened = []
+
+    def make(reward):
+        task = FunctionTask(["prompt"], reward)
+        opened.append(Episodes(task, TokenPrompts(task, Words(), 10), 1, seed=0))
+        return opened[-1]
+
+    yield make
+    for episodes in opened:
+        episodes.close()
+
+
+def test_all_steps_run_in_one_background_thread(open_episodes):
+    threads = []
+    episodes = open_episodes(lambda prompt, text: threads.append(threading.current_thread()) or 1)
+    for text in ("a", "b"):
+        (step,) = episodes.collect(episodes.start([text]))
+        assert step.reward == 1
+    first, second = threads
+    assert first is second
+    assert first is not threading.main_thread()
+    episodes.close()
+    first.join(10)
+    assert not first.is_alive()
+
+
+def test_an_error_of_the_task_reaches_the_one_who_collects(open_episodes):
+    def reward(prompt, text):
+        raise KeyboardInterrupt
+
+    episodes = open_episodes(reward)
+    with pytest.raises(KeyboardInterrupt):
+        episodes.collect(episodes.start(["a"]))
+
+
+def test_a_step_without_end_keeps_nothing_from_ending(open_episodes):
+    begun, may_end = threading.Event(), threading.Event()
+
+    def reward(prompt, text):
+        begun.set()
+        return float(may_end.wait(60))
+
+    episodes = open_episodes(reward)
+    episodes.start(["a"])
+    assert begun.wait(60)
+    (thread,) = [t for t in threading.enumerate() if t.name.startswith("execution")]
+    start = time.monotonic()
+    episodes.close()
+    assert time.monotonic() - start < 30
+    assert thread.daemon  # the interpreter does not wait for it either
+    may_end.set()
+    thread.join(60)
+    assert not thread.is_alive()
