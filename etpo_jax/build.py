@@ -120,8 +120,8 @@ def open_dataset(config: TaskConfig, name: str) -> Dataset:
 @contextlib.contextmanager
 def open_task(config: Config) -> Iterator[Task]:
     """The task that the settings describe, ready to step; closed at the end."""
-    with contextlib.closing(_make_task(config)) as task:
-        yield task
+    with contextlib.ExitStack() as opened:
+        yield _make_task(config, opened)
 
 
 def isolation_of(task: Task) -> str:
@@ -129,14 +129,15 @@ def isolation_of(task: Task) -> str:
     return getattr(task, "isolation", "none: this task executes no programs")
 
 
-def _make_task(config: Config) -> Task:
+def _make_task(config: Config, opened: contextlib.ExitStack) -> Task:
+    """The task of the settings; what must be closed is put on `opened` as soon as it has begun."""
     if config.task.task.endswith(IN_PYTHON):
         raise UsageError(
             f"--task={config.task.task}: cannot be made from the settings alone; name a factory as "
             "--task=package.module:factory"
         )
     if config.task.task:
-        return load_task(config.task.task)
+        return opened.enter_context(contextlib.closing(load_task(config.task.task)))
     name = config.task.dataset
     if name == "toy":
         return ToyTask(max_steps=config.task.max_steps)
@@ -146,13 +147,13 @@ def _make_task(config: Config) -> Task:
     dataset = open_dataset(config.task, name)
     return CodeTask(
         dataset,
-        _make_executor(config, dataset),
+        _make_executor(config, dataset, opened),
         max_steps=config.task.max_steps,
         prompt_style=config.task.prompt_style,  # type: ignore[arg-type]
     )
 
 
-def _make_executor(config: Config, dataset: Dataset) -> Executor:
+def _make_executor(config: Config, dataset: Dataset, opened: contextlib.ExitStack) -> Executor:
     execution = config.execution
     rules: dict[str, Any] = {
         "num_splits": config.task.num_splits,
@@ -177,6 +178,7 @@ def _make_executor(config: Config, dataset: Dataset) -> Executor:
             isolation=execution.isolation,
             **rules,
         )
+    opened.enter_context(executor)
     folder = execution.reward_cache
     if folder == "off":
         return executor

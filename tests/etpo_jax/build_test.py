@@ -1,5 +1,7 @@
 """Flags of execution reach the executor, and what rewards depend on reaches their cache."""
 
+import contextlib
+
 import pytest
 
 from env.base import UsageError
@@ -17,18 +19,38 @@ class RecordingExecutor:
 
     def __init__(self, dataset, **options):
         self.options = options
+        self.is_closed = False
+        started.append(self)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.is_closed = True
+
+
+started = []
 
 
 @pytest.fixture
-def make(monkeypatch, tmp_path):
+def executors(monkeypatch):
+    """The executors that a test has started; substitutes take their place."""
     for name in ("CodeExecutor", "RayExecutor"):
         monkeypatch.setattr(build, name, type(name, (RecordingExecutor,), {}))
+    started.clear()
+    return started
 
+
+@pytest.fixture
+def make(executors, tmp_path):
     def make(**settings):
         settings = {"reward_cache": str(tmp_path), **settings}
-        return build._make_executor(Config.from_dict(settings), load_dataset("balance_scale"))
+        return build._make_executor(
+            Config.from_dict(settings), load_dataset("balance_scale"), opened
+        )
 
-    return make
+    with contextlib.ExitStack() as opened:
+        yield make
 
 
 def test_limits_reach_the_executor(make):
@@ -93,3 +115,26 @@ def test_kernels_of_other_devices_are_refused(attention):
     config = Config.from_dict({"attention": attention})
     with pytest.raises(UsageError, match=f"--attention={attention}: needs a.*devices are cpu"):
         build.load_language(config, build_mesh())
+
+
+def test_the_executor_of_a_task_is_closed_with_it(executors):
+    with build.open_task(Config.from_dict({"reward_cache": "off"})) as task:
+        (executor,) = executors
+        assert task.name == "balance_scale"
+        assert not executor.is_closed
+    assert executor.is_closed
+
+
+@pytest.mark.parametrize("part", ["reward_cache.reward_context", "CachedExecutor", "CodeTask"])
+def test_the_executor_is_closed_if_a_later_part_cannot_be_made(
+    executors, monkeypatch, tmp_path, part
+):
+    def fail(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(f"etpo_jax.build.{part}", fail)
+    config = Config.from_dict({"reward_cache": str(tmp_path)})
+    with pytest.raises(OSError, match="no space left"), build.open_task(config):
+        pytest.fail("a task was made")
+    (executor,) = executors
+    assert executor.is_closed
