@@ -4,7 +4,8 @@
   python -m etpo_jax.evaluate --model=tiny --dataset=tic_tac_toe
   python -m etpo_jax.evaluate --run_dir=runs/tiny --num_samples=0 --perplexity
 
-The settings of the run hold unless a flag gives another value. Perplexity is measured for the model
+The settings of the run hold unless a flag gives another value; `--dataset` also takes the place of
+the run's own `--task`. Perplexity is measured for the model
 before training and for the policy after it, on code that the stand-in was not trained on or on
 texts of your own.
 """
@@ -109,19 +110,18 @@ def _sample(
     weights = actor.weights(trunk)
     reference_weights = actor.weights({}) if config.sampling.support_threshold > 0 else None
     prompts = TokenPrompts(task, language.tokenizer, config.model.max_prompt_length)
-    episodes = Episodes(task, prompts, _NUM_ENVS.value, _SEED.value)
     key = jax.random.key(_SEED.value)
     rows: list[dict[str, Any]] = []
-    while (remaining := _NUM_SAMPLES.value - len(rows)) > 0:
-        actions = actor.act(
-            weights,
-            episodes.encode(),
-            jax.random.fold_in(key, len(rows)),
-            reference_weights=reference_weights,
-        )
-        steps = episodes.start(actions.texts[:remaining]).result()
-        rows += episodes.finish(actions, steps)[1]
-    episodes.close()
+    with contextlib.closing(Episodes(task, prompts, _NUM_ENVS.value, _SEED.value)) as episodes:
+        while (remaining := _NUM_SAMPLES.value - len(rows)) > 0:
+            actions = actor.act(
+                weights,
+                episodes.encode(),
+                jax.random.fold_in(key, len(rows)),
+                reference_weights=reference_weights,
+            )
+            steps = episodes.start(actions.texts[:remaining]).result()
+            rows += episodes.finish(actions, steps)[1]
     return rows
 
 
@@ -247,6 +247,8 @@ def _resolve() -> tuple[Config, Path | None]:
         return settings_flags.from_flags(sections=_SECTIONS), None
     run_path = Path(_RUN_DIR.value).expanduser()
     stored = build.settings_of(directory.open_for_reading(run_path)).to_dict()
+    if flags.FLAGS["dataset"].present:
+        stored["task"] = ""
     config = settings_flags.from_flags(sections=_SECTIONS, defaults=stored)
     fingerprint.check(run_path, config.model.model)
     return config, run_path

@@ -1,0 +1,50 @@
+"""Settings of an evaluation: those of the run, and flags over them."""
+
+import subprocess
+import sys
+
+import pytest
+
+from etpo_jax.config import Config
+from etpo_jax.runs.directory import RunDirectory
+
+PROGRAM = (
+    "from env import command_line\n"
+    "from etpo_jax import evaluate\n"
+    "command_line.run(lambda: print(evaluate._resolve()[0].task.title))"
+)
+
+
+@pytest.fixture
+def title(tmp_path):
+    """Gives the title of the task that is evaluated, for a run of a task and further flags."""
+
+    def title(*arguments, **settings):
+        values = Config.from_dict({"model": "tiny", **settings}).to_dict()
+        with RunDirectory.open(
+            tmp_path / "run", values, may_differ=frozenset(values), overwrite=False
+        ):
+            pass  # made, and left for others
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, f"--run_dir={tmp_path / 'run'}", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return title
+
+
+@pytest.mark.parametrize("task", ["package.module:factory", "Mine (given in Python)"])
+def test_a_data_set_on_the_command_line_takes_the_place_of_the_task_of_the_run(title, task):
+    assert title(task=task) == task
+    assert title("--dataset=tic_tac_toe", task=task) == "tic_tac_toe"
+    assert title("--dataset=tic_tac_toe", "--task=other.module:make", task=task) == (
+        "other.module:make"
+    )
+
+
+def test_the_data_set_of_the_run_is_the_default(title):
+    assert title(dataset="toy") == "toy"
