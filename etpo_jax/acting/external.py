@@ -128,7 +128,7 @@ class _Answer(NamedTuple):
 
 
 class ExternalModel:
-    """An actor that asks an endpoint, and the learner that keeps account of its tokens.
+    """An actor that asks an endpoint and keeps account of the tokens.
 
     Attributes:
       state: tokens of prompts and answers so far; kept in checkpoints.
@@ -189,13 +189,6 @@ class ExternalModel:
 
     def weights(self, trunk: Role) -> None:
         """None, for the weights are at the endpoint."""
-
-    def policy_trunk(self) -> Role:
-        """The empty role: nothing is trained."""
-        return {}
-
-    def start(self, mean_reward: float) -> None:
-        """Does nothing with the mean reward of the first collection."""
 
     def act(
         self,
