@@ -59,7 +59,10 @@ def load_dataset(
     if description is not None:
         _check_description(description)
     if max_rows < MIN_ROWS:
-        raise UsageError(f"--max_rows={max_rows}: must be at least {MIN_ROWS}")
+        raise UsageError(
+            f"--max_rows={max_rows}: must be at least {MIN_ROWS}, for two rows of each of two "
+            "classes in both halves of a split"
+        )
     if name.startswith(_FILE_PREFIXES):
         if data_dir is not None:
             raise UsageError(f"{name}: --data_dir is for the paper's tables; PATH says it all here")
