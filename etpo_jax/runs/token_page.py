@@ -6,8 +6,12 @@ The credit of a token is its target less the soft value before it.
 import html
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+_FILE = Path(__file__)
+STYLE = _FILE.with_suffix(".css").read_text(encoding="utf-8")
+SCRIPT = _FILE.with_suffix(".js").read_text(encoding="utf-8")
 _END = "end"
 _SHOWN = ("target", "value", "q", "log_prob", "log_reference", "kl")
 
@@ -75,65 +79,3 @@ def _credit(token: dict[str, Any]) -> float:
 
 def _label(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)[1:-1] if text else _END
-
-
-STYLE = """
-.token { border-radius: .2rem; cursor: pointer; }
-.token.up { background: color-mix(in srgb, var(--c0) calc(var(--w) * 75%), transparent); }
-.token.down { background: color-mix(in srgb, var(--c2) calc(var(--w) * 75%), transparent); }
-.token.chosen, .token:focus-visible { outline: 2px solid var(--text); }
-.mark { color: var(--soft); font-style: normal; font-size: .85em; }
-.inspector { margin: 1rem 0; }
-.inspector pre { margin: .3rem 0; }
-.tokens { font-size: 14px; line-height: 1.9; white-space: pre-wrap; overflow-wrap: anywhere; }
-.token-detail { font-size: .9rem; min-height: 8.5rem; }
-.token-detail .numbers { display: flex; flex-wrap: wrap; gap: .1rem 1.2rem; }
-.token-detail .top {
-  display: grid; grid-template-columns: max-content max-content 1fr; gap: 0 1.2rem;
-  align-items: baseline;
-}
-.token-detail code { white-space: pre-wrap; }
-"""
-
-SCRIPT = """
-for (const inspector of document.querySelectorAll(".inspector")) {
-  const tokens = JSON.parse(inspector.dataset.tokens);
-  const detail = inspector.querySelector(".token-detail");
-  const spans = inspector.querySelectorAll(".token");
-  const part = (parent, name, text) => {
-    const element = document.createElement(name);
-    element.textContent = text;
-    parent.append(element);
-    return element;
-  };
-  const show = (span) => {
-    const [label, credit, target, value, q, logProb, logReference, kl, top] =
-      tokens[span.dataset.index];
-    inspector.querySelector(".chosen")?.classList.remove("chosen");
-    span.classList.add("chosen");
-    detail.replaceChildren();
-    const head = part(detail, "div", "");
-    head.className = "numbers";
-    part(head, "code", label);
-    part(head, "b", "credit " + credit);
-    for (const [name, number] of [["target", target], ["value", value], ["Q", q],
-        ["log \u03c0", logProb], ["log \u03c1", logReference], ["KL", kl]]) {
-      part(head, "span", name + " " + number);
-    }
-    part(detail, "small", "most likely under \u03c0:");
-    const list = part(detail, "div", "");
-    list.className = "top";
-    for (const [text, probability, quality] of top) {
-      part(list, "code", text);
-      part(list, "span", (100 * probability).toFixed(1) + " %");
-      part(list, "span", "Q " + quality);
-    }
-  };
-  for (const span of spans) {
-    for (const event of ["pointerenter", "click", "focus"]) {
-      span.addEventListener(event, () => show(span));
-    }
-  }
-  if (spans.length) show(spans[0]);
-}
-"""
