@@ -1,4 +1,4 @@
-"""What a task of the user's has to define, and what it inherits."""
+"""A user's task defines three methods and inherits the rest."""
 
 import numpy as np
 import pytest

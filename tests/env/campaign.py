@@ -140,7 +140,7 @@ def main() -> None:
 
 
 def _has_children() -> bool:
-    """Whether a process is left; those that are about to end are given a moment."""
+    """True if a child process is left; one that is about to end gets a moment."""
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         try:

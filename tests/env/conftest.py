@@ -1,4 +1,4 @@
-"""Where the published and prepared tables lie, and a cache that is no one's."""
+"""Fixtures: folders of published and prepared tables, and a cache of the test's own."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a caller of the executor sees: rewards, errors, order, limits."""
+"""The executor as its callers see it: rewards, errors, order, limits."""
 
 import concurrent.futures
 import dataclasses

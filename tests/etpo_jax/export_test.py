@@ -1,4 +1,4 @@
-"""What is exported gives the logits of the policy, here and in Hugging Face's tools."""
+"""An exported model gives the logits of the policy, here and in Hugging Face's tools."""
 
 import dataclasses
 import json

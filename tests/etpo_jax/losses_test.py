@@ -44,7 +44,7 @@ def test_critic_loss_stops_the_target_and_moves_the_taken_value():
 
 
 def test_the_correction_makes_any_critic_give_the_gradient_of_the_right_one():
-    """In expectation over what the policy samples, and however wrong Q is."""
+    """The gradients agree in expectation over the policy's samples, however wrong Q is."""
     rng = np.random.default_rng(4)
     policy, reference, q, right = jnp.asarray(rng.normal(size=(4, 7)), jnp.float32)
 

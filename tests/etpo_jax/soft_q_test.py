@@ -11,7 +11,7 @@ BETA, GAMMA = 0.3, 0.9
 
 
 def on_device(*arrays):
-    """As the signatures want them: jax arrays of float32 or bool."""
+    """Turns arrays into jax arrays of float32 or bool, as the signatures demand."""
     return [jnp.asarray(array, bool if array.dtype == bool else jnp.float32) for array in arrays]
 
 

@@ -98,7 +98,7 @@ def eq_7(log_reference: np.ndarray, q: np.ndarray, beta: float) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class FixedPoint:
-    """Where a backup ends: values [s], policy over actions [s, actions], and rows per level."""
+    """End of a backup: values [s], policy over actions [s, actions], and rows per level."""
 
     value_s: np.ndarray
     log_action_policy: np.ndarray

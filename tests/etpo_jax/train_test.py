@@ -168,7 +168,7 @@ def wait_for(process, is_reached):
 def test_a_signal_ends_cleanly_and_the_same_command_resumes(
     uninterrupted, rewards, tmp_path, number, is_warm
 ):
-    """Also with rewards that the disk remembers: they are the same numbers."""
+    """Rewards that the disk remembers are the same numbers, so the logs agree too."""
     path = tmp_path / "run"
     flags = [*SMALL, f"--reward_cache={rewards}"] if is_warm else SMALL
     process = start(f"--run_dir={path}", *flags)
@@ -377,7 +377,7 @@ def test_a_run_does_not_go_on_over_another_model(tmp_path):
 
 
 def can_mount():
-    """Whether a file system of a few megabytes can be had."""
+    """True if the test may mount a file system of a few megabytes."""
     return os.geteuid() == 0 and shutil.which("mount") is not None
 
 

@@ -226,7 +226,7 @@ def test_stand_in(tmp_path):
 
 @pytest.mark.parametrize("infilling", [DEEPSEEK, QWEN])
 def test_other_infilling_tokens(tmp_path, infilling):
-    """In DeepSeek-Coder and Qwen the infilling tokens are not marked as special."""
+    """DeepSeek-Coder and Qwen do not mark the infilling tokens as special."""
     backend = byte_level(
         tmp_path,
         special=("<end>",),

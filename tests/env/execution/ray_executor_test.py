@@ -21,11 +21,11 @@ LIMITS = {name: OPTIONS[name] for name in ("timeout_s", "memory_bytes")}
 
 
 class ActorLostError(Exception):
-    """What the cluster below raises for the calls of a dead actor."""
+    """Error of the substitute cluster for the calls of a dead actor."""
 
 
 class Reference:
-    """The result to be of a call."""
+    """A future result of a call."""
 
     def __init__(self):
         self._future: concurrent.futures.Future = concurrent.futures.Future()

@@ -1,4 +1,4 @@
-"""What is executed once, what again, and what may never be mixed up."""
+"""Equal programs are executed once; results of different settings are never mixed up."""
 
 import dataclasses
 import errno

@@ -17,7 +17,7 @@ ALLOW, KILL = "allow", "kill"
 
 
 def _run(code: list[seccomp.Instruction], architecture: int, number: int, *arguments: int) -> str:
-    """What the filter answers: `allow`, `kill`, or the name of an errno."""
+    """Answer of the filter to a system call: `allow`, `kill`, or the name of an errno."""
     words = [number, architecture, 0, 0]
     for argument in [*arguments, *[0] * (6 - len(arguments))]:
         words += [argument & 0xFFFFFFFF, argument >> 32 & 0xFFFFFFFF]

@@ -1,4 +1,4 @@
-"""How tables of the user's become arrays, and which are refused."""
+"""A user's tables become arrays, or are refused with a reason."""
 
 import numpy as np
 import pytest

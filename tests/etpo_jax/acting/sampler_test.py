@@ -225,7 +225,7 @@ def test_bad_arguments_are_named(call, named):
 
 
 def test_a_mesh_changes_nothing(tmp_path):
-    """On 8 simulated devices, in a process of their own: jax fixes their number when it starts."""
+    """Runs on 8 simulated devices in another process: jax fixes their number when it starts."""
     path = tmp_path / "generation.npz"
     output_on_devices(8, __file__, path)
     expected = build().generate(weights(), *prompts(), keys())

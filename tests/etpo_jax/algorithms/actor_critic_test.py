@@ -145,7 +145,7 @@ def hidden_states(params, tokens, positions, mask):
 
 
 def rows_of(base, state, batch):
-    """What the formulas need of each transition: ratios, values, return pieces."""
+    """Ratios, values and parts of the return of each transition, for the formulas."""
     found = []
     for row in range(4):
         prompt = batch.prompt_tokens_bp[row][batch.prompt_mask_bp[row]]
@@ -254,7 +254,7 @@ def test_a_collection_filled_up_with_itself_has_the_advantages_of_the_distinct_a
 
 
 def test_microbatches_and_chunks_are_the_minibatch(base):
-    """Of POAD, whose means over tokens are no means over microbatches."""
+    """POAD averages over tokens, which is not the average over microbatches."""
     batch = make_batch()
     label, _, hyper = programs("poad")
     found = label(make_state(base, "poad"), base, batch, jnp.int32(4), hyper)

@@ -1,4 +1,4 @@
-"""What every algorithm shares: traced numbers, and the choice of transitions to learn from."""
+"""Parts that all algorithms share: traced numbers, and the choice of transitions to learn from."""
 
 import dataclasses
 

@@ -425,7 +425,7 @@ def test_path_loss_with_q_of_the_policy_row_by_row(model, base):
 
 
 def test_where_the_critic_is_right_the_correction_is_nothing(model, base):
-    """With one-token actions whose rewards are their Q, both policy losses are the same."""
+    """Both policy losses are the same on one-token actions whose rewards are their Q."""
     batch, is_first_j = make_batch(9), np.arange(5) == 0
     batch = dataclasses.replace(
         batch,

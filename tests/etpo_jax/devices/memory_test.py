@@ -1,4 +1,4 @@
-"""What stays on a device is exact; what programs need agrees with the TPU compiler's figures."""
+"""Bytes that stay on a device are exact; those of programs agree with the TPU compiler's."""
 
 import dataclasses
 

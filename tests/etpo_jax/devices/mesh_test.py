@@ -1,4 +1,4 @@
-"""What --mesh may say, for devices that are there and for devices that are not."""
+"""Values that --mesh may have, for devices that are there and for planned ones."""
 
 import pytest
 

@@ -44,7 +44,7 @@ def test_ablations_differ_from_etpo_in_one_setting():
 
 
 def test_baselines_see_and_sample_what_etpo_does():
-    """Same model, prompts, environments and sampling; each learns at the rates that suit it."""
+    """Model, prompts, environments and sampling are the same; each has the rates that suit it."""
     learning = {"beta", "gradient_steps_per_update", "policy_learning_rate", "critic_learning_rate"}
     allowed = {"reflection": set(), "ppo_kl": learning, "poad": learning | {"lambda_within"}}
     for name, keys in allowed.items():
