@@ -24,6 +24,10 @@ from etpo_jax import cli
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES = ("env", "etpo_jax", "models")
+COMPILED = ROOT / ".pytest_cache" / "compiled"
+
+
+DEMONSTRATION = ("-m", "etpo_jax.train", "--flagfile=tiny.flags", "--num_env_steps=16")
 
 
 def call(*command, cwd, **environment):
@@ -31,7 +35,7 @@ def call(*command, cwd, **environment):
     done = subprocess.run(
         command,
         cwd=cwd,
-        env={**os.environ, **environment},
+        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(COMPILED), **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -74,26 +78,40 @@ def sdist(tree, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def installed(wheel, tmp_path_factory):
-    """The wheel unpacked, and a program's call from a folder that holds nothing of the project."""
-    site = tmp_path_factory.mktemp("site")
+def rebuilt(sdist, tmp_path_factory):
+    """The wheel that is built from the sdist, as an installer without wheels makes it."""
+    folder = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    (source,) = folder.iterdir()
+    for name in ("README.md", "LICENSE", "CITATION.cff", "docs", "tests", "launch/slurm.sh"):
+        assert (source / name).exists()
+    return build("wheel", source, tmp_path_factory.mktemp("rebuilt"))
+
+
+def install(wheel, folder):
+    """Unpacks a wheel; a caller of Python from a folder that holds nothing of the project."""
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
+        archive.extractall(folder / "site")
 
-    def run(module, *arguments):
-        return call(
-            *(sys.executable, "-m", module, *arguments), cwd=elsewhere, PYTHONPATH=str(site)
-        )
+    def python(*arguments):
+        return call(sys.executable, *arguments, cwd=elsewhere, PYTHONPATH=str(folder / "site"))
 
-    return run
+    return python
 
 
 @pytest.fixture(scope="module")
-def run_dir(installed, tmp_path_factory):
+def python(wheel, tmp_path_factory):
+    return install(wheel, tmp_path_factory.mktemp("installed"))
+
+
+@pytest.fixture(scope="module")
+def run_dir(python, tmp_path_factory):
     """A finished run of the demonstration's first update."""
     path = tmp_path_factory.mktemp("runs") / "first"
-    installed("etpo_jax.train", "--flagfile=tiny.flags", "--num_env_steps=16", f"--run_dir={path}")
+    python(*DEMONSTRATION, f"--run_dir={path}")
     return path
 
 
@@ -121,13 +139,8 @@ def test_the_wheel_holds_every_module_the_stand_in_and_the_flagfiles(wheel, tree
     assert held == expected
 
 
-def test_the_source_distribution_makes_the_same_wheel(sdist, wheel, tmp_path):
-    with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
-    (source,) = tmp_path.iterdir()
-    for name in ("README.md", "LICENSE", "CITATION.cff", "docs", "tests", "launch/slurm.sh"):
-        assert (source / name).exists()
-    assert names(build("wheel", source, tmp_path / "wheel")) == names(wheel)
+def test_the_source_distribution_makes_the_same_wheel(rebuilt, wheel):
+    assert names(rebuilt) == names(wheel)
 
 
 def test_version_and_command_are_those_of_the_project(wheel):
@@ -182,20 +195,54 @@ def test_every_program_of_the_command_exists():
     assert {module for module, _ in cli.PROGRAMS.values()} == programs
 
 
+def rows(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
 @pytest.mark.slow
 def test_the_demonstration_runs_outside_the_checkout(run_dir):
-    (row,) = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    (row,) = rows(run_dir)
     assert row["env_step"] == 16
     assert (run_dir / "report.html").exists()
 
 
 @pytest.mark.slow
-def test_evaluation_and_export_run_outside_the_checkout(installed, run_dir, tmp_path):
-    installed("etpo_jax.export", f"--run_dir={run_dir}", f"--output={tmp_path / 'model'}")
+def test_the_wheel_of_the_source_distribution_trains_alike(rebuilt, run_dir, tmp_path):
+    install(rebuilt, tmp_path)(*DEMONSTRATION, f"--run_dir={tmp_path / 'run'}")
+    (row,), (expected,) = rows(tmp_path / "run"), rows(run_dir)
+    for name in ("env_step", "reward_mean", "critic_loss", "policy_loss"):
+        assert row[name] == expected[name]
+
+
+@pytest.mark.slow
+def test_evaluation_and_export_run_outside_the_checkout(python, run_dir, tmp_path):
+    python("-m", "etpo_jax.export", f"--run_dir={run_dir}", f"--output={tmp_path / 'model'}")
     options = ("--num_samples=8", "--num_envs=8", "--json")
-    text = installed("etpo_jax.evaluate", f"--model={tmp_path / 'model'}", *options)
+    text = python("-m", "etpo_jax.evaluate", f"--model={tmp_path / 'model'}", *options)
     assert -1 <= json.loads(text)["reward_mean"] <= 1
 
 
-def test_a_plan_is_made_outside_the_checkout(installed):
-    assert "balance_scale" in installed("etpo_jax.plan", "--flagfile=tiny.flags")
+@pytest.mark.slow
+def test_the_example_of_an_own_reward_runs_outside_the_checkout(python, tmp_path):
+    shutil.copy(ROOT / "examples" / "own_reward.py", tmp_path)
+    program = "import own_reward, sys; own_reward.main(sys.argv[1], num_env_steps=16)"
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {program}"
+    assert "A sample of the policy:" in python("-c", program, str(tmp_path / "run"))
+    (row,) = rows(tmp_path / "run")
+    assert row["env_step"] == 16
+
+
+@pytest.mark.slow
+def test_a_grid_of_two_algorithms_runs_outside_the_checkout(python, tmp_path):
+    text = python(
+        *("-m", "etpo_jax.reproduce", "--algorithms=etpo,ppo_kl", "--datasets=balance_scale"),
+        *("--seeds=0", "--num_env_steps=20", "--tables=2", "--figures=3", f"--output={tmp_path}"),
+    )
+    assert "2 of 2 cells" in text
+    for algorithm in ("etpo", "ppo_kl"):
+        assert rows(tmp_path / "runs" / algorithm / "balance_scale" / "0")[-1]["env_step"] == 20
+    assert "| balance_scale |" in (tmp_path / "report.md").read_text()
+
+
+def test_a_plan_is_made_outside_the_checkout(python):
+    assert "balance_scale" in python("-m", "etpo_jax.plan", "--flagfile=tiny.flags")
