@@ -11,7 +11,7 @@ FILL_ME = "<FILL_ME>"
 """Marks the place in a prompt that the action replaces."""
 
 
-class UsageError(Exception):
+class UsageError(ValueError):
     """Bad input by the user; the text is the one line that they see (programs exit with 2)."""
 
 

@@ -123,6 +123,8 @@ class Trainer:
             raise ValueError(str(error)) from error
         self.config = Config.from_dict(settings)
         self._task = task
+        if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+            raise ValueError(f"callbacks={callbacks!r:.80}: must be a sequence of functions")
         self._callbacks = tuple(callbacks)
         self._overwrite = overwrite
         self._quiet = quiet
@@ -194,6 +196,8 @@ class Trainer:
           ValueError: a prompt that is too long or has several markers, or a temperature of 0.
           UsageError: the model cannot be used.
         """
+        if isinstance(prompts, str):
+            raise ValueError("prompts is one text and must be a sequence of texts")
         if not prompts:
             return []
         config = self.config

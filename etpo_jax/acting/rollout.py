@@ -7,6 +7,9 @@ A loop of `Episodes.encode`, `Actor.act`, `Episodes.start`, `Episodes.collect` a
 import concurrent.futures
 import dataclasses
 import functools
+import json
+import math
+import numbers
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -216,6 +219,45 @@ class SamplingActor:
 _Started = tuple[concurrent.futures.Future[list[Step]], Callable[[], list[Step]]]
 
 
+def _step(
+    task: Task,
+    states: Sequence[State],
+    actions: Sequence[str],
+    rngs: Sequence[np.random.Generator],
+) -> list[Step]:
+    """Steps a task and checks what it returns.
+
+    Raises:
+      UsageError: naming what is wrong, before it is learnt from.
+    """
+    steps = task.step(states, actions, rngs)
+    if not isinstance(steps, Sequence) or len(steps) != len(actions):
+        raise UsageError(
+            f"task {task.name}: step must return {len(actions)} steps, not {steps!r:.80}"
+        )
+    for step in steps:
+        reward = step.reward if isinstance(step, Step) and isinstance(step.error, str) else None
+        if not isinstance(reward, numbers.Real) or not math.isfinite(reward):
+            raise UsageError(
+                f"task {task.name}: step must return steps with a finite reward and a text as "
+                f"error, not {step!r:.80}"
+            )
+        if step.next_state is not None:
+            _check_state(task, step.next_state)
+    return list(steps)
+
+
+def _check_state(task: Task, state: Any) -> State:
+    """A state of the task, if checkpoints can hold it; raises UsageError otherwise."""
+    try:
+        json.dumps(state.data)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"task {task.name}: a state must be a State whose data are JSON values: {error}"
+        ) from error
+    return state
+
+
 def _execute(started: "queue.SimpleQueue[_Started | None]") -> None:
     """Takes steps one after another until there is a None among them."""
     while (work := started.get()) is not None:
@@ -267,7 +309,8 @@ class Episodes:
         """
         mine = range(hosts.index(), len(texts), hosts.count())
         step = functools.partial(
-            self._task.step,
+            _step,
+            self._task,
             [self._states[index] for index in mine],
             [texts[index] for index in mine],
             [self._rng(self._episodes[index], self._states[index].t + 1) for index in mine],
@@ -358,4 +401,4 @@ class Episodes:
         episode = self._next_episode
         self._next_episode += 1
         self._episodes[index] = episode
-        self._states[index] = self._task.reset(self._rng(episode, 0))
+        self._states[index] = _check_state(self._task, self._task.reset(self._rng(episode, 0)))

@@ -36,7 +36,7 @@ _GENERATION = "generation_config.json"
 def check_new(output: Path) -> None:
     """Raises UsageError if the folder to be made is there already."""
     if output.exists():
-        raise UsageError(f"--output={output}: is there already; name a new folder")
+        raise UsageError(f"{output} is there already: name a new folder to export to")
 
 
 def write_policy(
@@ -65,6 +65,8 @@ def write_policy(
       models.errors.ModelError: the trained model cannot be read.
     """
     check_new(output)
+    if form not in FORMS:
+        raise UsageError(f"form {form!r}: must be {' or '.join(FORMS)}")
     name = model or config.model.model
     folder = local_folder(name)
     part = output.with_name(f"{output.name}.part")

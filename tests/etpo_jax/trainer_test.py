@@ -328,3 +328,17 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
     trainer = make(tmp_path / "run", num_envs=np.int64(4), beta=np.float32(0.5))
     assert (trainer.config.run.num_envs, trainer.config.learning.beta) == (4, 0.5)
     assert isinstance(trainer.config.run.num_envs, int)
+
+
+@pytest.mark.parametrize("callbacks", [print, None, [3]])
+def test_callbacks_are_functions(callbacks):
+    with pytest.raises(ValueError, match=r"callbacks=.*: must be a sequence of functions"):
+        etpo_jax.Trainer(callbacks=callbacks)
+
+
+def test_arguments_of_the_methods_are_checked(trained, tmp_path):
+    trainer, _, _ = trained
+    with pytest.raises(ValueError, match="prompts is one text"):
+        trainer.generate(PROMPT)
+    with pytest.raises(ValueError, match="form 'gguf': must be merged or peft"):
+        trainer.export(tmp_path / "exported", form="gguf")

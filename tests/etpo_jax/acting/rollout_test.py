@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from env.base import State, UsageError
+from env.base import State, Step, Task, UsageError
 from env.tasks.function_task import FunctionTask
 from etpo_jax.acting.rollout import Episodes, TokenPrompts
 
@@ -106,3 +106,46 @@ def test_a_step_without_end_keeps_nothing_from_ending(open_episodes):
     may_end.set()
     thread.join(60)
     assert not thread.is_alive()
+
+
+class Answers(Task):
+    """A task whose steps are what a test gives."""
+
+    def __init__(self, steps, data=None):
+        self.steps, self.data = steps, data or {}
+
+    def reset(self, rng):
+        return State(0, self.data)
+
+    def render(self, state, *, shorten=0):
+        return "prompt"
+
+    def step(self, states, actions, rngs):
+        return self.steps
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (None, "must return 1 steps, not None"),
+        ([], r"must return 1 steps, not \[\]"),
+        ([(1.0, None)], "a finite reward and a text as error"),
+        ([Step(float("nan"), None, "", {})], "a finite reward"),
+        ([Step("1", None, "", {})], "a finite reward"),
+        ([Step(1.0, None, None, {})], "a text as error"),
+        ([Step(1.0, State(1, {"seen": {1}}), "", {})], "JSON values: Object of type set"),
+        ([Step(1.0, {"t": 1}, "", {})], "a state must be a State"),
+    ],
+)
+def test_what_a_task_returns_is_checked_before_it_is_learnt_from(steps, message):
+    task = Answers(steps)
+    episodes = Episodes(task, TokenPrompts(task, Words(), 10), 1, seed=0)
+    with pytest.raises(UsageError, match=f"task task: .*{message}"):
+        episodes.collect(episodes.start(["action"]))
+    episodes.close()
+
+
+def test_a_first_state_that_no_checkpoint_can_hold_is_refused():
+    task = Answers([], data={"seen": {1}})
+    with pytest.raises(UsageError, match="task task: a state must be a State whose data are JSON"):
+        Episodes(task, TokenPrompts(task, Words(), 10), 1, seed=0)
