@@ -69,10 +69,16 @@ class Task(Protocol):
     Attributes:
       name: stands in the logs as the data set of an episode.
       max_shorten: the largest `shorten` for which `render` gives another, shorter text.
+      action_end: what ends an action beside the model's stop tokens. "" is nothing; "function" is
+        the first later line that begins at the margin and so leaves the function whose body the
+        action continues; "fence" is the fence that closes the first fenced code block. Decoding
+        stops with the token that brings the end, which is the action's last; `step` gets the text
+        before it.
     """
 
     name: str = "task"
     max_shorten: int = 0
+    action_end: str = ""
 
     @abc.abstractmethod
     def reset(self, rng: np.random.Generator) -> State:

@@ -23,6 +23,7 @@ from env.tasks.code_task import CodeTask
 from env.tasks.loading import load_task
 from env.tasks.table_questions import TableQuestions
 from env.tasks.toy import ToyTask
+from etpo_jax.acting.endings import state_table
 from etpo_jax.acting.external import ExternalModel, TextPrompts
 from etpo_jax.acting.rollout import Actor, Prompts, SamplingActor, TokenPrompts
 from etpo_jax.acting.sampler import Sampler
@@ -206,7 +207,7 @@ def make_agent(config: Config, task: Task, language: Language, mesh: Mesh) -> Ag
     return Agent(
         language,
         TokenPrompts(task, language.tokenizer, config.model.max_prompt_length),
-        make_actor(config, language, mesh),
+        make_actor(config, language, mesh, action_end=action_end_of(task)),
         config.algorithm(language.model, language.base, config, mesh),
     )
 
@@ -227,8 +228,15 @@ def make_endpoint_agent(config: Config, task: Task) -> Agent:
     return Agent(None, TextPrompts(task), external, EndpointReflection(external))
 
 
-def make_actor(config: Config, language: Language, mesh: Mesh) -> SamplingActor:
-    """The actor that samples as configured.
+def action_end_of(task: Task) -> str:
+    """What ends the actions of a task beside stop tokens."""
+    return getattr(task, "action_end", "")  # a task need not be a subclass of Task
+
+
+def make_actor(
+    config: Config, language: Language, mesh: Mesh, *, action_end: str = ""
+) -> SamplingActor:
+    """The actor that samples as configured; `action_end` as in `env.base.Task`.
 
     Raises:
       UsageError: if a longest prompt with a longest action exceeds the model's window.
@@ -246,6 +254,7 @@ def make_actor(config: Config, language: Language, mesh: Mesh) -> SamplingActor:
         language.tokenizer.eos_ids,
         language.tokenizer.pad_id,
         config.sampling,
+        next_state_sv=state_table(action_end, language.tokenizer, language.model.config.vocab_size),
         mesh=mesh,
         attention=config.model.attention,
     )
@@ -256,6 +265,7 @@ def make_actor(config: Config, language: Language, mesh: Mesh) -> SamplingActor:
         language.tokenizer,
         config.model.max_prompt_length,
         LENGTH_MULTIPLE,
+        action_end=action_end,
     )
 
 

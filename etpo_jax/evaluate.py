@@ -106,7 +106,7 @@ def _sample(
     config: Config, language: build.Language, trunk: Role, task: Task, mesh: jax.sharding.Mesh
 ) -> list[dict[str, Any]]:
     """Rows as in `episodes.jsonl`, one for each of the `--num_samples` actions."""
-    actor = build.make_actor(config, language, mesh)
+    actor = build.make_actor(config, language, mesh, action_end=build.action_end_of(task))
     weights = actor.weights(trunk)
     reference_weights = actor.weights({}) if config.sampling.support_threshold > 0 else None
     prompts = TokenPrompts(task, language.tokenizer, config.model.max_prompt_length)

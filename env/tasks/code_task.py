@@ -31,6 +31,7 @@ class CodeTask(Task):
 
     max_shorten = prompts.MAX_SHORTEN
     instructions = answers.INSTRUCTIONS
+    action_end = "function"
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from typing import Any
 
 from env.base import Task, UsageError
 from env.plugins import load_object
+from env.tasks.endings import ACTION_ENDS
 
 _METHODS = ("reset", "render", "step", "program", "close")
 
@@ -48,4 +49,10 @@ def check_task(task: Any, named: str) -> None:
         raise UsageError(
             f"{named}: is not a task: {kind.__name__} {lack}; subclass etpo_jax.Task, which has "
             "all but reset, render and step"
+        )
+    # A task that is no subclass may leave it out.
+    if (action_end := getattr(task, "action_end", "")) not in ACTION_ENDS:
+        raise UsageError(
+            f"{named}: action_end is {action_end!r} and must be one of "
+            f"{', '.join(map(repr, ACTION_ENDS))}"
         )

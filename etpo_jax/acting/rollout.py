@@ -20,6 +20,7 @@ import numpy as np
 from absl import logging
 
 from env.base import State, Step, Task, UsageError
+from env.tasks.endings import program_text
 from etpo_jax.acting.sampler import Sampler
 from etpo_jax.acting.transitions import Transition, bucket, pad_left
 from etpo_jax.devices import hosts
@@ -85,9 +86,9 @@ class Actions:
     Attributes:
       prompts: texts of the states.
       prompt_tokens: int32 ids [p] of each state.
-      texts: texts of the actions.
-      tokens: int32 ids [j] of each action, stop token included; empty for a model that gives text
-        only, as are prompt_tokens and log_probs.
+      texts: texts of the actions, without what ends them.
+      tokens: int32 ids [j] of each action, the one that ends it included; empty for a model that
+        gives text only, as are prompt_tokens and log_probs.
       log_probs: float32 [j], log mu of each token: the distribution that it was drawn from.
       num_tokens: tokens of all actions together, or 0 where the model does not count them.
     """
@@ -164,13 +165,20 @@ class SamplingActor:
         tokenizer: Tokenizer,
         max_prompt_length: int,
         length_multiple: int,
+        *,
+        action_end: str = "",
     ):
-        """Prompts are padded to a multiple of `length_multiple`, up to `max_prompt_length`."""
+        """Prompts are padded to a multiple of `length_multiple`, up to `max_prompt_length`.
+
+        The texts of actions go without what ends them, see `env.base.Task.action_end`; `sampler`
+        must stop there.
+        """
         self._base = base
         self._sampler = sampler
         self._tokenizer = tokenizer
         self._max_prompt_length = max_prompt_length
         self._length_multiple = length_multiple
+        self._action_end = action_end
         self._unstack = make_unstack(model)
 
     def weights(self, trunk: Role) -> Any:
@@ -207,7 +215,10 @@ class SamplingActor:
         return Actions(
             prompts=[prompt.text for prompt in prompts],
             prompt_tokens=prompt_tokens,
-            texts=[self._tokenizer.decode(row.tolist()) for row in tokens],
+            texts=[
+                program_text(self._tokenizer.decode(row.tolist()), self._action_end)
+                for row in tokens
+            ],
             tokens=tokens,
             log_probs=[
                 row[:length] for row, length in zip(generation.log_probs_bj, lengths_b, strict=True)

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from etpo_jax.acting import sampling
+from etpo_jax.acting import endings, sampling
 from etpo_jax.acting.sampling import Truncation
 from etpo_jax.config import SamplingConfig
 from models.config import DecoderConfig
@@ -28,8 +28,8 @@ class Generation(NamedTuple):
     """Sampled actions, on the device.
 
     Attributes:
-      action_tokens_bj: int32 ids; the stop token belongs to the action, and pad tokens follow it.
-        An action that fills the array may lack a stop token.
+      action_tokens_bj: int32 ids; the token that ends an action belongs to it, and pad tokens
+        follow. An action that fills the array may lack such a token.
       action_mask_bj: True for the tokens of the action.
       log_probs_bj: float32 nats of each token under the distribution that it was drawn from; 0
         where the mask is False.
@@ -55,6 +55,7 @@ class Sampler:
         pad_id: int,
         sampling: SamplingConfig,
         *,
+        next_state_sv: UInt8[np.ndarray, "s v"] | None = None,
         mesh: Mesh | None = None,
         attention: str = "reference",
     ):
@@ -65,6 +66,8 @@ class Sampler:
           eos_ids: tokens that end an action.
           pad_id: token that fills a row behind its action; must not be a stop token.
           sampling: how actions are drawn.
+          next_state_sv: other ends of actions, as `endings.state_table` makes them; None for stop
+            tokens only.
           mesh: devices; rows are split over the axis `fsdp`, heads over `tensor`.
           attention: implementation for prompts and decoding, one of
             `models.attention.IMPLEMENTATIONS`.
@@ -81,7 +84,11 @@ class Sampler:
         self.config = config
         self.sampling = sampling
         self._mesh = mesh
-        self._static = _Static(config, sampling.max_new_tokens, eos_ids, pad_id, attention)
+        if next_state_sv is None:
+            next_state_sv = endings.state_table("", None, config.vocab_size)
+        self._next_state_sv = next_state_sv.copy()
+        self._next_state_sv[:, list(eos_ids)] = len(next_state_sv) - 1
+        self._static = _Static(config, sampling.max_new_tokens, pad_id, attention)
 
     def generate(
         self,
@@ -129,6 +136,7 @@ class Sampler:
                 prompt_mask_bp,
                 keys_b,
                 Truncation.of(self.sampling, temperature),
+                self._next_state_sv,
                 static=self._static,
             )
 
@@ -139,7 +147,6 @@ class _Static:
 
     config: DecoderConfig
     max_new_tokens: int
-    eos_ids: tuple[int, ...]
     pad_id: int
     attention: str
 
@@ -150,14 +157,15 @@ class _LoopState(NamedTuple):
     Attributes:
       step: number j of tokens chosen so far.
       token_b: the token chosen last, which is not in the cache yet.
-      is_stopped_b: True for rows whose action has ended.
+      end_state_b: state of each row in the table of ends; the last one says that the action has
+        ended.
       caches: cache of the policy, and of the reference where there is a support mask.
       generation: the result; padding from index `step` on.
     """
 
     step: Int[Array, ""]
     token_b: Int[Array, "b"]
-    is_stopped_b: Bool[Array, "b"]
+    end_state_b: UInt8[Array, "b"]
     caches: tuple[Cache, ...]
     generation: Generation
 
@@ -169,6 +177,7 @@ def _generate(
     prompt_mask_bp: Bool[Array | np.ndarray, "#b p"],
     keys_b: Key[Array, "b"],
     truncation: Truncation,
+    next_state_sv: UInt8[Array | np.ndarray, "s v"],
     *,
     static: _Static,
 ) -> Generation:
@@ -197,7 +206,15 @@ def _generate(
         (tuple(zip(*read, strict=True)), prompt_length_b, slot_mask_bm),
     )
     decoding = _Decoding(
-        networks, p, prompt_length_b, slot_m, slot_mask_bm, keys_b, truncation, static=static
+        networks,
+        p,
+        prompt_length_b,
+        slot_m,
+        slot_mask_bm,
+        keys_b,
+        truncation,
+        jnp.asarray(next_state_sv),
+        static=static,
     )
     first = decoding.choose(_before_the_first_token(b, caches, static), logits)
     return jax.lax.while_loop(decoding.is_running, decoding.append, first).generation
@@ -209,7 +226,7 @@ def _before_the_first_token(b: int, caches: tuple[Cache, ...], static: _Static) 
     return _LoopState(
         step=jnp.int32(0),
         token_b=jnp.full((b,), static.pad_id, jnp.int32),
-        is_stopped_b=jnp.zeros((b,), jnp.bool_),
+        end_state_b=jnp.full((b,), endings.START, jnp.uint8),
         caches=caches,
         generation=Generation(
             shard(jnp.full(shape, static.pad_id, jnp.int32), "b", "-"),
@@ -231,6 +248,7 @@ class _Decoding:
       slot_mask_bm: True for real prompt tokens and everywhere behind the prompt.
       keys_b: random key of each row.
       truncation: how logits become the distribution that is sampled from.
+      next_state_sv: state that a token leads to from each state, stop tokens included.
       static: settings compiled into the program.
     """
 
@@ -241,11 +259,12 @@ class _Decoding:
     slot_mask_bm: Bool[Array, "b m"]
     keys_b: Key[Array, "b"]
     truncation: Truncation
+    next_state_sv: UInt8[Array, "s v"]
     static: _Static
 
     def is_running(self, state: _LoopState) -> Bool[Array, ""]:
         """True while a row has not stopped and there is room for another token."""
-        return (state.step < self.static.max_new_tokens) & ~jnp.all(state.is_stopped_b)
+        return (state.step < self.static.max_new_tokens) & ~jnp.all(self.is_ended(state))
 
     def append(self, state: _LoopState) -> _LoopState:
         """Reads the last token into the caches, then chooses the next."""
@@ -273,13 +292,13 @@ class _Decoding:
         weights_bv = sampling.weights(logits[0], self.truncation, *logits[1:])
         uniform_b = sampling.uniform(self.keys_b, state.step)
         token_b, log_prob_b = sampling.draw(weights_bv, uniform_b)
-        is_real_b = ~state.is_stopped_b
+        is_real_b = ~self.is_ended(state)
         token_b = jnp.where(is_real_b, token_b, self.static.pad_id)
         tokens_bj, mask_bj, log_probs_bj = state.generation
         return _LoopState(
             step=state.step + 1,
             token_b=token_b,
-            is_stopped_b=self.stop(state, token_b),
+            end_state_b=self.next_state_sv[state.end_state_b, token_b],
             caches=state.caches,
             generation=Generation(
                 tokens_bj.at[:, state.step].set(token_b),
@@ -288,7 +307,6 @@ class _Decoding:
             ),
         )
 
-    def stop(self, state: _LoopState, token_b: Int[Array, "b"]) -> Bool[Array, "b"]:
-        """True for rows that had stopped before `token_b` was chosen, or stop with it."""
-        eos_ids = jnp.array(self.static.eos_ids, jnp.int32)
-        return state.is_stopped_b | jnp.isin(token_b, eos_ids)
+    def is_ended(self, state: _LoopState) -> Bool[Array, "b"]:
+        """True for rows whose action has ended."""
+        return state.end_state_b == self.next_state_sv.shape[0] - 1

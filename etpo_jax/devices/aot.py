@@ -25,6 +25,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from env.base import UsageError
+from etpo_jax.acting.endings import state_table
 from etpo_jax.acting.sampler import Sampler
 from etpo_jax.acting.transitions import Batch
 from etpo_jax.algorithms.base import AbstractRun
@@ -232,8 +233,16 @@ def _generation_weights(decoder: DecoderConfig, dtype: Any, mesh: Mesh) -> Any:
 
 def _lower_generation(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any:
     weights = _generation_weights(decoder, jnp.dtype(config.model.dtype), mesh)
-    # Stop tokens and the padding token do not influence memory.
-    sampler = Sampler(decoder, [2], 0, config.sampling, attention=config.model.attention)
+    # Stop tokens and the padding token do not influence memory; the table of ends does by its size,
+    # and the largest serves every task.
+    sampler = Sampler(
+        decoder,
+        [2],
+        0,
+        config.sampling,
+        next_state_sv=state_table("fence", None, decoder.vocab_size),
+        attention=config.model.attention,
+    )
     reference = weights if config.sampling.support_threshold > 0 else None
 
     def generate(weights: Any, reference: Any, tokens_bp: Any, mask_bp: Any, keys_b: Any) -> Any:

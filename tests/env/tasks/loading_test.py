@@ -27,6 +27,9 @@ class Structural:
     name, max_shorten = "structural", 0
     reset = render = step = program = close = lambda self, *_: None
 
+class Endless(Mine):
+    action_end = "line"
+
 def make():
     return Mine()
 
@@ -75,6 +78,7 @@ def test_a_class_a_factory_or_an_instance_is_a_task(attribute, name):
         ("my_tasks:refuse", "no table"),
         ("my_tasks:make_number", "int lacks reset, render, step, program, close, name"),
         ("my_tasks:number", "int lacks reset"),
+        ("my_tasks:Endless", "action_end is 'line' and must be one of '', 'function', 'fence'"),
     ],
 )
 def test_what_is_no_task_is_one_clear_error(spec, message):

@@ -1,6 +1,7 @@
 """Generation against the full forward pass, and what a row may and may not depend on."""
 
 import functools
+import itertools
 import re
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from etpo_jax.acting import sampler
+from etpo_jax.acting import endings, sampler
 from etpo_jax.acting.sampler import Sampler
 from etpo_jax.config import SamplingConfig
 from models import decode, sharding
@@ -38,10 +39,11 @@ def weights(seed=0):
     return jax.jit(decode.unstack, static_argnums=1)(parameters(seed), CONFIG)
 
 
-def build(eos_ids=EOS, mesh=None, **options):
+def build(eos_ids=EOS, mesh=None, next_state_sv=None, **options):
     """A sampler from all tokens but for these options."""
     values = {"max_new_tokens": NEW, "support_threshold": 0.0} | options
-    return Sampler(CONFIG, eos_ids, PAD, SamplingConfig(**values), mesh=mesh)
+    sampling = SamplingConfig(**values)
+    return Sampler(CONFIG, eos_ids, PAD, sampling, next_state_sv=next_state_sv, mesh=mesh)
 
 
 def prompts(rows=ROWS, seed=0):
@@ -123,6 +125,55 @@ def test_decoding_ends_with_the_last_row(monkeypatch):
     jax.effects_barrier()
     expected = int((generation.action_tokens_bj == PAD).all(axis=0).argmax()) - 1
     assert len(steps) == expected < 10
+
+
+class Words:
+    """A third of the tokens is a line break, and a third is a word."""
+
+    vocab_size = CONFIG.vocab_size
+
+    def decode(self, ids):
+        return "".join(("\n", " ", "x")[token % 3] for token in ids)
+
+
+def test_actions_end_with_the_token_that_leaves_the_function():
+    """An ending cuts tokens off and changes nothing before; decoding stops with the last row."""
+    words = Words()
+    table_sv = endings.state_table("function", words, CONFIG.vocab_size)
+    arguments = (weights(), *prompts(), keys())
+    plain = jax.device_get(build(max_new_tokens=24).generate(*arguments))
+    ended = jax.device_get(build(max_new_tokens=24, next_state_sv=table_sv).generate(*arguments))
+    num_cut = 0
+    for row in range(ROWS):
+        texts = [words.decode([token]) for token in plain.action_tokens_bj[row]]
+        length = plain.action_mask_bj[row].sum()
+        ends = [
+            j for j, pair in enumerate(itertools.pairwise(texts[:length]), 2) if pair == ("\n", "x")
+        ]
+        is_stop = np.isin(plain.action_tokens_bj[row, length - 1], EOS)
+        ends = [j for j in ends if not (is_stop and j == length)]
+        expected = min([length, *ends])
+        num_cut += bool(ends)
+        for name, array in ended._asdict().items():
+            np.testing.assert_array_equal(
+                array[row, :expected], getattr(plain, name)[row, :expected]
+            )
+        assert not ended.action_mask_bj[row, expected:].any()
+        assert (ended.action_tokens_bj[row, expected:] == PAD).all()
+        assert (ended.log_probs_bj[row, expected:] == 0).all()
+    assert num_cut > ROWS // 3
+    assert ended.action_mask_bj.sum() < plain.action_mask_bj.sum()
+
+
+def test_tables_of_one_size_share_a_program():
+    """Another tokenizer, ending text elsewhere, compiles nothing new."""
+    table_sv = endings.state_table("function", Words(), CONFIG.vocab_size)
+    arguments = (weights(), *prompts(), keys())
+    build(next_state_sv=table_sv).generate(*arguments)
+    size = sampler._generate._cache_size()
+    other_sv = np.roll(table_sv, 1, axis=1)
+    build((4,), next_state_sv=other_sv).generate(*arguments)
+    assert sampler._generate._cache_size() == size
 
 
 def test_a_row_depends_on_its_prompt_and_key_alone():
