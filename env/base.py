@@ -104,7 +104,10 @@ class Task(Protocol):
         return action
 
     def close(self) -> None:
-        """Releases processes and files; the task is not used afterwards."""
+        """Releases processes and files; the task is not used afterwards.
+
+        An interrupted run does not wait for a `step` that is under way, which may fail then.
+        """
         return None
 
 
