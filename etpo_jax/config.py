@@ -78,7 +78,7 @@ class TaskConfig(Section):
         "Score of a split: roc_auc (the paper), accuracy, log_loss, average_precision, or your own "
         "as module:function.",
     )
-    max_rows: int = option(2000, "Rows kept of a table of your own.", lower=4)
+    max_rows: int = option(2000, "Rows kept of a table of your own.", lower=8)
     accept_changed_data: bool = option(
         False, "Use a table of the paper although its rows are not the paper's."
     )

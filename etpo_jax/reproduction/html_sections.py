@@ -11,13 +11,7 @@ from etpo_jax.reproduction.measures import Results, Run
 from etpo_jax.reproduction.tables import Table
 from etpo_jax.runs import charts, directory, html_page
 
-STYLE = """
-th { text-align: left; font-size: .85rem; padding: .1rem 1.2rem .3rem 0; vertical-align: bottom;
-     color: var(--soft); }
-.scroll td { white-space: nowrap; }
-.scroll tr:nth-child(even) td { background: color-mix(in srgb, var(--rule) 35%, transparent); }
-.added { color: var(--c1); } .removed { color: var(--c2); }
-"""
+STYLE = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
 
 
 def cards(made: Iterable[tuple[str, Curves]]) -> str:
