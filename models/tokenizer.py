@@ -1,6 +1,8 @@
 """Tokenizers: infilling prompts assembled token by token, and exact decoding."""
 
+import json
 import pathlib
+import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -31,6 +33,9 @@ _INFILLING = (
     _Infilling("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>", None),  # DeepSeek-Coder
     _Infilling("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", None),  # Qwen2.5-Coder
 )
+# Shape of added tokens that steer a model, such as <|file_sep|>, <think> or [INST]. Published files
+# do not call all of them special; other added tokens (rare letters, runs of spaces) are text.
+_MARKER = re.compile(r"▁?(<[^<>\s]+>|\[[^\[\]\s]+\])")
 
 
 class Tokenizer:
@@ -41,7 +46,8 @@ class Tokenizer:
         generation_config.json names, and the end of infilling.
       pad_id: id of padding, never one of `eos_ids`: the pad token of the folder if it is usable,
         else its unknown token, else the first other special token.
-      vocab_size: number of ids in use, at most the vocabulary of the model.
+      vocab_size: number of ids in use, at most the vocabulary of the model. Embeddings are often
+        padded to more rows; their ids have no text and are never sampled.
       has_infilling: whether the model also sees the text behind a gap.
     """
 
@@ -55,34 +61,37 @@ class Tokenizer:
           ModelError: the folder or its tokenizer is missing, unusable, or not this model's.
         """
         folder = local_folder(folder)
-        self._backend = _read(folder)
-        # Text that spells the name of a special token stays text.
-        self._backend.encode_special_tokens = True
+        names = _special_names(folder)
+        self._backend, special_tokens = _read(folder, set(names.values()))
         config = read_json(folder / "config.json")
         size = config.get("vocab_size")
         if not isinstance(size, int):
             raise ModelError(f"{folder / 'config.json'}: vocab_size is missing")
-        names = _special_names(folder)
         bos, eos, pad, unknown = (
             self._backend.token_to_id(names.get(f"{kind}_token", ""))
             for kind in ("bos", "eos", "pad", "unk")
         )
-        self._bos_ids = [] if bos is None else [bos]
         self._infilling = self._infilling_ids(size)
         self.has_infilling = self._infilling is not None
         ends = [] if eos is None else [eos]
         for name in ("config.json", "generation_config.json"):
-            ends += _eos_ids(folder / name)
+            ends += _eos_ids(folder / name, size)
         self.eos_ids = frozenset([*ends, *(self._infilling or ())[3:]])
         if not self.eos_ids:
             raise ModelError(f"{folder}: neither tokenizer nor config.json names an end of text")
         added = self._backend.get_added_tokens_decoder()
+        # Special tokens beyond the model's rows, as fine-tuned folders have them, are not used.
+        special = sorted(i for i in special_tokens if i < size)
         in_text = [
             *self._backend.get_vocab(with_added_tokens=False).values(),
-            *(i for i, token in added.items() if not token.special),
+            *(added.keys() - special_tokens),
         ]
-        # Special tokens beyond the model's rows, as fine-tuned folders have them, are not used.
-        special = sorted(i for i, token in added.items() if token.special and i < size)
+        steering = {i for i, token in added.items() if token.special} - {unknown}
+        self._steering = frozenset([*steering, *self.eos_ids])
+        self._sentinel_ids = self._sentinel()
+        # The tokenizers of the CodeLlama format always begin a text with the begin token.
+        is_code_llama = self._infilling is not None and len(self._infilling) > 3
+        self._bos_ids = [bos] if is_code_llama and bos is not None else self._begin()
         self._dropped = frozenset([*special, *self.eos_ids, *(self._infilling or ())])
         self.vocab_size = 1 + max(*in_text, *self._bos_ids, *self._dropped)
         if self.vocab_size > size:
@@ -93,10 +102,13 @@ class Tokenizer:
         if not usable:
             raise ModelError(f"{folder}: the tokenizer has no special token that can be padding")
         self.pad_id = usable[0]
-        self._sentinel_ids = self._sentinel()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text from its beginning, the begin-of-text token first if there is one."""
+        """Ids of a text from its beginning, as transformers encodes it for the model.
+
+        The begin-of-text token comes first if `tokenizer.json` adds it to a text, and always in the
+        CodeLlama format. Text that spells a marker or a special token is encoded as text.
+        """
         return self._bos_ids + self._encode(text)
 
     def encode_prompt(self, text: str) -> list[int]:
@@ -140,7 +152,14 @@ class Tokenizer:
 
     def _encode(self, text: str) -> list[int]:
         """Ids of a text from its beginning, without any special token."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        ids: list[int] = encoding.ids
+        for i, (start, end) in zip(ids, encoding.offsets, strict=True):
+            # A vocabulary may hold the name of a special token as an ordinary piece.
+            if i in self._steering and end - start > 1:
+                first, rest = text[: start + 1], text[start + 1 :]
+                return self._encode(first) + self._encode_continuation(rest)
+        return ids
 
     def _encode_continuation(self, text: str) -> list[int]:
         """Ids of a text that continues another, without the space that starts a text."""
@@ -153,6 +172,13 @@ class Tokenizer:
         once, twice = self._encode(_SENTINEL), self._encode(2 * _SENTINEL)
         return once if len(twice) < 2 * len(once) else []
 
+    def _begin(self) -> list[int]:
+        """Ids that the post-processor of `tokenizer.json` puts before a text."""
+        text = self._backend.encode(_SENTINEL, add_special_tokens=False).ids
+        whole: list[int] = self._backend.encode(_SENTINEL).ids
+        starts = range(len(whole) - len(text) + 1)
+        return next((whole[:i] for i in starts if whole[i : i + len(text)] == text), [])
+
     def _infilling_ids(self, size: int) -> tuple[int, ...] | None:
         """Ids of prefix, suffix, middle and perhaps end; None if the model has no infilling."""
         for names in _INFILLING:
@@ -163,20 +189,40 @@ class Tokenizer:
         return None
 
 
-def _read(folder: pathlib.Path) -> tokenizers.Tokenizer:
+def _read(folder: pathlib.Path, named: set[str]) -> tuple[tokenizers.Tokenizer, frozenset[int]]:
     """Reads the tokenizer that the fast tokenizers of transformers wrap.
 
     The wrappers start slowly, and some replace parts of the file or add tokens for which the model
     has no row.
+
+    Args:
+      folder: the model folder.
+      named: special tokens by the other files of the folder.
+
+    Returns:
+      The tokenizer, without random or shortened encodings and without any way for text to become a
+      marker or special token; and the ids of special tokens.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ModelError(f"{folder}: no tokenizer in this model folder (tokenizer.json)")
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        special = set()
+        for token in values.get("added_tokens", ()):
+            if token["special"] or token["content"] in named:
+                special.add(token["id"])
+            is_marker = _MARKER.fullmatch(token["content"]) is not None
+            token["special"] = token["id"] in special or is_marker
+        values |= {"truncation": None, "padding": None}
+        if values["model"].get("dropout"):
+            values["model"]["dropout"] = None
+        backend = tokenizers.Tokenizer.from_str(json.dumps(values, ensure_ascii=False))
     except Exception as error:  # the library raises nothing narrower
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{path}: the tokenizer cannot be read ({reason})") from error
+    backend.encode_special_tokens = True
+    return backend, frozenset(special)
 
 
 def _special_names(folder: pathlib.Path) -> dict[str, str]:
@@ -197,10 +243,13 @@ def _read_optional(path: pathlib.Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _eos_ids(path: pathlib.Path) -> list[int]:
-    """End-of-text ids that a configuration file names."""
+def _eos_ids(path: pathlib.Path, size: int) -> list[int]:
+    """End-of-text ids that a configuration file of a model with `size` rows names."""
     value = _read_optional(path).get("eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(i, int) for i in ids):
+    if not all(type(i) is int for i in ids):
         raise ModelError(f"{path}: eos_token_id {value!r} is neither an id nor a list of ids")
+    for i in ids:
+        if not 0 <= i < size:
+            raise ModelError(f"{path}: eos_token_id {i} is not an id from 0 to {size - 1}")
     return ids
