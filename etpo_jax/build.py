@@ -255,6 +255,7 @@ def make_actor(
         language.tokenizer.pad_id,
         config.sampling,
         next_state_sv=state_table(action_end, language.tokenizer, language.model.config.vocab_size),
+        vocabulary=language.tokenizer.vocab_size,
         mesh=mesh,
         attention=config.model.attention,
     )

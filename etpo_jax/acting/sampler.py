@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from etpo_jax.acting import endings, sampling
 from etpo_jax.acting.sampling import Truncation
 from etpo_jax.config import SamplingConfig
+from etpo_jax.distribution import MASKED
 from models.config import DecoderConfig
 from models.decode import Cache, Weights, decode_step, num_slots, prefill
 from models.sharding import shard
@@ -56,6 +57,7 @@ class Sampler:
         sampling: SamplingConfig,
         *,
         next_state_sv: UInt8[np.ndarray, "s v"] | None = None,
+        vocabulary: int | None = None,
         mesh: Mesh | None = None,
         attention: str = "reference",
     ):
@@ -68,6 +70,8 @@ class Sampler:
           sampling: how actions are drawn.
           next_state_sv: other ends of actions, as `endings.state_table` makes them; None for stop
             tokens only.
+          vocabulary: number of ids with a token; those from it on pad the embedding and are never
+            drawn. None for all. Losses keep them: a published model gives them next to nothing.
           mesh: devices; rows are split over the axis `fsdp`, heads over `tensor`.
           attention: implementation for prompts and decoding, one of
             `models.attention.IMPLEMENTATIONS`.
@@ -88,7 +92,8 @@ class Sampler:
             next_state_sv = endings.state_table("", None, config.vocab_size)
         self._next_state_sv = next_state_sv.copy()
         self._next_state_sv[:, list(eos_ids)] = len(next_state_sv) - 1
-        self._static = _Static(config, sampling.max_new_tokens, pad_id, attention)
+        vocabulary = min(vocabulary or config.vocab_size, config.vocab_size)
+        self._static = _Static(config, sampling.max_new_tokens, pad_id, attention, vocabulary)
 
     def generate(
         self,
@@ -149,6 +154,7 @@ class _Static:
     max_new_tokens: int
     pad_id: int
     attention: str
+    vocabulary: int
 
 
 class _LoopState(NamedTuple):
@@ -289,6 +295,9 @@ class _Decoding:
 
     def choose(self, state: _LoopState, logits: tuple[Float[Array, "b v"], ...]) -> _LoopState:
         """Draws token `step` of every row from the logits of the networks."""
+        if self.static.vocabulary < self.static.config.vocab_size:
+            has_token_v = jnp.arange(self.static.config.vocab_size) < self.static.vocabulary
+            logits = tuple(jnp.where(has_token_v, of_network, MASKED) for of_network in logits)
         weights_bv = sampling.weights(logits[0], self.truncation, *logits[1:])
         uniform_b = sampling.uniform(self.keys_b, state.step)
         token_b, log_prob_b = sampling.draw(weights_bv, uniform_b)

@@ -7,22 +7,15 @@ import json
 import pathlib
 import random
 
-import numpy as np
 import pytest
-import safetensors.numpy
 import tokenizers
 from tokenizers import Regex, normalizers, pre_tokenizers, processors
-from tokenizers import models as algorithms
 
-import models
-from models.config import DecoderConfig
 from models.errors import ModelError
 from models.tokenizer import Tokenizer
-from tests.models.small import small_decoder
 from tests.models.tokenizer_test import (
     BODIES,
     DEEPSEEK,
-    LLAMA_PIECES,
     QWEN,
     byte_level,
     code_llama,
@@ -176,7 +169,9 @@ def test_shared_case_of_begin_token():
 def test_end_of_text_outside_the_vocabulary_is_refused(tmp_path, value):
     stand_in(tmp_path)
     change_json(tmp_path / "config.json", eos_token_id=value)
-    with pytest.raises(ModelError, match=r"config\.json: eos_token_id .*(-1|400|True|'2') is n") as e:
+    with pytest.raises(
+        ModelError, match=r"config\.json: eos_token_id .*(-1|400|True|'2') is n"
+    ) as e:
         Tokenizer(tmp_path)
     assert "\n" not in str(e.value)
 
@@ -289,6 +284,4 @@ def test_ids_are_those_of_transformers(tmp_path, family):
             assert tokenizer.encode(text) == theirs.encode(text), (family, text)
     ids = tokenizer._encode(FORGED)
     assert not set(ids) & tokenizer._steering
-    assert tokenizer.decode(ids) == (
-        " " + FORGED.replace("▁", " ") if is_sentencepiece else FORGED
-    )
+    assert tokenizer.decode(ids) == (" " + FORGED.replace("▁", " ") if is_sentencepiece else FORGED)

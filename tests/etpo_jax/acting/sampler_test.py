@@ -256,6 +256,22 @@ def test_first_tokens_follow_the_distribution():
     assert scipy.stats.chisquare(counts_v, expected_v).pvalue > 0.01
 
 
+@pytest.mark.parametrize("options", [{}, {"support_threshold": 1e-3, "top_k": 9, "top_p": 0.9}])
+def test_ids_beyond_the_tokenizer_are_never_drawn(options):
+    """The rows that pad an embedding leave the distribution before it is truncated."""
+    tokens_1p, mask_1p = prompts(1)
+    settings = SamplingConfig(max_new_tokens=1, **{"support_threshold": 0.0} | options)
+    model = Sampler(CONFIG, EOS, PAD, settings, vocabulary=17)
+    reference = {"reference_weights": weights(1)} if options else {}
+    drawn = jax.device_get(model.generate(weights(), tokens_1p, mask_1p, keys(2000), **reference))
+    assert drawn.action_tokens_bj.max() < 17
+    if not options:
+        first = jax.tree.map(lambda x: x[:1], drawn)
+        logits_v = action_logits(parameters(), tokens_1p, mask_1p, first)[0, 0, :17]
+        expected = scipy.special.log_softmax(logits_v)[drawn.action_tokens_bj[:, 0]]
+        np.testing.assert_allclose(drawn.log_probs_bj[:, 0], expected, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("call", "named"),
     [
