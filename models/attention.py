@@ -17,22 +17,25 @@ IMPLEMENTATIONS = ("reference", "xla", "cudnn", "splash")
 
 
 def causal_visibility(
-    mask_bs: Bool[Array, "b s"], implementation: str
+    mask_bs: Bool[Array, "b s"], implementation: str, window: int | None = None
 ) -> Bool[Array, "b s s"] | Bool[Array, "b s"]:
     """Mask of causal attention among real tokens, in the form that `attend` takes."""
-    return mask_bs if implementation == "splash" else causal_mask(mask_bs)
+    return mask_bs if implementation == "splash" else causal_mask(mask_bs, window)
 
 
-def causal_mask(mask_bs: Bool[Array, "b s"]) -> Bool[Array, "b s s"]:
+def causal_mask(mask_bs: Bool[Array, "b s"], window: int | None = None) -> Bool[Array, "b s s"]:
     """Marks the keys (last axis) that each query sees: real tokens up to itself, and always itself.
 
     A query of padding sees itself alone, so that its softmax stays finite; no other query sees it.
 
     Args:
       mask_bs: True for real tokens, wherever the padding is.
+      window: number of newest positions, its own included, that a query sees; None for all.
     """
     length = mask_bs.shape[-1]
     causal = jnp.tril(jnp.ones((length, length), jnp.bool_))
+    if window is not None:
+        causal = jnp.triu(causal, 1 - window)
     itself = jnp.eye(length, dtype=jnp.bool_)
     both_real = mask_bs[:, None, :] & mask_bs[:, :, None]
     return (causal & both_real) | itself
@@ -45,6 +48,7 @@ def attend(
     mask: Bool[Array, "b q m"] | Bool[Array, "b m"],
     *,
     implementation: str = "reference",
+    window: int | None = None,
 ) -> Float[Array, "b s n h"]:
     """Softmax attention; scores and softmax in float32, products in the inputs' dtype.
 
@@ -55,9 +59,10 @@ def attend(
       mask: True where a query sees slot m, at least one slot per query; for splash, the output of
         `causal_visibility`. It may have more queries than s: the last s of them are meant.
       implementation: one of `IMPLEMENTATIONS`.
+      window: as in `causal_visibility`. Only splash reads it; the other masks hold it.
     """
     if implementation == "splash":
-        return splash.attend_causal(q_bsnh, k_bmkh, v_bmkh, mask)
+        return splash.attend_causal(q_bsnh, k_bmkh, v_bmkh, mask, window=window)
     mask_bsm = mask[:, mask.shape[1] - q_bsnh.shape[1] :]
     if implementation != "reference":
         library: Any = jax.nn.dot_product_attention

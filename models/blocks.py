@@ -66,6 +66,9 @@ def block(
     rows, width = layout
     normed = rms_norm(x, p["attention_norm"]["scale"], config.rms_norm_eps)
     q, k, v = _queries_keys_values(config, p["attention"], normed, last)
+    if config.query_key_norm:
+        q = rms_norm(q, p["attention"]["q_norm"]["scale"], config.rms_norm_eps)
+        k = rms_norm(k, p["attention"]["k_norm"]["scale"], config.rms_norm_eps)
     cos, sin = angles
     q, k = rope.rotate(q, _last(cos, last), _last(sin, last)), rope.rotate(k, cos, sin)
     heads, kept = attention(q, k, v)

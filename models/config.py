@@ -43,8 +43,13 @@ _ROPE_TYPES: dict[str, type[LinearRope] | type[Llama3Rope]] = {
     "linear": LinearRope,
     "llama3": Llama3Rope,
 }
-_ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-_FAMILY = "the Llama family (model_type llama or qwen2) can be used"
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+_FAMILY = f"the Llama family (model_type {', '.join(_ARCHITECTURES)}) can be used"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +70,9 @@ class DecoderConfig:
       tie_word_embeddings: whether the output layer is the embedding.
       attention_bias: whether query, key and value projections have a bias (Qwen2).
       max_position_embeddings: longest sequence that the model was trained for, tokens.
+      query_key_norm: whether each head of queries and keys is normed before rotation (Qwen3).
+      sliding_window: number of newest tokens, itself included, that a token sees (Mistral 7B v0.1);
+        None for all.
     """
 
     vocab_size: int
@@ -80,6 +88,8 @@ class DecoderConfig:
     tie_word_embeddings: bool
     attention_bias: bool
     max_position_embeddings: int
+    query_key_norm: bool = False
+    sliding_window: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads"):
@@ -91,6 +101,8 @@ class DecoderConfig:
             )
         if self.head_dim < 2 or self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim}: must be even")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(f"sliding_window={self.sliding_window}: must be at least 1")
 
     @property
     def has_lm_head(self) -> bool:
@@ -117,13 +129,16 @@ class DecoderConfig:
         heads = _number(values, "num_attention_heads", int, source)
         hidden = _number(values, "hidden_size", int, source)
         head_dim = values.get("head_dim")
-        if head_dim is None:
+        if head_dim is None and model_type != "qwen3":
             if heads < 1 or hidden % heads:
                 raise ModelError(
                     f"{source}: hidden_size {hidden} over num_attention_heads {heads} is no integer"
                 )
             head_dim = hidden // heads
         theta, scaling = _rope(values, source)
+        window = None
+        if model_type == "mistral" and values.get("sliding_window", 0) is not None:
+            window = _number(values, "sliding_window", int, source)
         try:
             return cls(
                 vocab_size=_number(values, "vocab_size", int, source),
@@ -139,6 +154,8 @@ class DecoderConfig:
                 tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),
                 attention_bias=model_type == "qwen2",
                 max_position_embeddings=_number(values, "max_position_embeddings", int, source),
+                query_key_norm=model_type == "qwen3",
+                sliding_window=window,
             )
         except ModelError:
             raise
@@ -147,7 +164,16 @@ class DecoderConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Values of a `config.json` that describes this decoder."""
-        model_type = "qwen2" if self.attention_bias else "llama"
+        features = {
+            "qwen2": self.attention_bias,
+            "qwen3": self.query_key_norm,
+            "mistral": self.sliding_window is not None,
+        }
+        found = [name for name, is_there in features.items() if is_there] or ["llama"]
+        if len(found) > 1:
+            raise ValueError(f"no published architecture is like {' and '.join(found)} at once")
+        model_type = found[0]
+        window = {} if self.sliding_window is None else {"sliding_window": self.sliding_window}
         rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
         for name, kind in _ROPE_TYPES.items():
             if isinstance(self.rope_scaling, kind):
@@ -167,6 +193,7 @@ class DecoderConfig:
             "rms_norm_eps": self.rms_norm_eps,
             "rope_parameters": rope,
             "tie_word_embeddings": self.tie_word_embeddings,
+            **window,
         }
 
 
@@ -184,6 +211,8 @@ PARAMETERS = (
     ("layers/attention/q/bias", "ln", _LAYER + "self_attn.q_proj.bias", "attention_bias"),
     ("layers/attention/k/bias", "lk", _LAYER + "self_attn.k_proj.bias", "attention_bias"),
     ("layers/attention/v/bias", "lk", _LAYER + "self_attn.v_proj.bias", "attention_bias"),
+    ("layers/attention/q_norm/scale", "lh", _LAYER + "self_attn.q_norm.weight", "query_key_norm"),
+    ("layers/attention/k_norm/scale", "lh", _LAYER + "self_attn.k_norm.weight", "query_key_norm"),
     ("layers/attention/o/kernel", "lnd", _LAYER + "self_attn.o_proj.weight", ""),
     ("layers/mlp_norm/scale", "ld", _LAYER + "post_attention_layernorm.weight", ""),
     ("layers/mlp/gate/kernel", "ldf", _LAYER + "mlp.gate_proj.weight", ""),
@@ -237,10 +266,13 @@ def _check_supported(values: Mapping[str, Any], source: str) -> str:
     for name in values.get("architectures") or ():
         if name != _ARCHITECTURES[model_type]:
             raise ModelError(f"{source}: architecture {name} is not supported: only {_FAMILY}")
+    layer_types = set(values.get("layer_types") or ()) - {"full_attention"}
     unsupported = {
-        "attention_bias": model_type == "llama" and values.get("attention_bias"),
+        "attention_bias": model_type != "qwen2" and values.get("attention_bias"),
         "mlp_bias": values.get("mlp_bias"),
         "use_sliding_window": values.get("use_sliding_window"),
+        "layer_types": model_type.startswith("qwen") and layer_types,
+        "partial_rotary_factor": (values.get("partial_rotary_factor") or 1.0) != 1.0,
         "quantization_config": values.get("quantization_config"),
         "hidden_act": values.get("hidden_act") != "silu",
     }
@@ -277,10 +309,23 @@ def _number(values: Mapping[str, Any], key: str, kind: type, source: str) -> Any
 
 
 def _rope(values: Mapping[str, Any], source: str) -> tuple[float, RopeScaling]:
-    """Reads base and scaling in the old layout (rope_theta, rope_scaling) or the new one."""
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if not isinstance(rope, Mapping):
-        raise ModelError(f"{source}: rope_scaling {rope!r} is not an object")
+    """Reads base and scaling in the old layout (rope_theta, rope_scaling) or the new one.
+
+    In a file with both layouts `rope_scaling` replaces `rope_parameters`, as in transformers.
+    """
+    old, new = values.get("rope_scaling") or {}, values.get("rope_parameters") or {}
+    for name, rope in (("rope_scaling", old), ("rope_parameters", new)):
+        if not isinstance(rope, Mapping) or any(isinstance(v, Mapping) for v in rope.values()):
+            raise ModelError(f"{source}: {name} {rope!r} is not an object of numbers")
+    rope = old or new
+    if old and new:
+        # transformers then takes 10000 where neither rope_scaling nor the file itself has a base.
+        rope = {"rope_theta": values.get("rope_theta", 10000.0), **old}
+        if new.get("rope_theta", rope["rope_theta"]) != rope["rope_theta"]:
+            raise ModelError(
+                f"{source}: rope_scaling and rope_parameters disagree about rope_theta, "
+                f"{rope['rope_theta']} and {new['rope_theta']}"
+            )
     base = _number(rope if "rope_theta" in rope else values, "rope_theta", float, source)
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise ModelError(f"{source}: partial_rotary_factor is not supported")
@@ -290,6 +335,13 @@ def _rope(values: Mapping[str, Any], source: str) -> tuple[float, RopeScaling]:
     if rope_type not in _ROPE_TYPES:
         raise ModelError(f"{source}: RoPE scaling {rope_type!r} is not supported")
     kind = _ROPE_TYPES[rope_type]
+    window = "original_max_position_embeddings"
+    if kind is Llama3Rope and values.get(window) is not None:
+        rope = {window: values[window], **rope}
+        if rope[window] != values[window]:
+            raise ModelError(
+                f"{source}: {window} is {values[window]}, but {rope[window]} in the RoPE scaling"
+            )
     fields = {
         field.name: _number(rope, field.name, field.type, source)  # type: ignore[arg-type]
         for field in dataclasses.fields(kind)

@@ -28,6 +28,7 @@ from models.sharding import path_name, shardings
 from models.transformer import Decoder
 
 _PUBLISHED_HEAD = "lm_head.weight"
+_PUBLISHED_EMBEDDING = "model.embed_tokens.weight"
 # Tensors of old checkpoints that are not read: rotary frequencies follow from the configuration.
 _DERIVED = ".rotary_emb.inv_freq"
 
@@ -191,6 +192,8 @@ class _Reader:
         for name, source in sources.items():
             self._check_tensor(name, source.shape)
             self._names.setdefault(source.path, []).append(name)
+        if config.tie_word_embeddings and _PUBLISHED_HEAD in self._tensors:
+            self._check_tied_head(sources[_PUBLISHED_EMBEDDING].shape)
 
     def whole(self, path: Sequence[Any], leaf: jax.ShapeDtypeStruct) -> jax.Array:
         """Reads a parameter onto the default device."""
@@ -252,6 +255,18 @@ class _Reader:
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
                 listed = ", ".join(sorted(names)[:3])
                 raise ModelError(f"{self._folder}: tensors are {kind}: {listed}{more}")
+
+    def _check_tied_head(self, shape: tuple[int, ...]) -> None:
+        """Refuses an output layer that is stored beside a tied embedding and differs from it."""
+        self._check_tensor(_PUBLISHED_HEAD, shape)
+        head, embedding = (self._tensors[name] for name in (_PUBLISHED_HEAD, _PUBLISHED_EMBEDDING))
+        for start in range(0, shape[0], _ROWS):
+            rows = slice(start, min(start + _ROWS, shape[0]))
+            if not np.array_equal(head[rows], embedding[rows]):
+                raise ModelError(
+                    f"{self._folder}: {_PUBLISHED_HEAD} differs from the embedding, but "
+                    "config.json says tie_word_embeddings; false there uses the stored layer"
+                )
 
     def _check_tensor(self, name: str, shape: tuple[int, ...]) -> None:
         tensor = self._tensors[name]

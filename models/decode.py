@@ -113,10 +113,11 @@ def prefill(
         raise ValueError(f"cache_length={cache_length}: must be at least the prompt's length {p}")
     k, h, dtype = config.num_kv_heads, config.head_dim, weights["embedder"]["embedding"].dtype
     empty = {"k": jnp.zeros((b, k, h, p), dtype), "v": jnp.zeros((b, k, p, h), dtype)}
-    mask = causal_visibility(mask_bp, attention)
+    window = config.sliding_window
+    mask = causal_visibility(mask_bp, attention, window)
 
     def attend_prompt(q_bsnh: Array, entry: dict[str, Array]) -> Array:
-        return attend(q_bsnh, *_views(entry), mask, implementation=attention)
+        return attend(q_bsnh, *_views(entry), mask, implementation=attention, window=window)
 
     x_bpd, cache = _forward(
         weights,
@@ -167,6 +168,8 @@ def decode_step(
     Returns:
       float32 logits of the next token, and the cache with the new keys and values.
     """
+    if config.sliding_window is not None:
+        key_mask_bm &= jnp.arange(key_mask_bm.shape[1]) > slot - config.sliding_window
 
     def attend_all(q_bsnh: Array, entry: dict[str, Array]) -> Array:
         if attention != "splash":

@@ -114,7 +114,15 @@ class Block(nn.Module):
         }
 
         def attention(q: Array, k: Array, v: Array) -> tuple[Array, None]:
-            return attend(q, k, v, mask, implementation=self.attention_implementation), None
+            heads = attend(
+                q,
+                k,
+                v,
+                mask,
+                implementation=self.attention_implementation,
+                window=self.config.sliding_window,
+            )
+            return heads, None
 
         return blocks.block(self.config, p, x, angles, attention, last=last)
 
@@ -182,13 +190,15 @@ class Decoder(nn.Module):
         Args:
           tokens_bs: ids; padding may hold any id of the vocabulary.
           positions_bs: position of each token, from `positions` or any other numbering.
-          mask_bs: True for real tokens. A token sees the real ones up to itself.
+          mask_bs: True for real tokens. A token sees the real ones up to itself, with a sliding
+            window the newest of them by their place in the row: padding is at its ends.
           last: number of last positions to return; None returns all.
         """
         embedding = self.embedder()["embedding"]
         x = shard(embedding[tokens_bs].astype(self.dtype), "b", "s", "-")
         angles = rope.angles(self.config, positions_bs)
-        mask = causal_visibility(mask_bs, self.attention_implementation)
+        window = self.config.sliding_window
+        mask = causal_visibility(mask_bs, self.attention_implementation, window)
         if last is None or self.config.num_layers > _FEW_LAYERS:
             x, _ = self.layers(x, angles, mask)
             return self._normed(x if last is None else x[:, x.shape[1] - last :])

@@ -20,6 +20,7 @@ def attend_causal(
     v_bmkh: Float[Array, "b m k h"],
     mask_bm: Bool[Array, "b m"],
     *,
+    window: int | None = None,
     interpret: bool = False,
 ) -> Float[Array, "b s n h"]:
     """Causal attention block by block, equal to `attention.attend` at all real tokens.
@@ -33,16 +34,19 @@ def attend_causal(
       k_bmkh: keys.
       v_bmkh: values.
       mask_bm: True for real tokens.
+      window: number of newest positions, its own included, that a query sees; None for all.
       interpret: whether to run the kernel as ordinary operations, on any device and slowly.
     """
 
-    attend = functools.partial(_on_one_device, interpret=interpret)
+    attend = functools.partial(_on_one_device, window=window, interpret=interpret)
     return sharding.map_attention(
         attend, q_bsnh, k_bmkh, v_bmkh, mask_bm, axes=("bsnh", "bmkh", "bmkh")
     )
 
 
-def _on_one_device(q: Array, k: Array, v: Array, mask_bm: Array, *, interpret: bool) -> Array:
+def _on_one_device(
+    q: Array, k: Array, v: Array, mask_bm: Array, *, window: int | None, interpret: bool
+) -> Array:
     # Imported here, since it takes a second and is needed on TPUs only.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -55,8 +59,11 @@ def _on_one_device(q: Array, k: Array, v: Array, mask_bm: Array, *, interpret: b
     mask_bm = jnp.pad(mask_bm, ((0, 0), (-m % _LANES, 0)))
     queries, keys = q.shape[1], k.shape[1]
     block_q, block_kv = _block(queries), _block(keys)
+    visible: masks.Mask = masks.CausalMask((queries, keys), offset=keys - queries)
+    if window is not None:
+        visible = masks.LocalMask((queries, keys), (window - 1, 0), offset=keys - queries)
     kernel = kernels.make_splash_mha_single_device(
-        masks.MultiHeadMask([masks.CausalMask((queries, keys), offset=keys - queries)] * n),
+        masks.MultiHeadMask([visible] * n),
         block_sizes=kernels.BlockSizes(
             block_q=block_q,
             block_kv=block_kv,

@@ -81,6 +81,24 @@ FAMILIES: dict[str, tuple[str, dict, str, str | None]] = {
         "float32",
         "60KB",
     ),
+    "qwen3": (
+        "Qwen3",
+        {
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "tie_word_embeddings": True,
+            "rope_parameters": _rope(1000000.0),
+            "rms_norm_eps": 1e-6,
+        },
+        "bfloat16",
+        None,
+    ),
+    "mistral": (  # a window that is shorter than the rows
+        "Mistral",
+        {"num_key_value_heads": 2, "sliding_window": 7, "rope_parameters": _rope(10000.0)},
+        "bfloat16",
+        None,
+    ),
 }
 
 

@@ -36,6 +36,8 @@ def sizes(vocab, hidden, inner, layers, heads, kv_heads, window):
 
 
 QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": False}
+QWEN3 = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "use_sliding_window": False}
+MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
 LLAMA3_ROPE = {
     "factor": 32.0,
     "high_freq_factor": 4.0,
@@ -117,6 +119,38 @@ PUBLISHED = [
         (1e6, None, 1_543_714_304),
         id="Qwen2.5-Coder-1.5B",
     ),
+    pytest.param(
+        published(
+            **QWEN3,
+            rope_theta=1000000,
+            head_dim=128,
+            sliding_window=None,
+            **sizes(151936, 1024, 3072, 28, 16, 8, 40960),
+        )
+        | {"rms_norm_eps": 1e-6, "tie_word_embeddings": True},
+        (1e6, None, 596_049_920),
+        id="Qwen3-0.6B",
+    ),
+    pytest.param(
+        published(
+            **MISTRAL,
+            rope_theta=10000.0,
+            sliding_window=4096,
+            **sizes(32000, 4096, 14336, 32, 32, 8, 32768),
+        ),
+        (1e4, None, 7_241_732_096),
+        id="Mistral-7B-v0.1",
+    ),
+    pytest.param(
+        published(
+            **MISTRAL,
+            rope_theta=1000000.0,
+            sliding_window=None,
+            **sizes(32768, 4096, 14336, 32, 32, 8, 32768),
+        ),
+        (1e6, None, 7_248_023_552),
+        id="Mistral-7B-v0.3",
+    ),
 ]
 
 
@@ -130,8 +164,12 @@ def test_published(values, expected):
     config = read(values)
     assert config.rope_theta == base
     assert config.rope_scaling == scaling
-    assert config.head_dim == values["hidden_size"] // values["num_attention_heads"]
+    heads = values["num_attention_heads"]
+    assert config.head_dim == values.get("head_dim", values["hidden_size"] // heads)
     assert config.attention_bias == (values["model_type"] == "qwen2")
+    assert config.query_key_norm == (values["model_type"] == "qwen3")
+    window = values.get("sliding_window") if values["model_type"] == "mistral" else None
+    assert config.sliding_window == window
     assert sum(math.prod(shape) for shape in parameter_shapes(config).values()) == num_parameters
 
 
@@ -166,6 +204,34 @@ def test_a_forgotten_constant_is_named(key):
         read(values)
 
 
+@pytest.mark.parametrize(("family", "key"), [("Mistral", "sliding_window"), ("Qwen3", "head_dim")])
+def test_a_forgotten_constant_of_a_family_is_named(family, key):
+    """transformers has a default for it, which is not that of every published model."""
+    values = next(case.values[0] for case in PUBLISHED if case.id.startswith(family))
+    with pytest.raises(ModelError, match=rf"^config\.json: {key} is missing$"):
+        read({name: value for name, value in values.items() if name != key})
+
+
+def test_rope_scaling_beside_rope_parameters():
+    """The older key wins, as in transformers; it was dropped without a word."""
+    scaling = {"type": "linear", "factor": 4.0}
+    both = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "rope_scaling": scaling}
+    config = read({**CODE_LLAMA, **both})
+    assert (config.rope_theta, config.rope_scaling) == (1e6, LinearRope(4.0))
+    config = read({**CODE_LLAMA, **both, "rope_scaling": None})
+    assert (config.rope_theta, config.rope_scaling) == (1e6, None)
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_llama3_scaling_with_its_window_outside(key):
+    scaling = {**LLAMA3_ROPE, "rope_theta": 1e6}
+    window = scaling.pop("original_max_position_embeddings")
+    config = read({**CODE_LLAMA, key: scaling, "original_max_position_embeddings": window})
+    assert config.rope_scaling == Llama3Rope(32.0, 1.0, 4.0, 8192)
+    with pytest.raises(ModelError, match="original_max_position_embeddings is missing"):
+        read({**CODE_LLAMA, key: scaling})
+
+
 def test_newer_files_must_state_what_old_ones_could_not():
     values = {key: value for key, value in CODE_LLAMA.items() if key != "rope_theta"}
     assert read({**values, "transformers_version": "4.32.1"}).rope_theta == 10000.0
@@ -177,7 +243,12 @@ def test_newer_files_must_state_what_old_ones_could_not():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mistral"}, "model_type 'mistral' is not supported"),
+        ({"model_type": "mixtral"}, "model_type 'mixtral' is not supported"),
+        ({"model_type": "mistral"}, "architecture LlamaForCausalLM is not supported"),
+        ({**MISTRAL, "sliding_window": 0}, "sliding_window=0: must be at least 1"),
+        ({**MISTRAL, "sliding_window": "all"}, "sliding_window 'all' is not a number"),
+        ({**QWEN3, "attention_bias": True}, "attention_bias True is not supported"),
+        ({**QWEN3, "layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
         ({"model_type": "gpt_bigcode"}, "model_type 'gpt_bigcode' is not supported"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
         ({"attention_bias": True}, "attention_bias True is not supported"),
@@ -189,6 +260,19 @@ def test_newer_files_must_state_what_old_ones_could_not():
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "RoPE scaling 'yarn'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor is missing"),
         ({"rope_scaling": 4.0}, "rope_scaling 4.0 is not an object"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "is not an object of numb"),
+        (
+            {
+                "rope_scaling": {"type": "linear", "factor": 2.0, "rope_theta": 1e4},
+                "rope_parameters": {"rope_theta": 5e5},
+            },
+            r"disagree about rope_theta, 10000\.0 and 500000\.0",
+        ),
+        (
+            {"rope_scaling": LLAMA3_ROPE, "original_max_position_embeddings": 4096},
+            "original_max_position_embeddings is 4096, but 8192 in the RoPE scaling",
+        ),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         (
             {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
             "partial_rotary_factor is not supported",

@@ -105,15 +105,25 @@ def test_subnormal_and_signed_values_survive(tmp_path):
     np.testing.assert_array_equal(bits & 0xFFFF, 0)
 
 
-def test_tied_model_ignores_a_stored_head(tmp_path):
+def test_head_beside_a_tied_embedding(tmp_path):
+    """A copy of the embedding is ignored; another output layer is never dropped."""
     config = DecoderConfig(**{**vars(CONFIG), "tie_word_embeddings": True})
     params = random_params(config)
     models.save(tmp_path, config, params)
     tensors = tensors_of(tmp_path)
     assert "lm_head.weight" not in tensors
-    tensors["lm_head.weight"] = np.zeros((130, 32), np.float32)
+    head = tensors["model.embed_tokens.weight"].copy()
+    tensors["lm_head.weight"] = head
     safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
     assert_same(params, models.load(tmp_path)[1])
+    head[-1, -1] += 1
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"lm_head\.weight differs from the embedding") as caught:
+        models.load(tmp_path)
+    assert "\n" not in str(caught.value)
+    values = {**config.to_dict(), "tie_word_embeddings": False}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    np.testing.assert_array_equal(models.load(tmp_path)[1]["lm_head"]["kernel"], head.T)
 
 
 def test_old_rotary_buffers_are_ignored(folder):

@@ -25,6 +25,8 @@ BIASED = dataclasses.replace(
     attention_bias=True,
     rope_scaling=Llama3Rope(8.0, 1.0, 4.0, 16),
 )
+NORMED = dataclasses.replace(PLAIN, query_key_norm=True)
+WINDOWED = dataclasses.replace(PLAIN, sliding_window=4)
 MANY_HEADS = dataclasses.replace(PLAIN, num_kv_heads=4, num_layers=1)
 PROMPT = 6
 
@@ -74,7 +76,11 @@ def cached(weights, config, tokens_bs, mask_bs, prompt=PROMPT, spare=2, attentio
     return jnp.stack(steps, axis=1)
 
 
-@pytest.mark.parametrize("config", [PLAIN, BIASED, MANY_HEADS], ids=["plain", "biased", "mha"])
+@pytest.mark.parametrize(
+    "config",
+    [PLAIN, BIASED, MANY_HEADS, NORMED, WINDOWED],
+    ids=["plain", "biased", "mha", "normed", "windowed"],
+)
 def test_cached_decode_equals_full_forward(config):
     params = parameters(config)
     tokens_bs, mask_bs = sequences()
@@ -86,30 +92,32 @@ def test_cached_decode_equals_full_forward(config):
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("config", [PLAIN, WINDOWED], ids=["plain", "windowed"])
 @pytest.mark.parametrize("attention", ["xla", "splash"])
-def test_the_chosen_attention(monkeypatch, attention):
+def test_the_chosen_attention(monkeypatch, attention, config):
     kernels = {}
     for module, name in ((splash, "attend_causal"), (flash_decode, "attend_newest")):
         interpreted = functools.partial(getattr(module, name), interpret=True)
         kernels[name] = unittest.mock.Mock(side_effect=interpreted)
         monkeypatch.setattr(module, name, kernels[name])
-    weights = unstack(parameters(PLAIN), PLAIN)
-    arguments = weights, PLAIN, *sequences()
+    weights = unstack(parameters(config), config)
+    arguments = weights, config, *sequences()
     actual = cached(*arguments, attention=attention)
-    calls = PLAIN.num_layers if attention == "splash" else 0
+    calls = config.num_layers if attention == "splash" else 0
     assert [kernel.call_count for kernel in kernels.values()] == [calls, calls]
     np.testing.assert_allclose(actual, cached(*arguments), atol=1e-5)
 
 
-def test_padding_changes_nothing():
-    params = parameters(PLAIN)
+@pytest.mark.parametrize("config", [PLAIN, WINDOWED], ids=["plain", "windowed"])
+def test_padding_changes_nothing(config):
+    params = parameters(config)
     tokens_bs, mask_bs = sequences()
-    weights = unstack(params, PLAIN)
+    weights = unstack(params, config)
     padded_tokens_bs = np.pad(tokens_bs, ((0, 0), (5, 0)), constant_values=36)
     padded_mask_bs = np.pad(mask_bs, ((0, 0), (5, 0)))
     np.testing.assert_allclose(
-        cached(weights, PLAIN, padded_tokens_bs, padded_mask_bs, prompt=PROMPT + 5),
-        cached(weights, PLAIN, tokens_bs, mask_bs),
+        cached(weights, config, padded_tokens_bs, padded_mask_bs, prompt=PROMPT + 5),
+        cached(weights, config, tokens_bs, mask_bs),
         atol=1e-5,
     )
 

@@ -66,6 +66,8 @@ def test_goldens_tell_small_changes_apart():
         ("deepseek", {"rope_scaling": None}),
         ("codellama", {"rope_theta": 10000.0}),
         ("qwen2", {"rms_norm_eps": 1e-2}),
+        ("qwen3", {"query_key_norm": False}),
+        ("mistral", {"sliding_window": None}),
     ):
         golden = np.load(FOLDER / family / "logits.npz")
         model, params = models.load(FOLDER / family)

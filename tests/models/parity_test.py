@@ -67,6 +67,8 @@ def random_tree(abstract, seed):
         {"rope_scaling": LinearRope(2.0), "tie_word_embeddings": True},
         {"rope_scaling": Llama3Rope(4.0, 1.0, 2.0, 32)},
         {"attention_bias": True, "head_dim": 4},
+        {"query_key_norm": True, "head_dim": 12},
+        {"sliding_window": 5},
     ],
 )
 def test_what_we_save_loads_there(tmp_path, change):

@@ -1,4 +1,4 @@
-"""Faults that published folders have: each as a small folder, and as the shared case if it is there.
+"""Faults of published folders: each as a small folder, and as the shared case if that is here.
 
 Ids agree with transformers for tokenizers in the formats of the published families.
 """
@@ -11,6 +11,7 @@ import pytest
 import tokenizers
 from tokenizers import Regex, normalizers, pre_tokenizers, processors
 
+import models
 from models.errors import ModelError
 from models.tokenizer import Tokenizer
 from tests.models.tokenizer_test import (
@@ -163,6 +164,12 @@ def test_shared_case_of_begin_token():
     tokenizer = Tokenizer(case("add_bos_false"))
     assert 263 not in tokenizer.encode("import x")
     assert 263 not in tokenizer.encode_prompt("import <FILL_ME>\n")
+
+
+def test_shared_case_of_a_tied_head():
+    """`test_head_beside_a_tied_embedding` of convert_test.py makes such a folder."""
+    with pytest.raises(ModelError, match=r"lm_head\.weight differs from the embedding"):
+        models.load(case("tied_with_other_head"))
 
 
 @pytest.mark.parametrize("value", [-1, [2, -1], 400, True, "2"])

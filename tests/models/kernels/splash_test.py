@@ -36,7 +36,7 @@ def values_and_gradients(attention, mask, arrays, weights):
     return out * (weights != 0), *gradients
 
 
-def check(s, m, n, k, mesh=None):
+def check(s, m, n, k, mesh=None, window=None):
     rng = np.random.default_rng(0)
     shapes = ((4, s, n, 16), (4, m, k, 16), (4, m, k, 16))
     arrays = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
@@ -44,9 +44,9 @@ def check(s, m, n, k, mesh=None):
     # What padding sees differs, and nobody reads it.
     weights = jnp.where(mask[:, m - s :, None, None], rng.normal(size=shapes[0]), 0.0)
     run = functools.partial(jax.jit, static_argnums=0)(values_and_gradients)
-    expected = run(attend, causal_mask(mask), arrays, weights)
+    expected = run(attend, causal_mask(mask, window), arrays, weights)
     with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
-        got = run(interpreted, mask, arrays, weights)
+        got = run(functools.partial(interpreted, window=window), mask, arrays, weights)
     for one, other in zip(got, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
@@ -58,6 +58,11 @@ def check(s, m, n, k, mesh=None):
 )
 def test_equals_the_reference(s, m, n, k):
     check(s, m, n, k)
+
+
+@pytest.mark.parametrize("window", [1, 7])
+def test_sliding_window(window):
+    check(24, 150, 2, 1, window=window)
 
 
 def test_longest_block_that_divides():
