@@ -4,7 +4,7 @@
 
 The same task on the command line, from the folder above this one:
 
-    python -m etpo_jax.train --task=examples.multi_turn_task:make_task --run_dir=runs/tries
+    etpo train --task=examples.multi_turn_task:make_task --run_dir=runs/tries
 """
 
 import etpo_jax

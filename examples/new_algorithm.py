@@ -4,7 +4,7 @@
 
 The same algorithm on the command line, from the folder above this one:
 
-    python -m etpo_jax.train --algorithm=examples.new_algorithm:Reinforce --run_dir=runs/reinforce
+    etpo train --algorithm=examples.new_algorithm:Reinforce --run_dir=runs/reinforce
 
 An action a earns r(a) - w log(pi(a) / rho(a)); its baseline is the mean reward of the other actions
 in the same state (Kool et al. 2019). One gradient step follows each collection. The reward of later
