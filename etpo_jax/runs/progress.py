@@ -19,7 +19,7 @@ _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps, ETA {remaining}, {d
 _LINE = "step {n_fmt}/{total_fmt} {percentage:3.0f}%  {desc}  ETA {remaining}"
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager["Progress"]):
     """One bar that is redrawn after each update; where the stream is no terminal, one line each."""
 
     def __init__(
@@ -68,9 +68,6 @@ class Progress:
         """Ends the bar, so that other output may follow."""
         self._bar.close()
 
-    def __enter__(self) -> "Progress":
-        return self
-
     def __exit__(self, *exception: object) -> None:
         self.close()
 
@@ -104,15 +101,13 @@ def summary(run_path: Path) -> str:
     else:
         state = f"Finished {log.env_steps} environment steps"
     lines = [f"{state}: {log.title}", ""]
-    if log.best is not None:
-        lines.append(
-            f"  best reward     {log.best.reward:.4f} at environment step {log.best.env_step}"
-        )
+    if (best := log.best) is not None:
+        lines.append(f"  best reward     {best.reward:.4f} at environment step {best.env_step}")
     fifths = log.episodes.fifths()
-    if fifths is not None:
-        lines.append(
-            f"  mean reward     {fifths[0]:.3f} in the first fifth, {fifths[1]:.3f} in the last"
-        )
+    # The fifths of fewer updates than five are from the same policy.
+    if fifths is not None and len(log.metrics) >= 5:
+        first, last = fifths
+        lines.append(f"  mean reward     {first:.3f} in the first fifth, {last:.3f} in the last")
     named_files = (
         ("best program", directory.BEST_CODE),
         ("curve", directory.CURVE),
@@ -120,15 +115,16 @@ def summary(run_path: Path) -> str:
         ("metrics", directory.METRICS),
         ("programs", directory.EPISODES),
     )
-    lines += [
-        f"  {name:15} {run_path / file}" for name, file in named_files if (run_path / file).exists()
-    ]
+    paths = ((name, run_path / file) for name, file in named_files)
+    lines += [f"  {name:15} {path}" for name, path in paths if path.exists()]
     lines.append("")
-    if log.best is not None and log.best.split_scores:
+    if best is not None and best.split_scores:
         best_code = shlex.quote(str(run_path / directory.BEST_CODE))
         lines.append(f"Run the best program:  python {best_code}")
     if log.finished is None:
         lines.append("Resume the run:        the same command again")
+    else:
+        lines.append("Continue the run:      the same command with a larger --num_env_steps")
     return "\n".join(lines).rstrip() + "\n"
 
 

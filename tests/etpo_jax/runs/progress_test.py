@@ -105,7 +105,7 @@ def test_a_resumed_run_does_not_count_the_steps_of_its_past(run: Callable[..., s
     assert run(io.StringIO(), [(10, _row(240))], env_step=230).endswith("ETA 04:00\n")
 
 
-def _make_run(path: Path, *, is_finished: bool) -> None:
+def _make_run(path: Path, *, is_finished: bool, num_updates: int = 5) -> None:
     config = {"algorithm": "etpo", "dataset": "toy", "seed": 3, "num_env_steps": 10}
     with RunDirectory.open(path, config, may_differ=frozenset(), overwrite=False) as run:
         rewards = [-1.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.75, 0.25]
@@ -114,7 +114,8 @@ def _make_run(path: Path, *, is_finished: bool) -> None:
             for i, reward in enumerate(rewards)
         ]
         run.append_episodes(rows)
-        run.append_metrics(_row(10))
+        for env_step in (2, 4, 6, 8, 10)[-num_updates:]:
+            run.append_metrics(_row(env_step))
         run.write_best(Best(0.75, (0.7, 0.8), 9, "toy", 3, "a", "print('best')\n"))
         if is_finished:
             run.mark_finished({})
@@ -129,6 +130,7 @@ def test_summary_of_a_finished_run(tmp_path: Path) -> None:
     assert "best reward     0.7500 at environment step 9\n" in text
     assert "mean reward     -0.250 in the first fifth, 0.500 in the last\n" in text
     assert f"curve           {path}/curve.png\n" in text
+    assert "a larger --num_env_steps" in text
     # Only what is there.
     assert "report.html" not in text
     command = next(line for line in text.splitlines() if line.startswith("Run the best"))
@@ -143,6 +145,11 @@ def test_summary_of_a_run_that_was_stopped(tmp_path: Path) -> None:
     text = progress.summary(tmp_path)
     assert text.startswith("Stopped after 10 of 10 environment steps")
     assert "the same command again" in text
+
+
+def test_a_few_updates_have_no_fifths(tmp_path: Path) -> None:
+    _make_run(tmp_path, is_finished=True, num_updates=4)
+    assert "mean reward" not in progress.summary(tmp_path)
 
 
 def test_summary_of_a_run_that_did_nothing(tmp_path: Path) -> None:
