@@ -1,6 +1,6 @@
 """Reproduces the paper's tables and figures: runs algorithms x data sets x seeds and reports.
 
-  python -m etpo_jax.reproduce --tables=2,4 --figures=3,10 --datasets=balance_scale,tic_tac_toe \
+  etpo reproduce --tables=2,4 --figures=3,10 --datasets=balance_scale,tic_tac_toe \
       --seeds=0,1,2,3,4 --output=results/reproduce
 
 Every cell of the grid is an ordinary run of etpo_jax.train with launch/paper/ALGORITHM.flags, in a
@@ -97,7 +97,7 @@ class Request:
 
 def main() -> int:
     request = _request()
-    with StopSignals() as stop:
+    with StopSignals("Stopping once the running cells are saved; Ctrl-C again stops now.") as stop:
         outcomes = grid.run(
             request.cells,
             request.output,
@@ -148,8 +148,7 @@ def _request() -> Request:
         for number in wanted:
             if number not in known:
                 raise UsageError(f"--{name}={number}: must be among {', '.join(known)}")
-    needed = [page.TABLES[number] for number in _TABLES.value]
-    needed += [page.FIGURES[number] for number in _FIGURES.value]
+    needed = [page.TABLES[n] for n in _TABLES.value] + [page.FIGURES[n] for n in _FIGURES.value]
     needed_names = [name for names in needed for name in names]
     algorithms = tuple(dict.fromkeys(_ALGORITHMS.value or needed_names))
     if not algorithms:

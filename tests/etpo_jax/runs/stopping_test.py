@@ -1,0 +1,19 @@
+"""StopSignals: the first signal is noted and announced."""
+
+import os
+import signal
+
+import pytest
+
+from etpo_jax.runs.stopping import NOTICE, StopSignals
+
+
+@pytest.mark.parametrize("notice", [NOTICE, ""])
+def test_the_first_signal_is_announced_and_the_second_acts(capfd, notice):
+    with StopSignals(notice) as stop:
+        assert not stop.is_stopped()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received is signal.SIGINT
+        assert capfd.readouterr().err.split("\n") == (["", notice, ""] if notice else [""])
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
