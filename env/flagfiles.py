@@ -44,9 +44,10 @@ def _expand(
         if not name:
             continue
         said_by_flag = f"{said_by}--flagfile={name}"
-        path = _find_flagfile(Path(name).expanduser(), base, folders)
+        candidates = _candidates(Path(name).expanduser(), base, folders)
+        path = next((path for path in candidates if path.exists()), None)
         if path is None:
-            raise UsageError(f"{said_by_flag}: there is no such file")
+            raise UsageError(f"{said_by_flag}: there is no such file{_places(candidates)}")
         if any(path.samefile(parent) for parent in parents):
             raise UsageError(f"{said_by_flag}: leads back to itself")
         try:
@@ -60,7 +61,13 @@ def _expand(
     return expanded
 
 
-def _find_flagfile(name: Path, base: Path, folders: Sequence[Path]) -> Path | None:
+def _candidates(name: Path, base: Path, folders: Sequence[Path]) -> list[Path]:
     shipped = name.relative_to("launch") if name.parts[:1] == ("launch",) else name
-    candidates = [base / name, *(folder / shipped for folder in folders)]
-    return next((path for path in candidates if path.exists()), None)
+    return list(dict.fromkeys([base / name, *(folder / shipped for folder in folders)]))
+
+
+def _places(candidates: Sequence[Path]) -> str:
+    own, *others = (path.parent.absolute() for path in candidates)
+    shipped = sorted(path.name for folder in others for path in folder.glob("*.flags"))
+    searched = f" in {own} and {', '.join(map(str, others))}" if others else ""
+    return searched + (f"; the shipped ones are {', '.join(shipped)}" if shipped else "")

@@ -65,6 +65,13 @@ def test_a_users_flagfile_may_name_a_shipped_one(folder):
     assert expand_flagfiles(["--flagfile=own.flags"], [folder / "below"]) == ["--d=4"]
 
 
+def test_a_missing_flagfile_says_where_it_was_searched_and_what_is_there(folder):
+    below = folder / "below"
+    searched = f"no such file in {folder} and {below}; the shipped ones are last.flags, more.flags"
+    with pytest.raises(UsageError, match=searched):
+        expand_flagfiles(["--flagfile=none.flags"], [below])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
