@@ -23,6 +23,9 @@ def load_object(spec: str, *, flag: str) -> Any:
     module_name, _, attribute = spec.partition(":")
     if not module_name or not attribute:
         raise UsageError(f"{flag}={spec}: must have the form package.module:attribute")
+    if module_name.endswith(".py"):
+        dotted = ".".join(Path(module_name).with_suffix("").parts)
+        raise UsageError(f"{flag}={spec}: names a file; did you mean {dotted}:{attribute}?")
     # `python -m` puts the current folder on the path; an installed command does not.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))

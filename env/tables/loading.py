@@ -67,7 +67,9 @@ def load_dataset(
         if data_dir is not None:
             raise UsageError(f"{name}: --data_dir is for the paper's tables; PATH says it all here")
         return _load_file(name, target, description, max_rows, num_splits)
-    entry = registry.find(name)
+    if name not in registry.REGISTRY and Path(name).is_file():
+        raise UsageError(f"--dataset={name}: names a file; did you mean csv:{name}?")
+    entry = registry.find(name, f"--dataset={name}: ")
     if target is not None:
         raise UsageError(f"{name}: its target is {entry.target!r}; --target is for csv:PATH only")
     dataset = _load_published(entry, data_dir, cache_folder(cache_dir), accept_changed)
@@ -139,16 +141,14 @@ def _read_raw(entry: Entry, data_dir: str | Path | None) -> RawTable | None:
 
 
 def _fetch_and_store(entry: Entry, folder: Path, accept_changed: bool) -> Dataset:
+    is_kaggle = entry.source == "kaggle"
     try:
-        if entry.source == "kaggle":
-            table = sources.fetch_from_kaggle(entry)
-        else:
-            table = sources.fetch_from_openml(entry)
+        table = (sources.fetch_from_kaggle if is_kaggle else sources.fetch_from_openml)(entry)
     except sources.SourceError as error:
-        condition = "with Kaggle credentials" if entry.source == "kaggle" else "with a network"
+        condition = "with Kaggle credentials" if is_kaggle else "with a network"
         raise UsageError(
             f"{entry.name} is neither cached nor to be had from {entry.origin}: {error}; run "
-            f"`python -m env.datasets fetch {entry.name}` {condition}, or put "
+            f"`etpo datasets fetch {entry.name}` {condition}, or put "
             f"{entry.raw_files[0]} into a folder and give it as --data_dir"
         ) from None
     return _store(entry, table, folder, accept_changed)
@@ -202,6 +202,8 @@ def _load_file(
     name: str, target: str | None, description: str | None, max_rows: int, num_splits: int
 ) -> Dataset:
     path = Path(name.split(":", 1)[1]).expanduser()
+    if not path.is_file():
+        raise UsageError(f"--dataset={name}: there is no such file")
     table = readers.read_table(path)
     if target is None:
         names = ", ".join(column.name for column in table.columns)

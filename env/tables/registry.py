@@ -64,10 +64,12 @@ REGISTRY = _read()
 """The tables by name, in the order of the paper's Table 1."""
 
 
-def find(name: str) -> Entry:
-    """Returns the entry of that name; an unknown one raises `UsageError` with the nearest name."""
+def find(name: str, said_by: str = "") -> Entry:
+    """Returns the entry of a name; for others raises `UsageError`, which starts with `said_by`."""
     if name in REGISTRY:
         return REGISTRY[name]
     close = difflib.get_close_matches(name, REGISTRY, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known: {' '.join(REGISTRY)}"
-    raise UsageError(f"unknown data set {name!r}; {hint} (or csv:PATH with --target=COLUMN)")
+    raise UsageError(
+        f"{said_by}unknown data set {name!r}; {hint} (or csv:PATH with --target=COLUMN)"
+    )

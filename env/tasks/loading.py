@@ -27,6 +27,8 @@ def load_task(spec: str) -> Task:
         except Exception as error:  # the user's own code, which may raise anything
             reason = " ".join(str(error).split())
             raise UsageError(f"--task={spec}: {type(error).__name__}: {reason}") from None
+        if task is None:
+            raise UsageError(f"--task={spec}: returned None and must return a task")
     check_task(task, f"--task={spec}")
     return task
 

@@ -98,7 +98,16 @@ def test_changed_rows_in_a_folder_are_refused_with_both_checksums(raw_dir, tmp_p
             {"num_splits": 2000},
             "balance_scale: class 'B' of the target has too few",
         ),
-        ("csv:/none/such.csv", {"target": "y"}, "/none/such.csv: there is no such file"),
+        (
+            __file__,
+            {"target": "y"},
+            f"--dataset={__file__}: names a file; did you mean csv:{__file__}?",
+        ),
+        (
+            "csv:/none/such.csv",
+            {"target": "y"},
+            "--dataset=csv:/none/such.csv: there is no such file",
+        ),
         ("csv:x.csv", {"max_rows": 7}, "--max_rows=7: must be at least 8"),
         ("csv:x.csv", {"data_dir": "."}, "--data_dir is for the paper's tables"),
     ],

@@ -158,7 +158,7 @@ def test_a_refused_connection_names_reason_and_both_ways(server, monkeypatch):
         load_dataset(NAME)
     message = str(caught.value)
     assert "(Connection refused)" in message
-    assert "python -m env.datasets fetch balance_scale" in message
+    assert "etpo datasets fetch balance_scale" in message
     assert "put balance-scale.arff into a folder and give it as --data_dir" in message
     assert "\n" not in message
 

@@ -36,6 +36,9 @@ def make():
 def make_number():
     return 3
 
+def make_nothing():
+    Mine()
+
 def refuse():
     raise UsageError("no table")
 
@@ -77,6 +80,8 @@ def test_a_class_a_factory_or_an_instance_is_a_task(attribute, name):
         ("my_tasks:Partial", "TypeError: Can't instantiate abstract class Partial"),
         ("my_tasks:refuse", "no table"),
         ("my_tasks:make_number", "int lacks reset, render, step, program, close, name"),
+        ("my_tasks:make_nothing", "returned None and must return a task"),
+        ("./my_tasks.py:Mine", "names a file; did you mean my_tasks:Mine?"),
         ("my_tasks:number", "int lacks reset"),
         ("my_tasks:Endless", "action_end is 'line' and must be one of '', 'function', 'fence'"),
     ],
