@@ -1,6 +1,6 @@
 """Runs one body of `build_model` as the trainer would, and prints its reward as one JSON line.
 
-    python -m env.run_action --dataset=balance_scale --action_file=body.py
+    etpo run_action --dataset=balance_scale --action_file=body.py
 
 The file holds what replaces `<FILL_ME>` in the prompt: its first line stands after four spaces that
 are already there, later lines bring their own. Exit code: 0 when the program was scored, 1 when it
@@ -8,6 +8,7 @@ failed, 2 for bad input.
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -64,9 +65,7 @@ _ISOLATION = flags.DEFINE_enum(
 def main() -> int:
     """Runs the program."""
     if _ACTION_FILE.value is None:
-        raise UsageError(
-            "--action_file is missing: the file with the body, or - for standard input"
-        )
+        raise UsageError("--action_file is missing: name the file with the body; - reads stdin")
     body = _read(_ACTION_FILE.value)
     dataset = load_dataset(
         _DATASET.value,
@@ -102,16 +101,20 @@ def main() -> int:
         "isolation": isolation,
     }
     print(json.dumps(line))
+    if result.error and re.search(r"^def build_model\(", body, re.MULTILINE):
+        print("hint: this looks like a whole function; give only its body", file=sys.stderr)
     return 1 if result.error else 0
 
 
 def _read(path: str) -> str:
-    data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
         return data.decode()
+    except FileNotFoundError:
+        raise UsageError(f"--action_file={path}: there is no such file") from None
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not a text in UTF-8 ({error})") from None
+        raise UsageError(f"--action_file={path}: not a text in UTF-8 ({error})") from None
 
 
 if __name__ == "__main__":
-    command_line.run(main, errors=(ExecutorError, FileNotFoundError))
+    command_line.run(main, errors=(ExecutorError,))

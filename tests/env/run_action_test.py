@@ -50,11 +50,19 @@ def test_a_failing_body_from_standard_input():
     assert result["error"].startswith("PermissionError: ")
 
 
+def test_a_whole_function_is_told_from_its_body(tmp_path):
+    path = tmp_path / "best_code.py"
+    path.write_text(f"def build_model(x_train, y_train):\n    {BODY}\n    return model\n")
+    done = _run("--num_splits=1", f"--action_file={path}")
+    assert done.returncode == 1
+    assert done.stderr == "hint: this looks like a whole function; give only its body\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "--action_file is missing"),
-        (["--action_file=/nonexistent"], "No such file or directory"),
+        (["--action_file=none.py"], "--action_file=none.py: there is no such file"),
         (["--action_file=-", "--dataset=nothing"], "nothing"),
         (["--action_file=-", "--timeout_s=0"], "timeout_s is 0.0 and must be above 0"),
         (["--action_file=-", "--cpu_s=0"], "cpu_s is 0 and must be at least 1"),
