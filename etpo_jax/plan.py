@@ -1,7 +1,7 @@
 """Plan of a run before it is started: its steps, its memory, and whether it fits a device.
 
-  python -m etpo_jax.plan --flagfile=launch/codellama_7b_v5e_16.flags --device=v5e
-  python -m etpo_jax.plan --flagfile=launch/codellama_7b_v5e_16.flags --aot=v5e:4x4
+  etpo plan --flagfile=codellama_7b_v5e_16.flags --device=v5e
+  etpo plan --flagfile=codellama_7b_v5e_16.flags --aot=v5e:4x4
 
 It needs no weights and no accelerator: `--model` may be a folder that holds config.json alone, and
 the devices of `--mesh` need not exist. With libtpu installed, `--aot` compiles for TPUs as well.
@@ -82,8 +82,7 @@ def _describe(config: Config, device: Accelerator | None) -> tuple[str, bool]:
     mesh = abstract_mesh(config.model.mesh)
     decoder = DecoderConfig.from_folder(config_folder(config.model.model))
     needed = memory.estimate(config, decoder, mesh)
-    lines = [*_step_lines(config), *_model_lines(config, decoder, mesh), ""]
-    lines += _memory_lines(needed)
+    lines = [*_step_lines(config), *_model_lines(config, decoder, mesh), "", *_memory_lines(needed)]
     if device is None:
         return "\n".join(lines), True
     free = device.num_bytes - needed.peak
@@ -97,15 +96,15 @@ def _describe(config: Config, device: Accelerator | None) -> tuple[str, bool]:
 
 def _step_lines(config: Config) -> Iterator[str]:
     run = config.run
-    per_update = run.collection_size
     yield f"{run.algorithm} on {config.task.title}, seed {run.seed}"
-    steps = ""
+    updates = math.ceil(run.num_env_steps / run.collection_size)
+    text = f"{_count(run.num_env_steps, 'environment step')} = {_count(updates, 'update')} of "
+    text += _count(run.collection_size, "action")
     if config.algorithm.learns:
-        steps = ", {} gradient steps of {} each".format(*config.algorithm.gradient_steps(config))
-    updates = math.ceil(run.num_env_steps / per_update)
-    yield (
-        f"{run.num_env_steps} environment steps = {updates} updates of {per_update} actions{steps}"
-    )
+        steps, size = config.algorithm.gradient_steps(config)
+        text += f", {_count(steps, 'gradient step')} of {_count(size, 'transition')}"
+        text += " in each" * (updates > 1)
+    yield text
 
 
 def _model_lines(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> Iterator[str]:
@@ -114,7 +113,7 @@ def _model_lines(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> 
         f"prompts up to {config.model.max_prompt_length} tokens, actions up to "
         f"{config.sampling.max_new_tokens}"
     )
-    yield f"mesh {axes}: {math.prod(mesh.shape.values())} device(s)"
+    yield f"mesh {axes}: {_count(math.prod(mesh.shape.values()), 'device')}"
     yield (
         f"model {config.model.model}: {decoder.num_layers} layers, width {decoder.hidden_size}, "
         f"vocabulary {decoder.vocab_size}, {config.model.dtype}"
@@ -133,9 +132,8 @@ def _memory_lines(needed: Memory) -> Iterator[str]:
         if items:
             yield title
             yield from _item_lines(items, text)
-    phase = "while actions are sampled"
-    if total(needed.gradient_step) > total(needed.generation):
-        phase = "in a gradient step"
+    is_learning = total(needed.gradient_step) > total(needed.generation)
+    phase = "in a gradient step" if is_learning else "while actions are sampled"
     yield f"{'peak':50}{text(needed.peak):>14}  {phase}"
 
 
@@ -153,24 +151,19 @@ def _compiler_lines(config: Config, topology: str) -> tuple[list[str], bool]:
     columns = ("arguments", "temporaries", "results", "sum", "host", "seconds")
     lines.append(f"  {'program':14}" + "".join(f"{name:>13}" for name in columns))
     fits = True
-    for compiled in aot.compile_for(config, topology, programs):
-        if compiled.error:
-            lines.append(f"  {compiled.program:14}  does not fit: {compiled.error}")
+    for made in aot.compile_for(config, topology, programs):
+        if made.error:
+            lines.append(f"  {made.program:14}  does not fit: {made.error}")
             fits = False
             continue
-        sizes = (
-            compiled.arguments,
-            compiled.temporaries,
-            compiled.results,
-            compiled.total,
-            compiled.host_bytes,
-        )
-        lines.append(
-            f"  {compiled.program:14}"
-            + "".join(f"{_gib(size):>13}" for size in sizes)
-            + f"{compiled.compile_s:>13.0f}"
-        )
+        sizes = (made.arguments, made.temporaries, made.results, made.total, made.host_bytes)
+        cells = "".join(f"{_gib(size):>13}" for size in sizes)
+        lines.append(f"  {made.program:14}{cells}{made.compile_s:>13.0f}")
     return lines, fits
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _gib(num_bytes: int) -> str:

@@ -35,6 +35,16 @@ def test_the_text_says_whether_the_run_fits():
     assert plan._describe(config, None)[1]
 
 
+@pytest.mark.parametrize(
+    ("num_env_steps", "counts"),
+    [(1, "1 environment step = 1 update of 16 actions"), (32, "32 environment steps = 2 updates")],
+)
+def test_counts_are_in_words(num_env_steps, counts):
+    text, _ = plan._describe(Config.from_dict({"num_env_steps": num_env_steps}), None)
+    assert counts in text
+    assert "6 gradient steps of 16 transitions" in text
+
+
 def test_the_program_needs_no_weights_and_tells_by_its_exit_code(tmp_path):
     config = (ROOT / "models" / "configs" / NAME / "config.json").read_text()
     (tmp_path / "config.json").write_text(json.dumps({**json.loads(config), "vocab_size": 1024}))
@@ -43,7 +53,7 @@ def test_the_program_needs_no_weights_and_tells_by_its_exit_code(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "64 environment steps = 4 updates of 16 actions" in done.stdout
-    assert "mesh fsdp:8, tensor:8: 64 device(s)" in done.stdout
+    assert "mesh fsdp:8, tensor:8: 64 devices" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("v5e: 15.75 GiB; fits, ")
 
 
