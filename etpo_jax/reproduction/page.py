@@ -111,8 +111,8 @@ def _markdown(
     """The content of `report.md`."""
     parts = [
         "# Reproduction",
-        f"Commit `{origin.commit}`, {origin.num_env_steps} environment steps a run, made by\n\n"
-        f"    {origin.command}",
+        f"Commit `{origin.commit or 'unknown'}`, {origin.num_env_steps} environment steps a run, "
+        f"made by\n\n    {origin.command}",
         *left_out,
         *(table.markdown() for table in made),
         *(f"### {title}\n\n![{title}]({name}.svg)" for name, (title, _) in charts.items()),

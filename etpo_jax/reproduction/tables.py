@@ -62,19 +62,13 @@ def methods(results: Results) -> Table:
         for name, by_dataset in results.items()
     }
     ranks = statistics.mean_ranks(columns) if datasets else {}
-    header = [
-        "algorithm",
-        "runs",
-        *(text for name, text in measures.MEASURES.items() if name != "reward_first_fifth"),
-        "mean rank",
-        *(f"P(better than {name})" for name in results if len(results) > 1),
-    ]
+    shown = {name: text for name, text in measures.MEASURES.items() if name != "reward_first_fifth"}
+    header = ["algorithm", "runs", *shown.values(), "mean rank"]
+    header += [f"P(better than {name})" for name in results if len(results) > 1]
     rows = []
     for name, by_dataset in results.items():
         cells = [name, str(sum(len(by_dataset[dataset]) for dataset in datasets))]
-        for measure in measures.MEASURES:
-            if measure != "reward_first_fifth":
-                cells.append(_aggregate(measures.scores(by_dataset, measure, datasets)))
+        cells += [_aggregate(measures.scores(by_dataset, key, datasets)) for key in shown]
         cells.append(f"{ranks[name]:.2f}" if datasets else MISSING)
         for other in results if len(results) > 1 else ():
             cells.append(_improvement(columns[name], columns[other]) if other != name else MISSING)
@@ -98,10 +92,10 @@ def by_dataset(results: Results) -> Table:
     datasets = list(dict.fromkeys(name for rows in results.values() for name in rows))
     rows = []
     for dataset in datasets:
-        present = {name: [rows[dataset]] for name, rows in results.items() if dataset in rows}
         rewards = {
-            name: [np.array([run.measures["reward_last_fifth"] for run in runs])]
-            for name, (runs,) in present.items()
+            name: measures.scores(runs, "reward_last_fifth", [dataset])
+            for name, runs in results.items()
+            if dataset in runs
         }
         ranks = statistics.mean_ranks(rewards)
         rows.append(
@@ -164,7 +158,7 @@ def published_scores(
         header += [f"{method}, paper" for method in theirs]
         header += [f"{algorithm}, ours"] if algorithm in results else []
     rows = []
-    for dataset in [*published.SCORES, *(d for d in datasets if d not in published.SCORES)]:
+    for dataset in datasets:
         printed = published.SCORES.get(dataset, {})
         cells = [dataset]
         for algorithm, theirs in columns.items():

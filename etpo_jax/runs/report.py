@@ -245,7 +245,7 @@ def _best_programs(log: RunLog) -> str:
 def _reproduction(log: RunLog) -> str:
     command = str(log.setup["command"])
     flags_file = shlex.quote(str(log.path / directory.FLAGS))
-    anew = f"python -m etpo_jax.train --flagfile={flags_file} --run_dir=NEW_FOLDER"
+    anew = f"etpo train --flagfile={flags_file} --run_dir=NEW_FOLDER"
     commit = log.setup.get("git_commit") or "unknown"
     return (
         "<h2>Repeat this run</h2><p>It was started by</p>"

@@ -35,8 +35,10 @@ def current() -> dict[str, Any]:
 
 
 def command() -> str:
-    """Command line of this process, quoted for a shell."""
-    return shlex.join(["python", *sys.orig_argv[1:]])
+    """Command line of this process as it was typed, quoted for a shell."""
+    arguments = ["python", *sys.orig_argv[1:]]
+    is_command = Path(arguments[1]).name == "etpo" if len(arguments) > 1 else False
+    return shlex.join(["etpo", *arguments[2:]] if is_command else arguments)
 
 
 def _library(name: str) -> str | None:
