@@ -32,8 +32,9 @@ def listing(
 ) -> str:
     """The text of `--help` below the program's description.
 
-    Each flag stands as `--name=DEFAULT` beside its help and choices, under the title of its
-    section. Flags that no section names come last; names that are no flags are passed over.
+    Each flag stands as `--name=DEFAULT`, or as `--name` if it is unset, beside its help and
+    choices, under the title of its section. Flags that no section names come last; names that are
+    no flags are passed over.
     """
     own = own_flags(flag_values)
     listed = [
@@ -51,7 +52,7 @@ def listing(
 def _described(flag: flags.Flag) -> tuple[str, str]:
     """`--name=DEFAULT` and the help of a flag with its choices."""
     option = f"--{flag.name}"
-    if flag.default is not None:
+    if flag.default not in (None, "", []):
         default = flag.serializer.serialize(flag.default) if flag.serializer else flag.default
         option += f"={str(default).lower() if flag.boolean else default}"
     if not isinstance(flag.parser, flags.EnumParser):

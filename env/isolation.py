@@ -1,4 +1,4 @@
-"""python -m env.isolation
+"""etpo isolation
 
 Tries every isolation tier on this host and says which of them stand and why the others do not.
 docs/execution.md says what each tier is made of and what it does not stop.

@@ -53,12 +53,12 @@ class TaskConfig(Section):
 
     task: str = option(
         "",
-        "Your own task as package.module:factory, which makes an etpo_jax.Task; empty is the code "
-        "task on --dataset.",
+        "Your own etpo_jax.Task as module:Class or module:function; by default the task is that of "
+        "--dataset.",
     )
     dataset: str = option(
         "balance_scale",
-        "Table of the code task (python -m env.datasets lists them), csv:PATH for a table of your "
+        "Table of the code task (etpo datasets lists them), csv:PATH for a table of your "
         "own, questions:NAME for questions about a table, or toy.",
     )
     target: str | None = option(None, "Target column of a table of your own (csv:PATH).")

@@ -1,7 +1,7 @@
 """Writes the policy of a run for Hugging Face's tools, as a model or as a PEFT adapter.
 
-  python -m etpo_jax.export --run_dir=runs/tiny --output=tuned
-  python -m etpo_jax.export --run_dir=runs/lora --output=adapter --format=peft
+  etpo export --run_dir=runs/demo --output=tuned
+  etpo export --run_dir=runs/lora --output=adapter --format=peft
 
 In a model, adapters are added to the weights; `transformers` and `--model=tuned` load it.
 """
@@ -52,7 +52,8 @@ flags.DEFINE_string(
 
 def main() -> None:
     """Exports as the flags say and prints the name of the folder."""
-    run_path, output = _required_path("run_dir"), _required_path("output")
+    run_path = _required_path("run_dir", "the folder of the run")
+    output = _required_path("output", "a new folder for the policy")
     policy_folder.check_new(output)
     config = build.settings_of(directory.open_for_reading(run_path))
     keys = config.algorithm.policy_keys(config)
@@ -78,10 +79,10 @@ def main() -> None:
     print(f"{output}: the policy of {run_path} after update {update}")
 
 
-def _required_path(name: str) -> Path:
+def _required_path(name: str, meaning: str) -> Path:
     value = _flags[name].value
     if value is None:
-        raise UsageError(f"--{name} is missing")
+        raise UsageError(f"--{name} is missing: name {meaning}")
     return Path(value).expanduser()
 
 

@@ -1,6 +1,6 @@
 """Shows the content of a run or a checkpoint without loading its arrays.
 
-  python -m etpo_jax.inspect_run --run_dir=runs/tiny
+  etpo inspect_run --run_dir=runs/demo
 
 The folder may be a run directory, a folder of numbered orbax checkpoints or one orbax checkpoint. A
 run may be under way.
@@ -100,9 +100,8 @@ def main() -> None:
     folder = _flags["run_dir"].value
     if folder is None:
         raise UsageError("--run_dir is required: a run directory or an orbax checkpoint")
-    print(
-        summary(Path(folder).expanduser(), _flags["checkpoint"].value, bool(_flags["json"].value))
-    )
+    step, as_json = _flags["checkpoint"].value, bool(_flags["json"].value)
+    print(summary(Path(folder).expanduser(), step, as_json))
 
 
 def summary(path: Path, step: int | None = None, as_json: bool = False) -> str:
@@ -135,7 +134,7 @@ def _find_checkpoint(
     if is_run:
         return [], None
     if not (path / METADATA).is_file():
-        raise UsageError(f"{path} holds neither a run nor an orbax checkpoint")
+        raise UsageError(f"--run_dir={path}: holds neither a run nor an orbax checkpoint")
     return [], read_checkpoint(path)
 
 
@@ -182,9 +181,6 @@ def _time(nanoseconds: int | None) -> str:
     return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-# Output -------------------------------------------------------------------------------------------
-
-
 def _to_json(log: RunLog | None, steps: Sequence[int], checkpoint: Checkpoint | None) -> Any:
     run = None
     if log is not None:
@@ -201,9 +197,7 @@ def _to_json(log: RunLog | None, steps: Sequence[int], checkpoint: Checkpoint | 
             "config": log.config,
             "versions": log.setup,
         }
-    found = None
-    if checkpoint is not None:
-        found = dataclasses.asdict(checkpoint) | {"path": str(checkpoint.path)}
+    found = checkpoint and dataclasses.asdict(checkpoint) | {"path": str(checkpoint.path)}
     return files.to_json({"run": run, "checkpoint_steps": steps, "checkpoint": found})
 
 

@@ -1,6 +1,6 @@
 """Trains a language agent by ETPO (Algorithm 1) or runs a baseline.
 
-  python -m etpo_jax.train --flagfile=launch/tiny.flags --run_dir=runs/tiny
+  etpo train --flagfile=tiny.flags --run_dir=runs/demo
 
 The same command again resumes the run from its last checkpoint.
 """
@@ -27,7 +27,7 @@ _HOSTS = flags.DEFINE_string(
     "Several hosts that run one program: auto finds them on TPU pods, Slurm and Open MPI, "
     "HOST:PORT,COUNT,INDEX names the first one's address, their number and which one this is.",
 )
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Give up the run in --run_dir; start anew.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the run in --run_dir and start anew.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan of the run and stop.")
 
 

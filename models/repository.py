@@ -63,7 +63,7 @@ def _folder(name: str | pathlib.Path, patterns: list[str]) -> pathlib.Path:
     # A missing entry of a folder that is here is a mistyped folder and no repository.
     if not is_repository or folder.exists() or folder.parent.is_dir():
         raise ModelError(
-            f"{name}: no such model folder; give a folder with config.json and its weights, "
+            f"model {name}: no such model folder; give a folder with config.json and its weights, "
             "a Hugging Face repository (org/name), or tiny for the shipped stand-in"
         )
     return _download(spelling, patterns)

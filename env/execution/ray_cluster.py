@@ -90,7 +90,7 @@ class RayCluster:
         )
         raise IsolationError(
             f"no wall around generated programs stands on all nodes ({each}); "
-            "python -m env.isolation says why on each"
+            "etpo isolation says why on each"
         )
 
     def put(self, dataset: LabelledTable) -> Any:

@@ -1,4 +1,4 @@
-"""python -m env.datasets [list] | fetch NAME...|all | table
+"""etpo datasets [list] | fetch NAME...|all | table
 
 Lists the tables that programs can be scored on, puts the paper's tables into the cache, or prints
 Table 1 of the paper beside ours in Markdown.

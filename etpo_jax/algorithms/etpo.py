@@ -56,9 +56,8 @@ class EtpoConfig(LearningConfig):
     critic_learning_rate: float = with_default(LearningConfig, "critic_learning_rate", 2e-3)
     replay_size: int = option(
         16,
-        "Newest transitions that are kept for learning. If it holds more than one collection, "
-        "gradient steps from the replay are taken while programs execute, all but the last, which "
-        "takes new transitions; otherwise all of them follow the execution.",
+        "Newest transitions kept for learning. If larger than one collection, gradient steps run "
+        "while programs execute, except the last one.",
         lower=1,
     )
     critic_loss: str = option(
@@ -98,24 +97,20 @@ class EtpoConfig(LearningConfig):
     )
     q_parameterization: str = option(
         "residual",
-        "Reading of Q from the critic: beta times its logits less the reference's (residual), a "
-        "value head plus beta times the log ratio (dueling), plain logits (logits, the authors' "
-        "code), beta times them (beta_logits), or a value head plus beta log(pi/rho) (policy).",
+        "How Q is read from the critic's logits, see docs/algorithm.md; logits is the authors' "
+        "code.",
         choices=Q_PARAMETERIZATIONS,
     )
     policy_loss: str = option(
         "doubly_robust",
-        "Loss of the policy: the exact expectation of Eq. 8 and 9 (exact), the same corrected at "
-        "the sampled token by what the critic misses (doubly_robust), Eq. 7 as printed (eq7), the "
-        "authors' plain mean over the vocabulary (uniform), or none, the policy being the softmax "
-        "of the critic's logits (tied).",
+        "Loss of the policy, see docs/algorithm.md: exact is Eq. 8 and 9, eq7 is Eq. 7, uniform "
+        "the authors' code.",
         choices=POLICY_LOSSES,
     )
     trust_region: float = option(
         0.3,
-        "Trust region as a mask of the sequence-level ratio: nats that the log probability of an "
-        "action may have moved since it was sampled; beyond, the action adds nothing to the "
-        "policy's gradient in that step. 0 is no limit.",
+        "An action whose log probability has moved more than this (in nats) since it was sampled "
+        "no longer changes the policy (a mask on the sequence-level ratio); 0 is no limit.",
         lower=0.0,
         traced=True,
     )

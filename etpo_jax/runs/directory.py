@@ -233,7 +233,7 @@ def open_for_reading(path: Path) -> dict[str, Any]:
       UsageError: the folder is no run directory, or another version of the program wrote it.
     """
     if not is_run_directory(path):
-        raise UsageError(f"{path} is no run directory")
+        raise UsageError(f"--run_dir={path}: is no run directory")
     _check_layout(path, "read it with the version that wrote it")
     try:
         return files.read_json(path / CONFIG)

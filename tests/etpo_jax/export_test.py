@@ -213,7 +213,7 @@ def test_peft_loads_it(tmp_path, base, adapted):
 def test_what_cannot_be_exported_is_one_line(tmp_path, base, full):
     run_path, _ = full
     for arguments, message in (
-        ({"run_path": tmp_path}, "is no run directory"),
+        ({"run_path": tmp_path}, f"^--run_dir={tmp_path}: is no run directory"),
         ({"checkpoint": 7}, "checkpoints holds 1, 2"),
         ({"format": "peft"}, "--format=peft: the run trained all weights"),
         ({"output": base}, "is there already"),

@@ -93,7 +93,7 @@ def test_names_that_are_no_repository_are_not_looked_up(hub, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match=r": no such model folder; give .*org/name") as caught:
         find(name)
-    assert str(caught.value).startswith(f"{name}: ")
+    assert str(caught.value).startswith(f"model {name}: ")
     assert not hub.calls
 
 
@@ -131,10 +131,10 @@ def test_a_folder_with_the_name_of_the_stand_in_counts_if_it_holds_a_model(
 def test_mistyped_name_beside_other_folders_is_not_looked_up(hub, tmp_path, monkeypatch):
     (tmp_path / "models").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelError, match=r"^models/tinny: no such model folder;"):
+    with pytest.raises(ModelError, match=r"^model models/tinny: no such model folder;"):
         local_folder("models/tinny")
     (tmp_path / "models" / "file").touch()
-    with pytest.raises(ModelError, match=r"^models/file: no such model folder;"):
+    with pytest.raises(ModelError, match=r"^model models/file: no such model folder;"):
         local_folder("models/file")
     assert not hub.calls
 
