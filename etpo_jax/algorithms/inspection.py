@@ -52,8 +52,8 @@ def to_rows(
       tokenizer: decodes the ids.
 
     Returns:
-      For each action `prompt`, `reward`, `continues` and `tokens`; for each token `text`, "" where
-      it ends the action, the numbers of `Inspection`, and `top`: text, probability and Q of
+      For each action `prompt`, `reward`, `continues` and `tokens`; for each token `text`, "" for a
+      stop token, the numbers of `Inspection`, and `top`: text, probability and Q of
       the most likely tokens, those with a probability that rounds to 0 left out.
     """
     arrays = {
