@@ -23,6 +23,7 @@ from env.tasks.code_task import CodeTask
 from env.tasks.loading import load_task
 from env.tasks.table_questions import TableQuestions
 from env.tasks.toy import ToyTask
+from etpo_jax.acting import formats
 from etpo_jax.acting.endings import state_table
 from etpo_jax.acting.external import ExternalModel, TextPrompts
 from etpo_jax.acting.rollout import Actor, Prompts, SamplingActor, TokenPrompts
@@ -204,12 +205,23 @@ def make_agent(config: Config, task: Task, language: Language, mesh: Mesh) -> Ag
     Raises:
       UsageError: for settings that do not fit the model.
     """
+    prompts = make_prompts(config, task, language.tokenizer)
     return Agent(
         language,
-        TokenPrompts(task, language.tokenizer, config.model.max_prompt_length),
-        make_actor(config, language, mesh, action_end=action_end_of(task)),
+        prompts,
+        make_actor(config, language, mesh, action_end=prompts.action_end),
         config.algorithm(language.model, language.base, config, mesh),
     )
+
+
+def make_prompts(config: Config, task: Task, tokenizer: Tokenizer) -> TokenPrompts:
+    """The prompts of a task in the configured format, which the task is told.
+
+    Raises:
+      UsageError: the model does not have what the format needs.
+    """
+    chosen = formats.choose(config.task.format_name, tokenizer)
+    return TokenPrompts(task, tokenizer, config.model.max_prompt_length, chosen)
 
 
 def make_endpoint_agent(config: Config, task: Task) -> Agent:
@@ -226,11 +238,6 @@ def make_endpoint_agent(config: Config, task: Task) -> Agent:
         sampling=config.sampling,
     )
     return Agent(None, TextPrompts(task), external, EndpointReflection(external))
-
-
-def action_end_of(task: Task) -> str:
-    """What ends the actions of a task beside stop tokens."""
-    return getattr(task, "action_end", "")  # a task need not be a subclass of Task
 
 
 def make_actor(

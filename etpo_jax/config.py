@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from env.command_line import near_names
+from env.tasks.prompts import FORMATS, STYLES
 from etpo_jax import registry
 from etpo_jax.settings import Section, option, parse_options
 from models.attention import IMPLEMENTATIONS
@@ -67,10 +68,11 @@ class TaskConfig(Section):
     )
     data_dir: str | None = option(None, "Folder with published raw tables, see docs/tasks.md.")
     max_steps: int = option(5, "Environment steps of an episode at most.", lower=1)
-    prompt_style: str = option(
-        "paper",
-        "Prompts as in the paper's figures, or as in the authors' code (official).",
-        choices=("paper", "official"),
+    prompt_format: str = option(
+        "auto",
+        "Format in which prompts reach the model: infill, complete, chat (docs/tasks.md), or auto, "
+        "which follows the tokenizer. The style of the code task's text may stand behind a colon: "
+        f"{', '.join(STYLES)}, such as infill:official for the prompts of the authors' code.",
     )
     num_splits: int = option(5, "Train/validation splits that a reward averages.", lower=1)
     metric: str = option(
@@ -82,6 +84,25 @@ class TaskConfig(Section):
     accept_changed_data: bool = option(
         False, "Use a table of the paper although its rows are not the paper's."
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name, colon, style = self.prompt_format.partition(":")
+        if name not in ("auto", *FORMATS) or (colon and style not in STYLES):
+            raise ValueError(
+                f"--prompt_format={self.prompt_format}: must be one of auto, {', '.join(FORMATS)}, "
+                f"alone or with a style behind a colon: {', '.join(STYLES)}"
+            )
+
+    @property
+    def format_name(self) -> str:
+        """The prompt format without its style; may be auto."""
+        return self.prompt_format.partition(":")[0]
+
+    @property
+    def prompt_style(self) -> str:
+        """The style of the code task's text; empty is the task's choice."""
+        return self.prompt_format.partition(":")[2]
 
     @property
     def title(self) -> str:

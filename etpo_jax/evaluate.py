@@ -3,11 +3,12 @@
   python -m etpo_jax.evaluate --run_dir=runs/tiny --num_samples=256
   python -m etpo_jax.evaluate --model=tiny --dataset=tic_tac_toe
   python -m etpo_jax.evaluate --run_dir=runs/tiny --num_samples=0 --perplexity
+  python -m etpo_jax.evaluate --model=FOLDER --prompt_format=all --num_samples=32 --max_steps=1
 
 The settings of the run hold unless a flag gives another value; `--dataset` also takes the place of
 the run's own `--task`. Perplexity is measured for the model
 before training and for the policy after it, on code that the stand-in was not trained on or on
-texts of your own.
+texts of your own. `--prompt_format=all` compares the formats that the model can be prompted in.
 """
 
 import collections
@@ -25,7 +26,8 @@ from env import command_line
 from env.base import Task, UsageError
 from etpo_jax import build, perplexity
 from etpo_jax import flags as settings_flags
-from etpo_jax.acting.rollout import Episodes, TokenPrompts
+from etpo_jax.acting import formats
+from etpo_jax.acting.rollout import Episodes
 from etpo_jax.algorithms.networks import Networks
 from etpo_jax.config import Config
 from etpo_jax.devices.mesh import build_mesh
@@ -38,6 +40,9 @@ from models.errors import ModelError
 
 _SECTIONS = ("task", "model", "sampling", "execution")
 """Sections of settings that an evaluation reads."""
+
+_ALL_FORMATS = "all"
+_SHOWN_FAILURES = 3
 
 settings_flags.define_flags(sections=_SECTIONS, with_learning=False)
 flags.adopt_module_key_flags(settings_flags)
@@ -65,6 +70,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object in place of tabl
 
 def main() -> int:
     """Evaluates as the flags say and prints the result."""
+    compares = _takes_all_formats()
     config, run_path = _resolve()
     if not _NUM_SAMPLES.value and not _PERPLEXITY.value:
         raise UsageError("--num_samples=0: nothing to do without --perplexity")
@@ -90,7 +96,12 @@ def main() -> int:
             title = f"{run_path} after update {update}"
         answer: dict[str, Any] = {"policy": title, "dataset": config.task.title}
         lines = [f"{title} on {config.task.title}, temperature {config.sampling.temperature:g}"]
-        if task is not None:
+        if task is not None and compares:
+            by_format = _compare(config, language, trunk, task, mesh)
+            answer["prompt_formats"] = by_format
+            lines += ["", render_formats(by_format)]
+        elif task is not None:
+            lines.append(formats.describe(config.task.format_name, language.tokenizer))
             statistics = summarize(_sample(config, language, trunk, task, mesh))
             answer |= statistics
             lines += ["", render(statistics)]
@@ -102,14 +113,29 @@ def main() -> int:
     return 0
 
 
+def _compare(
+    config: Config, language: build.Language, trunk: Role, task: Task, mesh: jax.sharding.Mesh
+) -> dict[str, dict[str, Any]]:
+    """Statistics of each format that the model can be prompted in, with failed programs."""
+    _, colon, style = config.task.prompt_format.partition(":")
+    compared = {}
+    for name in formats.usable(language.tokenizer):
+        chosen = config.replace(prompt_format=f"{name}{colon}{style}")
+        rows = _sample(chosen, language, trunk, task, mesh)
+        failed = [row for row in rows if row["error"]][:_SHOWN_FAILURES]
+        failures = [{key: row[key] for key in ("action", "error")} for row in failed]
+        compared[name] = {**summarize(rows), "failures": failures}
+    return compared
+
+
 def _sample(
     config: Config, language: build.Language, trunk: Role, task: Task, mesh: jax.sharding.Mesh
 ) -> list[dict[str, Any]]:
     """Rows as in `episodes.jsonl`, one for each of the `--num_samples` actions."""
-    actor = build.make_actor(config, language, mesh, action_end=build.action_end_of(task))
+    prompts = build.make_prompts(config, task, language.tokenizer)
+    actor = build.make_actor(config, language, mesh, action_end=prompts.action_end)
     weights = actor.weights(trunk)
     reference_weights = actor.weights({}) if config.sampling.support_threshold > 0 else None
-    prompts = TokenPrompts(task, language.tokenizer, config.model.max_prompt_length)
     key = jax.random.key(_SEED.value)
     rows: list[dict[str, Any]] = []
     with contextlib.closing(Episodes(task, prompts, _NUM_ENVS.value, _SEED.value)) as episodes:
@@ -229,6 +255,27 @@ def render(statistics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def render_formats(by_format: Mapping[str, dict[str, Any]]) -> str:
+    """The statistics of each prompt format beside each other, then failed programs of each."""
+    columns = "".join(f"{name:>12}" for name in by_format)
+    lines = [f"{'prompt format':22}{columns}"]
+    for label, key, style in (
+        ("programs", "programs", "d"),
+        ("running programs", "runnable_rate", ".0%"),
+        ("mean reward", "reward_mean", ".3f"),
+        ("standard error", "reward_standard_error", ".3f"),
+        ("best reward", "reward_best", ".4f"),
+        ("distinct programs", "distinct_programs", "d"),
+    ):
+        values = "".join(f"{format(found[key], style):>12}" for found in by_format.values())
+        lines.append(f"{label:22}{values}")
+    for name, found in by_format.items():
+        for failure in found["failures"]:
+            lines += ["", f"{name} failed: {failure['error']}"]
+            lines += [f"    | {line}" for line in failure["action"].splitlines()]
+    return "\n".join(lines)
+
+
 def render_perplexity(rows: Sequence[dict[str, Any]]) -> str:
     """Perplexity before and after as a table for the screen."""
     lines = [f"{'perplexity':>10}{'before':>11}{'after':>11}{'tokens':>11}  text"]
@@ -237,6 +284,16 @@ def render_perplexity(rows: Sequence[dict[str, Any]]) -> str:
         for row in rows
     ]
     return "\n".join(lines)
+
+
+def _takes_all_formats() -> bool:
+    """Whether `--prompt_format=all` is given, which becomes auto for the settings."""
+    flag = flags.FLAGS["prompt_format"]
+    name, colon, style = str(flag.value).partition(":")
+    if name != _ALL_FORMATS:
+        return False
+    flag.value = f"auto{colon}{style}"
+    return True
 
 
 def _resolve() -> tuple[Config, Path | None]:

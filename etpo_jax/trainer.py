@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from env.base import Task, UsageError
 from env.tasks.function_task import FunctionTask
 from env.tasks.loading import check_task
 from etpo_jax import build
-from etpo_jax.acting.rollout import Prompt, SamplingActor
+from etpo_jax.acting import formats
+from etpo_jax.acting.rollout import SamplingActor
 from etpo_jax.algorithms.base import Algorithm
 from etpo_jax.build import Agent, Language
 from etpo_jax.config import Config
@@ -205,9 +205,9 @@ class Trainer:
             config = config.replace(temperature=temperature)
         with jax.set_mesh(self._mesh):
             language, policy = self._language, self._policy()
+            prompt_format = formats.choose(config.task.format_name, language.tokenizer)
             encoded = [
-                Prompt(text, np.array(language.tokenizer.encode_prompt(text), np.int32))
-                for text in prompts
+                formats.text_prompt(language.tokenizer, text, prompt_format) for text in prompts
             ]
             longest = max(len(prompt.tokens) for prompt in encoded)
             if longest > (limit := config.model.max_prompt_length):
@@ -354,6 +354,7 @@ class Trainer:
                 raise UsageError("--endpoint: plays on a single host")
             return build.make_endpoint_agent(config, task)
         fingerprint.check(run.path, config.model.model)
+        self._say(formats.describe(config.task.format_name, self._language.tokenizer))
         agent = build.make_agent(config, task, self._language, self._mesh)
         if hosts.is_first():
             fingerprint.note(run.path, config.model.model)

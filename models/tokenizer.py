@@ -3,11 +3,12 @@
 import json
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import tokenizers
 
+from models.chat_template import Message, read_template
 from models.config import read_json
 from models.errors import ModelError
 from models.repository import local_folder
@@ -17,6 +18,7 @@ FILL_ME = "<FILL_ME>"
 # that continues another is encoded and decoded behind this character, which is then cut off, as
 # the published CodeLlama code does.
 _SENTINEL = "☺"
+_VEIL = "\ue000"  # a character for private use, which no text has
 
 
 class _Infilling(NamedTuple):
@@ -62,6 +64,7 @@ class Tokenizer:
         """
         folder = local_folder(folder)
         names = _special_names(folder)
+        self._chat_template = read_template(folder, names)
         self._backend, special_tokens = _read(folder, set(names.values()))
         config = read_json(folder / "config.json")
         size = config.get("vocab_size")
@@ -187,6 +190,63 @@ class Tokenizer:
             if len(ids) == len(tokens):
                 return tuple(ids)
         return None
+
+    @property
+    def infills_lines(self) -> bool:
+        """Whether gaps in the middle of a line are rare in what the model was trained on.
+
+        Models with a token that ends a middle (CodeLlama, the stand-in) learnt gaps at any
+        character.
+        """
+        return self._infilling is not None and len(self._infilling) == 3
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the folder says how a conversation is written."""
+        return self._chat_template is not None
+
+    def render_chat(self, messages: Sequence[Message]) -> str:
+        """The text of a conversation by the tokenizer's template, up to the model's answer.
+
+        Raises:
+          ModelError: there is no template, or it cannot be rendered.
+        """
+        if self._chat_template is None:
+            raise ModelError("this tokenizer has no chat template")
+        return self._chat_template.render(messages)
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of a conversation, as `transformers` has them; errors as `render_chat`.
+
+        The template's special tokens are tokens, those that a message spells stay text.
+        """
+        names = [str(self._backend.id_to_token(i)) for i in self._steering | self._dropped]
+        spelt = [name for name in names if any(name in m["content"] for m in messages)]
+        if not spelt:
+            self._backend.encode_special_tokens = False
+            try:
+                encoding = self._backend.encode(
+                    self.render_chat(messages), add_special_tokens=False
+                )
+                return encoding.ids
+            finally:
+                self._backend.encode_special_tokens = True
+        # Names that a message spells are veiled until the template's own are taken out.
+        veiled = [{**m, "content": _veil(m["content"], spelt)} for m in messages]
+        pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+        ids: list[int] = []
+        for part in re.split(f"({pattern})", self.render_chat(veiled)):
+            special = self._backend.token_to_id(part) if part in names else None
+            text = part.replace(_VEIL, "")
+            ids += self._encode(text) if special is None else [special]
+        return ids
+
+
+def _veil(text: str, names: Sequence[str]) -> str:
+    """Puts a character into each of the names, so that the text spells none of them."""
+    for name in names:
+        text = text.replace(name, name[0] + _VEIL + name[1:])
+    return text
 
 
 def _read(folder: pathlib.Path, named: set[str]) -> tuple[tokenizers.Tokenizer, frozenset[int]]:

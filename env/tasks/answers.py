@@ -8,28 +8,44 @@ import warnings
 from env.execution.program import BUILD_MODEL
 
 INSTRUCTIONS = (
-    "You complete Python code. The user sends a file with one <FILL_ME>, which stands for the body "
-    "of build_model. Reply with the code that replaces <FILL_ME> and nothing else: no explanation, "
-    "no markdown. The body must assign a fitted scikit-learn classifier to the variable `model`."
+    "You write Python. The user sends a file, <FILL_ME> stands for the body of build_model. "
+    "Reply with the whole function build_model in one code block and nothing else. It imports what "
+    "it uses, fits a scikit-learn classifier that has predict_proba to x_train and y_train, which "
+    "are NumPy arrays, and returns it; the probabilities for other rows are scored. It loads no "
+    "data."
 )
+ANY_TEXT = (
+    "Reply with the text that replaces <FILL_ME> in the message, or, if it has no <FILL_ME>, with "
+    "the text that continues the message. Reply with nothing else."
+)
+"""Instructions of tasks that have none of their own."""
 
-_FENCED = re.compile(r"```[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_FENCE = re.compile(r"```+([^\n]*)(?:\n|\Z)")
+_THOUGHTS = re.compile(r"\A\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
+_SIGNATURE = re.compile(rf"\s*def {BUILD_MODEL.function}\(")
+_IMPORT = re.compile(r"\s*(?:import [\w., ]+|from [\w.]+ import .+)$")
 _INDENT = "    "
 
 
 def body_of(answer: str) -> str:
     """Returns the body in an answer; its first line lacks the four spaces that the prompt has.
 
-    Models answer in a code block, repeat the whole function, or leave the indentation out; all of
-    these are understood. Text that is not Python is returned unchanged: its execution reports why.
+    Models think aloud, answer in a code block, repeat the whole function with imports above it, or
+    leave the indentation out; all of these are understood. Text that is not Python is returned
+    unchanged: its execution reports why.
     """
-    blocks = _FENCED.findall(answer)
-    code = max(blocks, key=len) if blocks else answer
-    code = code.replace("\r\n", "\n").expandtabs(4).strip("\n").rstrip()
-    code = _inside_function(textwrap.dedent(code)) or code
+    answer = _THOUGHTS.sub("", answer)
+    before, *fences = _FENCE.split(answer.replace("\r\n", "\n"))
+    if len(fences) == 2 and not fences[0].strip() and before.strip():
+        code = before  # a lone fence without a language closes what stands before it
+    else:
+        # Every second pair is an opening fence's language and the text of its block.
+        code = max(fences[1::4], key=len, default=before)
+    code = code.expandtabs(4).strip("\n").rstrip()
     dedented = textwrap.dedent(code)
-    if _parses(dedented):
-        return textwrap.indent(dedented, _INDENT).removeprefix(_INDENT)
+    inside = _inside_function(dedented)
+    if inside or _parse(dedented) is not None:
+        return textwrap.indent(inside or dedented, _INDENT).removeprefix(_INDENT)
     # Only the first line is not indented: it follows the four spaces of the prompt.
     return code.removeprefix(_INDENT)
 
@@ -38,7 +54,7 @@ def _inside_function(code: str) -> str:
     """Returns imports before `build_model` and the lines in it; empty if it is not defined."""
     tree = _parse(code)
     if tree is None:
-        return ""
+        return _inside_text(code)
     lines = code.splitlines()
     before: list[str] = []
     for node in tree.body:
@@ -52,6 +68,26 @@ def _inside_function(code: str) -> str:
     return ""
 
 
+def _inside_text(code: str) -> str:
+    """Returns the same of text that does not parse: talk around the code, or code cut off."""
+    lines = code.splitlines()
+    starts = [i for i, line in enumerate(lines) if _SIGNATURE.match(line)]
+    if not starts:
+        return ""
+    start = starts[-1]
+    level = len(lines[start]) - len(lines[start].lstrip())
+    ends = (
+        i
+        for i, line in enumerate(lines[start + 1 :], start + 1)
+        if line.strip() and len(line) - len(line.lstrip()) <= level and not line.startswith(")")
+    )
+    end = next(ends, len(lines))
+    before = [line.strip() for line in lines[:start] if _IMPORT.match(line)]
+    # A signature may go over several lines.
+    first = next((i for i in range(start, end) if lines[i].rstrip().endswith(":")), start) + 1
+    return "\n".join([*before, textwrap.dedent("\n".join(lines[first:end])).rstrip()])
+
+
 def _parse(code: str) -> ast.Module | None:
     try:
         with warnings.catch_warnings():
@@ -59,7 +95,3 @@ def _parse(code: str) -> ast.Module | None:
             return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-
-
-def _parses(code: str) -> bool:
-    return _parse(code) is not None

@@ -6,6 +6,7 @@ limit.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -25,7 +26,8 @@ class CodeTask(Task):
       dataset: table that programs are scored on; the task reads its description and shape only.
       executor: runs and scores bodies; closed with the task.
       max_steps: largest number of steps of an episode.
-      prompt_style: style of prompts, see `env.tasks.prompts.PromptStyle`.
+      prompt_style: style of prompts, see `env.tasks.prompts.PromptStyle`; "" is `paper` for models
+        that infill and `scored` for others.
       forbidden_constructs: texts that no body may contain; such a body fails without running.
     """
 
@@ -39,12 +41,12 @@ class CodeTask(Task):
         executor: Executor,
         *,
         max_steps: int = 5,
-        prompt_style: prompts.PromptStyle = "paper",
+        prompt_style: prompts.PromptStyle | Literal[""] = "",
         forbidden_constructs: Sequence[str] = FORBIDDEN_CONSTRUCTS,
     ):
         if max_steps < 1:
             raise UsageError(f"max_steps is {max_steps} and must be at least 1")
-        if prompt_style not in prompts.STYLES:
+        if prompt_style and prompt_style not in prompts.STYLES:
             raise UsageError(
                 f"prompt_style is {prompt_style!r} and must be one of {', '.join(prompts.STYLES)}"
             )
@@ -52,12 +54,18 @@ class CodeTask(Task):
             raise UsageError("an empty forbidden construct would refuse every program")
         self.name = dataset.name
         self._description = dataset.description
-        num_rows, self._num_features = dataset.features.shape
-        self._num_rows = prompts.shown_rows(num_rows, prompt_style)
+        self._shape = dataset.features.shape
         self._executor = executor
         self._max_steps = max_steps
-        self._style = prompt_style
+        self._given_style = prompt_style
         self._forbidden = tuple(forbidden_constructs)
+        self.use_format("infill")
+
+    def use_format(self, prompt_format: str) -> None:
+        """Chooses the style for one of `env.tasks.prompts.FORMATS`, unless one was given."""
+        self._style: prompts.PromptStyle = self._given_style or (
+            "paper" if prompt_format == "infill" else "scored"
+        )
 
     @property
     def isolation(self) -> str:
@@ -71,19 +79,28 @@ class CodeTask(Task):
 
     def render(self, state: State, *, shorten: int = 0) -> str:
         """Returns eta(g), or eta(g, a, e) after a failure; `env.tasks.prompts` shortens prompts."""
+        num_rows, num_features = self._shape
+        shown = prompts.shown_rows(num_rows, self._style)
         if not state.data:
-            return prompts.first_prompt(
-                self._description, self._num_rows, self._num_features, style=self._style
-            )
+            return prompts.first_prompt(self._description, shown, num_features, style=self._style)
         return prompts.reflective_prompt(
             self._description,
-            self._num_rows,
-            self._num_features,
+            shown,
+            num_features,
             state.data["body"],
             state.data["error"],
             style=self._style,
             shorten=shorten,
         )
+
+    def messages(self, state: State, *, shorten: int = 0) -> list[dict[str, str]]:
+        """Returns the state as a conversation: after a failure, the answer and its error follow."""
+        turns = [("system", self.instructions), ("user", self.render(State(0, {})))]
+        if state.data:
+            body, error = state.data["body"], state.data["error"]
+            answer, report = prompts.reflective_turns(body, error, shorten=shorten)
+            turns += [("assistant", answer), ("user", report)]
+        return [{"role": role, "content": content} for role, content in turns]
 
     def step(
         self, states: Sequence[State], actions: Sequence[str], rngs: Sequence[np.random.Generator]

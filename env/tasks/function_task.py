@@ -9,6 +9,7 @@ import numpy as np
 from env.base import FILL_ME, State, Step, Task, UsageError
 from env.execution.error_text import clean_error
 from env.execution.results import FAILURE_REWARD
+from env.tasks.answers import ANY_TEXT
 
 
 class FunctionTask(Task):
@@ -26,10 +27,7 @@ class FunctionTask(Task):
       UsageError: naming the argument that cannot be used.
     """
 
-    instructions = (
-        f"Reply with the text that replaces {FILL_ME} in the message, or, if it has no {FILL_ME}, "
-        "with the text that continues the message. Reply with nothing else."
-    )
+    instructions = ANY_TEXT
 
     def __init__(
         self,

@@ -12,15 +12,22 @@ from env.base import FILL_ME
 from env.execution.error_text import MAX_ERROR_CHARS, clean_error, elide
 from env.execution.program import BUILD_MODEL, RETURN, SIGNATURE
 
-PromptStyle = Literal["paper", "official"]
+FORMATS = ("infill", "complete", "chat")
+"""Formats in which prompts reach a model, see `etpo_jax.acting.formats`."""
+
+PromptStyle = Literal["paper", "official", "scored"]
 """`paper`: as printed in Figures 6 and 7. `official`: as the authors' code builds it, which shows
 the shape of the whole table, does not comment the previous function out, and spaces its docstrings
-otherwise."""
+otherwise. `scored`: the paper's, which also says that `predict_proba` is needed."""
 STYLES: tuple[PromptStyle, ...] = get_args(PromptStyle)
 
 _HEADER = '"""Classification with a {description} Prediction Dataset"""\nimport numpy as np\n\n'
 _REQUEST = (
     "Import modules, return a scikit model trained with x_train in shape {shape} and y_train."
+)
+_SCORED_REQUEST = (
+    "Import modules, return a scikit-learn classifier that has predict_proba, fitted to x_train in "
+    "shape {shape} and y_train."
 )
 _REPORT = "An error was reported while executing this function: {error}. Please fix it."
 _FIX = "Fix the error in the previous function."
@@ -61,7 +68,7 @@ def first_prompt(
       style: see `PromptStyle`.
     """
     return _header(description, style) + _function(
-        _request(num_rows, num_features), FILL_ME, style=style
+        _request(num_rows, num_features, style), FILL_ME, style=style
     )
 
 
@@ -87,20 +94,36 @@ def reflective_prompt(
       shorten: 0 shows everything, larger values up to `MAX_SHORTEN` ever less.
     """
     limits = _SHORTER[min(shorten, MAX_SHORTEN)]
-    reported = clean_error(error, max_chars=limits.error_chars).rstrip(" .")
-    previous = _function(_request(num_rows, num_features), _shown_body(body, limits), style=style)
-    if style == "paper":
+    previous = _function(
+        _request(num_rows, num_features, style), _shown_body(body, limits), style=style
+    )
+    if style != "official":
         previous = "".join(f"# {line}".rstrip() + "\n" for line in previous.splitlines()) + "\n"
     else:
         previous += "\n"
     return "".join(
         (
             _header(description, style),
-            _docstring(_REPORT.format(error=reported), style=style) + "\n",
+            _docstring(_report(error, limits), style=style) + "\n",
             previous,
             _function(_FIX, FILL_ME, style=style, space_after=True),
         )
     )
+
+
+def reflective_turns(body: str, error: str, *, shorten: int = 0) -> tuple[str, str]:
+    """Returns a failed action as turns of a conversation: the answer that held it, and its error.
+
+    Args:
+      body: action that failed.
+      error: its error.
+      shorten: as for `reflective_prompt`.
+    """
+    limits = _SHORTER[min(shorten, MAX_SHORTEN)]
+    # A fence in the body would end the one around it.
+    shown = _shown_body(body, limits).replace("```", '"' * 3)
+    answer = f"```python\n{SIGNATURE}    {shown}\n{RETURN}```"
+    return answer, f"{_report(error, limits)} Reply with the whole function."
 
 
 def program(body: str) -> str:
@@ -113,7 +136,12 @@ def shown_rows(num_rows: int, style: PromptStyle = "paper") -> int:
 
     The paper shows the rows of the training half, which is the smaller one.
     """
-    return num_rows // 2 if style == "paper" else num_rows
+    return num_rows if style == "official" else num_rows // 2
+
+
+def _report(error: str, limits: _Limits) -> str:
+    reported = clean_error(error, max_chars=limits.error_chars).rstrip(" .")
+    return _REPORT.format(error=reported)
 
 
 def _shown_body(body: str, limits: _Limits) -> str:
@@ -135,15 +163,16 @@ def _shown_body(body: str, limits: _Limits) -> str:
 
 def _header(description: str, style: PromptStyle) -> str:
     header = _HEADER.format(description=description)
-    return header if style == "paper" else "\n" + header
+    return "\n" + header if style == "official" else header
 
 
-def _request(num_rows: int, num_features: int) -> str:
-    return _REQUEST.format(shape=(num_rows, num_features))
+def _request(num_rows: int, num_features: int, style: PromptStyle) -> str:
+    request = _SCORED_REQUEST if style == "scored" else _REQUEST
+    return request.format(shape=(num_rows, num_features))
 
 
 def _docstring(text: str, *, style: PromptStyle, space_after: bool = False) -> str:
-    if style == "paper":
+    if style != "official":
         return f'"""{text}"""'
     return f'""" {text}{" " if space_after else ""}"""'
 

@@ -13,7 +13,7 @@ import numbers
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -21,6 +21,8 @@ from absl import logging
 
 from env.base import State, Step, Task, UsageError
 from env.tasks.endings import program_text
+from etpo_jax.acting import formats
+from etpo_jax.acting.formats import Prompt
 from etpo_jax.acting.sampler import Sampler
 from etpo_jax.acting.transitions import Transition, bucket, pad_left
 from etpo_jax.devices import hosts
@@ -28,13 +30,6 @@ from etpo_jax.roles import Role
 from models import decode
 from models.tokenizer import Tokenizer
 from models.transformer import Decoder
-
-
-class Prompt(NamedTuple):
-    """Text of a state, and its int32 ids [p]; no ids for a model that takes text."""
-
-    text: str
-    tokens: np.ndarray
 
 
 class Prompts(Protocol):
@@ -47,12 +42,36 @@ class Prompts(Protocol):
 class TokenPrompts:
     """Renders states as token ids that fit the model's window."""
 
-    def __init__(self, task: Task, tokenizer: Tokenizer, max_prompt_length: int):
-        """Prompts of `task` with at most `max_prompt_length` ids."""
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: Tokenizer,
+        max_prompt_length: int,
+        prompt_format: str = "infill",
+    ):
+        """Prompts of `task` with at most `max_prompt_length` ids, in one of `formats.FORMATS`.
+
+        The task is told the format, where it has several renderings of a state.
+        """
         self._task = task
+        self._tokenizer = tokenizer
         self._max_prompt_length = max_prompt_length
+        self._format = prompt_format
         self._has_shortened = False
-        self._encode = functools.lru_cache(maxsize=4096)(tokenizer.encode_prompt)
+        self._of_text = functools.lru_cache(maxsize=4096)(formats.text_prompt)
+        # A task need not be a subclass of Task.
+        use_format = getattr(task, "use_format", None)
+        if use_format is not None:
+            use_format(prompt_format)
+
+    @property
+    def action_end(self) -> str:
+        """What ends the actions of the task beside stop tokens, see `env.base.Task`.
+
+        In the answer of a chat model, the fence that closes the code ends a function.
+        """
+        end = getattr(self._task, "action_end", "")
+        return "fence" if self._format == "chat" and end == "function" else end
 
     def encode(self, state: State) -> Prompt:
         """The longest rendering of `state` that fits; the first that is shortened logs a warning.
@@ -61,9 +80,8 @@ class TokenPrompts:
           UsageError: if even the shortest rendering does not fit.
         """
         for shorten in range(self._task.max_shorten + 1):
-            text = self._task.render(state, shorten=shorten)
-            ids = self._encode(text)
-            if len(ids) <= self._max_prompt_length:
+            prompt = self._render(state, shorten)
+            if len(prompt.tokens) <= self._max_prompt_length:
                 if shorten and not self._has_shortened:
                     self._has_shortened = True
                     logging.warning(
@@ -72,11 +90,19 @@ class TokenPrompts:
                         self._max_prompt_length,
                         state.t,
                     )
-                return Prompt(text, np.array(ids, np.int32))
+                return prompt
         raise UsageError(
             f"--max_prompt_length={self._max_prompt_length}: the shortest prompt of "
-            f"{self._task.name} has {len(ids)} tokens"
+            f"{self._task.name} has {len(prompt.tokens)} tokens"
         )
+
+    def _render(self, state: State, shorten: int) -> Prompt:
+        if self._format != "chat":
+            text = self._task.render(state, shorten=shorten)
+            return self._of_text(self._tokenizer, text, self._format)
+        messages = formats.conversation(self._task, state, shorten=shorten)
+        read = getattr(self._task, "action_of", str)
+        return formats.chat_prompt(self._tokenizer, messages, read)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,8 +242,8 @@ class SamplingActor:
             prompts=[prompt.text for prompt in prompts],
             prompt_tokens=prompt_tokens,
             texts=[
-                program_text(self._tokenizer.decode(row.tolist()), self._action_end)
-                for row in tokens
+                prompt.read(program_text(self._tokenizer.decode(row.tolist()), self._action_end))
+                for prompt, row in zip(prompts, tokens, strict=True)
             ],
             tokens=tokens,
             log_probs=[

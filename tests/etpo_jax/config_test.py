@@ -6,7 +6,7 @@ import re
 import pytest
 
 from etpo_jax import registry
-from etpo_jax.config import SECTIONS, Config, FinetuneConfig
+from etpo_jax.config import SECTIONS, Config, FinetuneConfig, TaskConfig
 from etpo_jax.settings import parse_options
 from models.lora import TARGETS
 
@@ -52,6 +52,8 @@ def test_defaults_are_the_recommended_method():
         ({"gamma": "high"}, "--gamma=high: must be a number"),
         ({"accept_changed_data": 1}, "--accept_changed_data=1: must be true or false"),
         ({"dataset": 3}, "--dataset=3: must be a text"),
+        ({"prompt_format": "poem"}, "--prompt_format=poem: must be one of auto, infill, complete"),
+        ({"prompt_format": "infill:"}, "with a style behind a colon: paper, official, scored"),
         ({"critic_loss": "td"}, "--critic_loss=td: must be one of one_step"),
     ],
     ids=lambda value: str(*value.items()) if isinstance(value, dict) else "",
@@ -142,6 +144,9 @@ def test_texts_with_several_values_are_read():
 
 
 def test_sections_give_their_texts_as_values():
+    task = TaskConfig(prompt_format="infill:official")
+    assert (task.format_name, task.prompt_style) == ("infill", "official")
+    assert (TaskConfig().format_name, TaskConfig().prompt_style) == ("auto", "")
     lora = FinetuneConfig(finetune="lora").adapters
     assert (lora.rank, lora.alpha, lora.targets) == (16, 32.0, tuple(TARGETS))
     lora = FinetuneConfig(finetune="lora", lora="rank=2,alpha=8,targets=q+v").adapters

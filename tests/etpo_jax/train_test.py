@@ -241,6 +241,19 @@ def test_evaluate_and_inspect_read_the_run(uninterrupted, tmp_path):
     assert "critic/trunk/params/lm_head/kernel" in inspected.stdout
 
 
+def test_evaluate_compares_the_formats(tmp_path):
+    flags = ["--model=tiny", "--prompt_format=all", "--num_samples=6", "--num_envs=6"]
+    result = run(*flags, "--max_new_tokens=8", "--max_steps=1", program="evaluate")
+    assert result.returncode == 0, result.stderr
+    header = next(line for line in result.stdout.splitlines() if line.startswith("prompt format"))
+    assert header.split() == ["prompt", "format", "infill", "complete"]
+    assert "running programs" in result.stdout
+    assert result.stdout.count("complete failed: ") == 3
+    refused = run("--model=tiny", "--prompt_format=chat", program="evaluate")
+    assert refused.returncode == 2
+    assert "--prompt_format=chat: this model's tokenizer has no chat template" in refused.stderr
+
+
 @pytest.mark.parametrize("dataset", ["toy", "questions:csv:TABLE"])
 def test_a_task_that_is_not_about_code(tmp_path, dataset):
     path, table = tmp_path / "run", tmp_path / "t.csv"

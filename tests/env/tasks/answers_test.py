@@ -28,6 +28,8 @@ WHOLE = (
         f"```\n{INDENTED}\n```",
         f"Here you are:\n\n```python\n{BODY}\n```\nIt uses `GaussianNB`.",
         f"```py\n{FLAT}",  # cut off at its limit
+        f"{FLAT}\n```\nIt uses `GaussianNB`.",
+        f"```python\nx = 1\n```\nBetter:\n```python\n{FLAT}\n```\n" + "Why: " * 99,
         FLAT.replace("\n", "\r\n"),
         FLAT.replace("    ", "\t"),
     ],
@@ -45,6 +47,24 @@ def test_a_function_on_one_line_and_one_of_a_docstring_alone():
     one = "def build_model(x_train, y_train): return None"
     assert answers.body_of(one) == "return None"
     assert answers.body_of('def build_model(x, y):\n    """Nothing."""') == '"""Nothing."""'
+
+
+@pytest.mark.parametrize(
+    ("answer", "body"),
+    [
+        (f"<think>\n```python\nx\n```\n</think>\n\n```python\n{WHOLE}```", ""),
+        (f"Sure! Here it is:\n{WHOLE}\nprint(build_model(x, y))\nHope it helps.", ""),
+        (f"```python\n{WHOLE}    return model.fit(", "\n    return model.fit("),
+        (
+            "It is:\nimport numpy as np\ndef build_model(\n    x_train: np.ndarray,\n"
+            f"    y_train: np.ndarray,\n) -> object:\n{INDENTED}",
+            "",
+        ),
+    ],
+)
+def test_thoughts_talk_and_cut_off_functions(answer, body):
+    found = answers.body_of(answer).replace('"""Fits."""\n    ', "")
+    assert found == "import numpy as np\n    " + BODY + body
 
 
 @pytest.mark.parametrize("answer", ["", "I cannot help with that.", "model = (", "```", "\x00"])

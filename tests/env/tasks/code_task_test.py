@@ -103,6 +103,31 @@ def test_official_style_shows_the_whole_table(dataset):
     assert "in shape (125, 4)" in task.render(State(0, {}))
 
 
+def test_the_format_decides_the_style_where_none_is_given(dataset):
+    for name in prompts.FORMATS:
+        task, paper = CodeTask(dataset, None), CodeTask(dataset, None, prompt_style="paper")
+        for other in (task, paper):
+            other.use_format(name)
+        scored = "predict_proba" in task.render(State(0, {}))
+        assert scored == (name != "infill")
+        assert "predict_proba" not in paper.render(State(0, {}))
+
+
+def test_a_failure_is_a_second_turn_of_a_conversation(dataset):
+    task = CodeTask(dataset, None)
+    first = task.messages(State(0, {}))
+    assert [turn["role"] for turn in first] == ["system", "user"]
+    body = "x = 1\n" + "    y = '```'\n" * 50
+    state = State(1, {"body": body, "error": "ValueError: " + "long " * 100})
+    turns = task.messages(state)
+    assert turns[:2] == first
+    assert [turn["role"] for turn in turns[2:]] == ["assistant", "user"]
+    assert turns[2]["content"].count("```") == 2
+    assert task.action_of(turns[2]["content"]).startswith("x = 1\n    y = ")
+    shortest = task.messages(state, shorten=task.max_shorten)
+    assert len(str(shortest)) < len(str(turns)) - 800
+
+
 def test_program_name_and_close(dataset):
     executor = FakeExecutor()
     task = CodeTask(dataset, executor)

@@ -21,6 +21,8 @@ class Repeat:
 
 
 class Words:
+    infills_lines = False
+
     def encode_prompt(self, text):
         return [7] * len(text.split())
 

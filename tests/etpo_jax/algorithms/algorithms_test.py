@@ -71,6 +71,8 @@ class WordTokenizer:
     pad_id = PAD
     vocab_size = len(WORDS)
 
+    infills_lines = False
+
     def encode_prompt(self, text):
         words = text.replace(",", " ").split()
         return [WORDS.index(word) for word in words if word in WORDS]

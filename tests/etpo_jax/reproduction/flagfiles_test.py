@@ -83,7 +83,7 @@ def test_the_authors_run_is_what_they_published():
         "critic_loss": "one_step",
         "policy_loss": "uniform",
         "q_parameterization": "logits",
-        "prompt_style": "official",
+        "prompt_format": "infill:official",
         "max_steps": 5,
     }
     assert {key: paper[key] for key in expected} == expected
