@@ -1,6 +1,5 @@
 """The shell's side of every program: flags and flagfiles, help, and bad input in one clear line."""
 
-import difflib
 import errno
 import math
 import os
@@ -8,6 +7,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import NoReturn
 
@@ -132,8 +132,7 @@ def near_names(name: str, candidates: Iterable[str]) -> list[str]:
     for candidate in candidates:
         words = candidate.split("_")
         parts = ["_".join(words[i : i + length]) for i in range(len(words) - length + 1)]
-        compared = (candidate, *parts)
-        scores[candidate] = max(difflib.SequenceMatcher(None, name, c).ratio() for c in compared)
+        scores[candidate] = max(SequenceMatcher(None, name, c).ratio() for c in (candidate, *parts))
     least = max(0.75, max(scores.values(), default=0.0) - 0.1)
     return [candidate for candidate, score in scores.items() if score >= least][:3]
 
@@ -148,7 +147,9 @@ def _parse(arguments: Sequence[str], flag_values: flags.FlagValues) -> None:
     except (flags.Error, ValueError) as error:
         raise UsageError(_explain(error, flag_values)) from None
     if leftover:
-        raise UsageError(f"unexpected argument {leftover[0]!r}: every option is a --flag")
+        is_run = "run_dir" in flag_values and Path(leftover[0]).is_dir()
+        hint = f"did you mean --run_dir={leftover[0]}?" if is_run else "every option is a --flag"
+        raise UsageError(f"unexpected argument {leftover[0]!r}: {hint}")
     for name, flag in flag_help.own_flags(flag_values).items():
         if flag.present and isinstance(flag.value, float) and not math.isfinite(flag.value):
             raise UsageError(f"--{name}={flag.value}: must be a finite number")
@@ -198,9 +199,8 @@ def _is_disk_full(error: BaseException) -> bool:
     """
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if os.strerror(errno.ENOSPC) in str(seen):
+        number = seen.errno if isinstance(seen, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(seen):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

@@ -58,6 +58,7 @@ def call(monkeypatch, capsys):
         ("--dtype=int8", "--dtype=int8: must be one of float32, bfloat16"),
         ("extra", "unexpected argument 'extra': every option is a --flag"),
         ("-", "unexpected argument '-': every option is a --flag"),
+        ("tests", "unexpected argument 'tests': did you mean --run_dir=tests?"),
         ("--num_env=4", "unknown flag --num_env; did you mean --num_envs?"),
         ("--num-envs=4", "unknown flag --num-envs; did you mean --num_envs?"),
         ("--nooverwrit", "unknown flag --nooverwrit; did you mean --nooverwrite?"),
@@ -70,7 +71,8 @@ def call(monkeypatch, capsys):
         ("--flagfile=none.flags", "--flagfile=none.flags: there is no such file"),
     ],
 )
-def test_bad_arguments_are_one_line(call, argument, message):
+def test_bad_arguments_are_one_line(call, monkeypatch, argument, message):
+    monkeypatch.chdir(pathlib.Path(__file__).parents[2])
     assert call(argument) == (2, "", f"error: {message}\n")
 
 
