@@ -1,14 +1,14 @@
 """Reward statistics and perplexity of a run's policy, or of a model folder, without learning.
 
-  python -m etpo_jax.evaluate --run_dir=runs/tiny --num_samples=256
-  python -m etpo_jax.evaluate --model=tiny --dataset=tic_tac_toe
-  python -m etpo_jax.evaluate --run_dir=runs/tiny --num_samples=0 --perplexity
-  python -m etpo_jax.evaluate --model=FOLDER --prompt_format=all --num_samples=32 --max_steps=1
+  etpo evaluate --run_dir=runs/demo --num_samples=256
+  etpo evaluate --model=tiny --dataset=tic_tac_toe
+  etpo evaluate --run_dir=runs/demo --num_samples=0 --perplexity
+  etpo evaluate --model=FOLDER --prompt_format=all --num_samples=32 --max_steps=1
 
 The settings of the run hold unless a flag gives another value; `--dataset` also takes the place of
-the run's own `--task`. Perplexity is measured for the model
-before training and for the policy after it, on code that the stand-in was not trained on or on
-texts of your own. `--prompt_format=all` compares the formats that the model can be prompted in.
+the run's own `--task`. Perplexity is measured for the model before training and for the policy
+after it, on code that the stand-in was not trained on or on texts of your own.
+`--prompt_format=all` compares the formats that the model can be prompted in.
 """
 
 import collections
