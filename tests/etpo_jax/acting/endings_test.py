@@ -57,11 +57,16 @@ def test_tables_end_where_texts_end(tokenizer, ending):
     num_ended = 0
     for ids in random_actions(tokenizer, ending, 1000):
         state, text = endings.START, ""
-        for token in ids:
+        for count, token in enumerate(ids, 1):
             state, text = table_sv[state, token], text + tokenizer.decode([token])
             is_ended = state == len(table_sv) - 1
             # Something is cut off exactly when the text has ended.
             assert is_ended == (program_text(text, ending) != text), (ids, text)
+            # Characters of several tokens change nothing. Among bytes that are no characters,
+            # SentencePiece loses line breaks as well.
+            whole = tokenizer.decode(ids[:count])
+            if "\ufffd" not in whole:
+                assert is_ended == (program_text(whole, ending) != whole), (ids, whole)
             if is_ended:
                 num_ended += 1
                 break
