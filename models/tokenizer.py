@@ -89,7 +89,7 @@ class Tokenizer:
             *self._backend.get_vocab(with_added_tokens=False).values(),
             *(added.keys() - special_tokens),
         ]
-        steering = {i for i, token in added.items() if token.special} - {unknown}
+        steering = {i for i, token in added.items() if token.special}
         self._steering = frozenset([*steering, *self.eos_ids])
         self._sentinel_ids = self._sentinel()
         # The tokenizers of the CodeLlama format always begin a text with the begin token.
@@ -158,8 +158,11 @@ class Tokenizer:
         encoding = self._backend.encode(text, add_special_tokens=False)
         ids: list[int] = encoding.ids
         for i, (start, end) in zip(ids, encoding.offsets, strict=True):
-            # A vocabulary may hold the name of a special token as an ordinary piece.
-            if i in self._steering and end - start > 1:
+            # A vocabulary may hold the name of a special token as an ordinary piece. (The token of
+            # unknown characters also stands for others than its name.)
+            if i not in self._steering or end - start < 2:
+                continue
+            if self._backend.id_to_token(i) in text[start:end]:
                 first, rest = text[: start + 1], text[start + 1 :]
                 return self._encode(first) + self._encode_continuation(rest)
         return ids

@@ -9,7 +9,8 @@ import random
 
 import pytest
 import tokenizers
-from tokenizers import Regex, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import models as algorithms
 
 import models
 from models.errors import ModelError
@@ -80,24 +81,53 @@ def test_other_added_tokens_are_text(tmp_path):
 @pytest.mark.parametrize("is_named", [False, True])
 def test_end_of_text_that_is_an_ordinary_piece_stays_text(tmp_path, is_named):
     """Here `</s>` is only in the vocabulary, and its merges make it out of text."""
-    byte_level(tmp_path, special=("<pad>",), config={"eos_token_id": 264})
+    byte_level(tmp_path, special=("<pad>",), config={"eos_token_id": 263})
     values = json.loads((tmp_path / "tokenizer.json").read_text())
     model = values["model"]
     model["vocab"].pop("Ġ=")
     model["merges"] = [["<", "/"], ["</", "s"], ["</s", ">"]]
-    for piece in ("</", "</s", "</s>"):
-        model["vocab"][piece] = {"</": 256, "</s": 263, "</s>": 264}[piece]
+    model["vocab"] |= {"</": 256, "</s": 262, "</s>": 263}
+    values["added_tokens"][0]["id"] = 264
     values["pre_tokenizer"]["use_regex"] = False
     write_json(tmp_path / "tokenizer.json", values)
     if is_named:
         write_json(tmp_path / "config.json", {"vocab_size": 400})
         write_json(tmp_path / "tokenizer_config.json", {"eos_token": "</s>"})
     tokenizer = Tokenizer(tmp_path)
-    assert tokenizer.eos_ids == {264}
+    assert tokenizer.eos_ids == {263}
     for text in ("</s>", "a</s></s>b", "x </s>"):
         ids = tokenizer.encode(text)
-        assert 264 not in ids
+        assert 263 not in ids
         assert tokenizer.decode(ids) == text
+
+
+def test_pieces_of_a_unigram_vocabulary_stay_text(tmp_path):
+    """Special tokens are pieces of such a vocabulary, the most likely ones for their names."""
+    vocab = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0)]
+    vocab += [(f"<0x{i:02X}>", -20.0) for i in range(256)]
+    vocab += [(piece, -5.0) for piece in ("▁", *"abcdefgx/<>&", "▁import", "import")]
+    backend = tokenizers.Tokenizer(algorithms.Unigram(vocab, unk_id=0, byte_fallback=True))
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    write_json(tmp_path / "tokenizer_config.json", names)
+    write_json(tmp_path / "config.json", {"model_type": "llama", "vocab_size": 400})
+    tokenizer = Tokenizer(tmp_path)
+    for text in ("</s>", "import </s><s>", "a <unk> 漢"):
+        ids = tokenizer.encode(text)
+        assert min(ids) > 2
+        assert tokenizer.decode(ids) == f" {text}"  # SentencePiece puts a space before a text
 
 
 def test_saved_truncation_padding_and_dropout_are_off(tmp_path):
