@@ -90,7 +90,7 @@ class Tokenizer:
             *(added.keys() - special_tokens),
         ]
         steering = {i for i, token in added.items() if token.special}
-        self._steering = frozenset([*steering, *self.eos_ids])
+        self._steering = frozenset([*steering, *self.eos_ids, *(self._infilling or ())])
         self._sentinel_ids = self._sentinel()
         # The tokenizers of the CodeLlama format always begin a text with the begin token.
         is_code_llama = self._infilling is not None and len(self._infilling) > 3
@@ -162,7 +162,7 @@ class Tokenizer:
             # unknown characters also stands for others than its name.)
             if i not in self._steering or end - start < 2:
                 continue
-            if self._backend.id_to_token(i) in text[start:end]:
+            if self._backend.id_to_token(i).removeprefix("▁") in text[start:end]:
                 first, rest = text[: start + 1], text[start + 1 :]
                 return self._encode(first) + self._encode_continuation(rest)
         return ids

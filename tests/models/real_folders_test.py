@@ -228,6 +228,50 @@ def split_by(*patterns):
     )
 
 
+# Family to its model type, special tokens, added tokens that are not called special, and names.
+BYTE_LEVEL = {
+    "llama3": (
+        "llama",
+        ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"),
+        (),
+        {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
+    ),
+    "deepseek": (
+        "llama",
+        ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+        ("õ", "Á", *DEEPSEEK, "<|User|>", "<|EOT|>"),
+        {
+            "tokenizer_class": "LlamaTokenizerFast",
+            "add_bos_token": True,
+            "bos_token": "<｜begin▁of▁sentence｜>",
+            "eos_token": "<｜end▁of▁sentence｜>",
+        },
+    ),
+    "qwen2": (
+        "qwen2",
+        ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+        ("<tool_call>", *QWEN, "<|file_sep|>"),
+        {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>"},
+    ),
+    "qwen3": (
+        "qwen3",
+        ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+        ("<tool_call>", *QWEN, "<think>", "</think>"),
+        {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>"},
+    ),
+    "smollm2": (
+        "llama",
+        ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+        (),
+        {
+            "tokenizer_class": "GPT2Tokenizer",
+            "bos_token": "<|im_start|>",
+            "eos_token": "<|im_end|>",
+        },
+    ),
+}
+
+
 def published(folder, family):
     """A folder in the published format of a family, with a small vocabulary."""
     if family == "codellama":
@@ -237,47 +281,7 @@ def published(folder, family):
         change_json(folder / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
         change_json(folder / "config.json", model_type="llama" if family == "llama2" else family)
         return folder
-    kind, special, text_tokens, names = {
-        "llama3": (
-            "llama",
-            ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"),
-            (),
-            {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
-        ),
-        "deepseek": (
-            "llama",
-            ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
-            ("õ", "Á", *DEEPSEEK, "<|User|>", "<|EOT|>"),
-            {
-                "tokenizer_class": "LlamaTokenizerFast",
-                "add_bos_token": True,
-                "bos_token": "<｜begin▁of▁sentence｜>",
-                "eos_token": "<｜end▁of▁sentence｜>",
-            },
-        ),
-        "qwen2": (
-            "qwen2",
-            ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
-            ("<tool_call>", *QWEN, "<|file_sep|>"),
-            {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>"},
-        ),
-        "qwen3": (
-            "qwen3",
-            ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
-            ("<tool_call>", *QWEN, "<think>", "</think>"),
-            {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>"},
-        ),
-        "smollm2": (
-            "llama",
-            ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
-            (),
-            {
-                "tokenizer_class": "GPT2Tokenizer",
-                "bos_token": "<|im_start|>",
-                "eos_token": "<|im_end|>",
-            },
-        ),
-    }[family]
+    kind, special, text_tokens, names = BYTE_LEVEL[family]
     byte_level(
         folder, special=special, text_tokens=text_tokens, names=names, config={"model_type": kind}
     )

@@ -19,7 +19,12 @@ from tests.models.simulated import output_on_devices
 from tests.models.small import small_decoder
 
 CONFIG = small_decoder(
-    vocab_size=64, hidden_size=32, intermediate_size=48, num_kv_heads=4, attention_bias=True
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_kv_heads=4,
+    attention_bias=True,
+    query_key_norm=True,
 )
 ADAPTED = LoraConfig(rank=4, alpha=8.0, targets=tuple(TARGETS))
 MESH = AbstractMesh((2, 4), ("fsdp", "tensor"))
@@ -48,6 +53,8 @@ def test_every_parameter_is_in_the_table():
         "final_norm/scale": P(None),
         "layers/attention_norm/scale": P(None, None),
         "layers/mlp_norm/scale": P(None, None),
+        "layers/attention/q_norm/scale": P(None, None),
+        "layers/attention/k_norm/scale": P(None, None),
         "layers/attention/o/kernel": P(None, "tensor", "fsdp"),
         "layers/mlp/gate/kernel": P(None, "fsdp", "tensor"),
         "layers/mlp/up/kernel": P(None, "fsdp", "tensor"),
