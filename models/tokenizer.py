@@ -162,7 +162,7 @@ class Tokenizer:
             # unknown characters also stands for others than its name.)
             if i not in self._steering or end - start < 2:
                 continue
-            if self._backend.id_to_token(i).removeprefix("▁") in text[start:end]:
+            if str(self._backend.id_to_token(i)).removeprefix("▁") in text[start:end]:
                 first, rest = text[: start + 1], text[start + 1 :]
                 return self._encode(first) + self._encode_continuation(rest)
         return ids
