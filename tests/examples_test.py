@@ -96,8 +96,14 @@ def test_a_new_algorithm_logs_its_own_metric_and_moves_the_policy(tmp_path, caps
     assert result.metrics[1]["kl_to_reference"] > 1e-4
     assert "advantages" in capsys.readouterr().out
     settings = json.loads((result.run_dir / "config.json").read_text())
-    assert (settings["algorithm"], settings["kl_weight"]) == ("reinforce", 0.01)
-    with pytest.raises(ValueError, match="--trust_region: --algorithm=reinforce does not read it"):
+    assert (settings["algorithm"], settings["kl_weight"]) == (
+        "examples.new_algorithm:Reinforce",
+        0.01,
+    )
+    with pytest.raises(
+        ValueError,
+        match="--trust_region: --algorithm=examples.new_algorithm:Reinforce does not read it",
+    ):
         etpo_jax.Trainer(algorithm="reinforce", trust_region=0.3)
 
 
