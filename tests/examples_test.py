@@ -102,7 +102,7 @@ def test_a_new_algorithm_logs_its_own_metric_and_moves_the_policy(tmp_path, caps
     )
     with pytest.raises(
         ValueError,
-        match="--trust_region: --algorithm=examples.new_algorithm:Reinforce does not read it",
+        match=r"--trust_region: --algorithm=examples.new_algorithm:Reinforce does not read it",
     ):
         etpo_jax.Trainer(algorithm="reinforce", trust_region=0.3)
 
