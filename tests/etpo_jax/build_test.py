@@ -1,15 +1,23 @@
 """Flags of execution reach the executor, and what rewards depend on reaches their cache."""
 
 import contextlib
+import dataclasses
+import shutil
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import models
 from env.base import UsageError
 from env.datasets import load_dataset
 from env.executor import Limits
 from etpo_jax import build
+from etpo_jax.acting.rollout import Prompt
 from etpo_jax.config import Config
 from etpo_jax.devices.mesh import build_mesh
+from models.repository import local_folder
 
 
 class RecordingExecutor:
@@ -115,6 +123,26 @@ def test_kernels_of_other_devices_are_refused(attention):
     config = Config.from_dict({"attention": attention})
     with pytest.raises(UsageError, match=f"--attention={attention}: needs a.*devices are cpu"):
         build.load_language(config, build_mesh())
+
+
+def test_an_actor_draws_no_padding_of_the_vocabulary(tmp_path):
+    """The rows behind the tokens of this model would otherwise be its most likely tokens."""
+    model, params = models.load("tiny")
+    rng = np.random.default_rng(0)
+    params["embedder"]["embedding"] = jnp.pad(params["embedder"]["embedding"], ((0, 76), (0, 0)))
+    padding = jnp.asarray(20 * rng.normal(size=(model.config.hidden_size, 76)), jnp.float32)
+    params["lm_head"]["kernel"] = jnp.concatenate([params["lm_head"]["kernel"], padding], axis=1)
+    models.save(tmp_path, dataclasses.replace(model.config, vocab_size=1100), params)
+    for path in local_folder("tiny").glob("*token*.json"):
+        shutil.copy(path, tmp_path)
+    settings = {"model": str(tmp_path), "max_new_tokens": 8, "support_threshold": 0.0}
+    config, mesh = Config.from_dict(settings), build_mesh()
+    language = build.load_language(config, mesh)
+    actor = build.make_actor(config, language, mesh)
+    tokens = np.array(language.tokenizer.encode("import numpy"), np.int32)
+    prompts = [Prompt("import numpy", tokens)] * 8
+    actions = actor.act(actor.weights({}), prompts, jax.random.key(0))
+    assert max(max(action) for action in actions.tokens) < 1024
 
 
 def test_the_executor_of_a_task_is_closed_with_it(executors):
