@@ -32,7 +32,7 @@ from etpo_jax.runs import directory, files, fingerprint, policy_folder, progress
 from etpo_jax.runs.best import Best
 from etpo_jax.runs.checkpoint import Checkpoints, committed_steps, read_role
 from etpo_jax.runs.directory import FollowedRun, RunDirectory
-from etpo_jax.runs.stopping import StopSignals
+from etpo_jax.runs.stopping import NOTICE, StopSignals
 from etpo_jax.runs.trackers import TensorBoard
 
 CHECKPOINTS_TO_KEEP = 2
@@ -96,10 +96,10 @@ class Trainer:
             a failure with that error.
           callbacks: called with the row of `metrics.jsonl` after each update; one that returns
             False stops the run, with a checkpoint.
-          overwrite: give up the run in `run_dir` and start anew.
+          overwrite: delete the run in `run_dir` and start anew.
           quiet: print nothing.
           **settings: any setting by the name of its flag, such as `model`, `run_dir`, `beta`
-            (`python -m etpo_jax.train --help` lists them).
+            (`etpo train --help` lists them).
 
         Raises:
           ValueError: a wrong name or value, with the message of the flag; prompts without a reward
@@ -150,7 +150,7 @@ class Trainer:
         if path is None:
             raise ValueError("--run_dir is missing: name the folder that keeps the run")
         build.use_compilation_cache()
-        stop = StopSignals()
+        stop = StopSignals("" if self._quiet else NOTICE)
         is_main = threading.current_thread() is threading.main_thread()
         with (
             stop if is_main else contextlib.nullcontext(),
@@ -169,7 +169,10 @@ class Trainer:
             self._overwrite = False  # a second call goes on with what the first one made
             finished = run.finished
             if finished is not None and finished["env_step"] >= config.run.num_env_steps:
-                self._say("This run is finished; --overwrite starts it anew.\n")
+                self._say(
+                    "This run is finished; a larger --num_env_steps continues it, --overwrite starts it "
+                    "anew.\n"
+                )
             else:
                 self._train(run, stop)
         self._say(progress.summary(path))
