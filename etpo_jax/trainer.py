@@ -170,8 +170,8 @@ class Trainer:
             finished = run.finished
             if finished is not None and finished["env_step"] >= config.run.num_env_steps:
                 self._say(
-                    "This run is finished; a larger --num_env_steps continues it, --overwrite starts "
-                    "it anew.\n"
+                    "This run is finished; a larger --num_env_steps continues it, --overwrite "
+                    "starts it anew.\n"
                 )
             else:
                 self._train(run, stop)
