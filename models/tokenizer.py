@@ -157,6 +157,8 @@ class Tokenizer:
         """Ids of a text from its beginning, without any special token."""
         encoding = self._backend.encode(text, add_special_tokens=False)
         ids: list[int] = encoding.ids
+        if self._steering.isdisjoint(ids):
+            return ids
         for i, (start, end) in zip(ids, encoding.offsets, strict=True):
             # A vocabulary may hold the name of a special token as an ordinary piece. (The token of
             # unknown characters also stands for others than its name.)
