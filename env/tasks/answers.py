@@ -8,11 +8,10 @@ import warnings
 from env.execution.program import BUILD_MODEL
 
 INSTRUCTIONS = (
-    "You write Python. The user sends a file, <FILL_ME> stands for the body of build_model. "
-    "Reply with the whole function build_model in one code block and nothing else. It imports what "
-    "it uses, fits a scikit-learn classifier that has predict_proba to x_train and y_train, which "
-    "are NumPy arrays, and returns it; the probabilities for other rows are scored. It loads no "
-    "data."
+    "You write Python with scikit-learn. Reply with the whole function in one code block and "
+    "nothing else; in a file, <FILL_ME> stands for its body. x_train and y_train are NumPy arrays "
+    "and all the data there is: load, split and test nothing. The function fits one classifier "
+    "that has predict_proba and ends with `return model`."
 )
 ANY_TEXT = (
     "Reply with the text that replaces <FILL_ME> in the message, or, if it has no <FILL_ME>, with "

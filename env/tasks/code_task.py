@@ -95,7 +95,12 @@ class CodeTask(Task):
 
     def messages(self, state: State, *, shorten: int = 0) -> list[dict[str, str]]:
         """Returns the state as a conversation: after a failure, the answer and its error follow."""
-        turns = [("system", self.instructions), ("user", self.render(State(0, {})))]
+        num_rows, num_features = self._shape
+        shown = prompts.shown_rows(num_rows, self._style)
+        request = prompts.first_turn(self._description, shown, num_features)
+        # A style that was asked for is the text that the user sends.
+        asked = self.render(State(0, {})) if self._given_style else request
+        turns = [("system", self.instructions), ("user", asked)]
         if state.data:
             body, error = state.data["body"], state.data["error"]
             answer, report = prompts.reflective_turns(body, error, shorten=shorten)

@@ -29,6 +29,12 @@ _SCORED_REQUEST = (
     "Import modules, return a scikit-learn classifier that has predict_proba, fitted to x_train in "
     "shape {shape} and y_train."
 )
+_CHAT_REQUEST = (
+    "Write build_model(x_train, y_train) for classification with a {description} prediction "
+    "dataset. It imports a scikit-learn classifier, fits it to the NumPy arrays x_train of shape "
+    "{shape} and y_train, and returns the fitted classifier, whose predict_proba is then scored on "
+    "other rows. It does not load, split or test any data."
+)
 _REPORT = "An error was reported while executing this function: {error}. Please fix it."
 _FIX = "Fix the error in the previous function."
 
@@ -109,6 +115,11 @@ def reflective_prompt(
             _function(_FIX, FILL_ME, style=style, space_after=True),
         )
     )
+
+
+def first_turn(description: str, num_rows: int, num_features: int) -> str:
+    """Returns what a user asks for in a conversation; arguments as of `first_prompt`."""
+    return _CHAT_REQUEST.format(description=description, shape=(num_rows, num_features))
 
 
 def reflective_turns(body: str, error: str, *, shorten: int = 0) -> tuple[str, str]:

@@ -117,6 +117,9 @@ def test_a_failure_is_a_second_turn_of_a_conversation(dataset):
     task = CodeTask(dataset, None)
     first = task.messages(State(0, {}))
     assert [turn["role"] for turn in first] == ["system", "user"]
+    assert "Balance Scale Weight & Distance" in first[1]["content"]
+    styled = CodeTask(dataset, None, prompt_style="paper")
+    assert styled.messages(State(0, {}))[1]["content"] == styled.render(State(0, {}))
     body = "x = 1\n" + "    y = '```'\n" * 50
     state = State(1, {"body": body, "error": "ValueError: " + "long " * 100})
     turns = task.messages(state)

@@ -133,20 +133,15 @@ def test_completion_is_the_rest_of_the_function(tmp_path, task):
     assert rendered.action_end == "function"
 
 
-FIRST_CHAT = f'''<|im_start|>system
+FIRST_CHAT = f"""<|im_start|>system
 {answers.INSTRUCTIONS}<|im_end|>
 <|im_start|>user
-"""Classification with a Balance Scale Weight & Distance Prediction Dataset"""
-import numpy as np
-
-def build_model(x_train: np.ndarray, y_train: np.ndarray):
-    """Import modules, return a scikit-learn classifier that has predict_proba, fitted to x_train \
-in shape (62, 4) and y_train."""
-    <FILL_ME>
-    return model
-<|im_end|>
+Write build_model(x_train, y_train) for classification with a Balance Scale Weight & Distance \
+prediction dataset. It imports a scikit-learn classifier, fits it to the NumPy arrays x_train of \
+shape (62, 4) and y_train, and returns the fitted classifier, whose predict_proba is then scored \
+on other rows. It does not load, split or test any data.<|im_end|>
 <|im_start|>assistant
-'''
+"""
 SECOND_CHAT = f"""{FIRST_CHAT}```python
 def build_model(x_train: np.ndarray, y_train: np.ndarray):
     {BODY}
