@@ -29,11 +29,12 @@ _SCORED_REQUEST = (
     "Import modules, return a scikit-learn classifier that has predict_proba, fitted to x_train in "
     "shape {shape} and y_train."
 )
+# Small models import a "dataset" that has a name; what the columns are about they only read.
 _CHAT_REQUEST = (
-    "Write build_model(x_train, y_train) for classification with a {description} prediction "
-    "dataset. It imports a scikit-learn classifier, fits it to the NumPy arrays x_train of shape "
-    "{shape} and y_train, and returns the fitted classifier, whose predict_proba is then scored on "
-    "other rows. It does not load, split or test any data."
+    "Write build_model(x_train, y_train). It imports a scikit-learn classifier, fits it to the "
+    "NumPy arrays x_train of shape {shape} and y_train, and returns the fitted classifier. Its "
+    "predict_proba is scored on new rows. Do not load, split or test any data. The columns of "
+    "x_train are about: {description}."
 )
 _REPORT = "An error was reported while executing this function: {error}. Please fix it."
 _FIX = "Fix the error in the previous function."

@@ -136,10 +136,10 @@ def test_completion_is_the_rest_of_the_function(tmp_path, task):
 FIRST_CHAT = f"""<|im_start|>system
 {answers.INSTRUCTIONS}<|im_end|>
 <|im_start|>user
-Write build_model(x_train, y_train) for classification with a Balance Scale Weight & Distance \
-prediction dataset. It imports a scikit-learn classifier, fits it to the NumPy arrays x_train of \
-shape (62, 4) and y_train, and returns the fitted classifier, whose predict_proba is then scored \
-on other rows. It does not load, split or test any data.<|im_end|>
+Write build_model(x_train, y_train). It imports a scikit-learn classifier, fits it to the NumPy \
+arrays x_train of shape (62, 4) and y_train, and returns the fitted classifier. Its predict_proba \
+is scored on new rows. Do not load, split or test any data. The columns of x_train are about: \
+Balance Scale Weight & Distance.<|im_end|>
 <|im_start|>assistant
 """
 SECOND_CHAT = f"""{FIRST_CHAT}```python
