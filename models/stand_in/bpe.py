@@ -137,7 +137,8 @@ def _prompt_lines() -> list[str]:
     """Texts that all prompts have in common, between their variable parts."""
     mark = "\0"
     lines: list[str] = []
-    for style in prompts.STYLES:
+    styles: tuple[prompts.PromptStyle, ...] = ("paper", "official")  # those of the corpus
+    for style in styles:
         for text in (
             prompts.first_prompt(mark, 1, 1, style=style),
             prompts.reflective_prompt(mark, 1, 1, "BODY", "ERROR", style=style),
