@@ -39,24 +39,7 @@ _MODULES = {
     "register_algorithm": "etpo_jax.registry",
 }
 
-__all__ = [
-    "Algorithm",
-    "Config",
-    "Experience",
-    "FunctionTask",
-    "Hyperparameters",
-    "LearningConfig",
-    "Result",
-    "Section",
-    "State",
-    "Step",
-    "Task",
-    "Trainer",
-    "UsageError",
-    "__version__",
-    "option",
-    "register_algorithm",
-]
+__all__ = [*_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
