@@ -21,25 +21,36 @@ if TYPE_CHECKING:
     from etpo_jax.settings import Section, option
     from etpo_jax.trainer import Result, Trainer
 
-_MODULES = {
-    "Algorithm": "etpo_jax.algorithms.base",
-    "Config": "etpo_jax.config",
-    "Experience": "etpo_jax.algorithms.base",
-    "FunctionTask": "env.tasks.function_task",
-    "Hyperparameters": "etpo_jax.algorithms.base",
-    "LearningConfig": "etpo_jax.learning",
-    "Result": "etpo_jax.trainer",
-    "Section": "etpo_jax.settings",
-    "State": "env.base",
-    "Step": "env.base",
-    "Task": "env.base",
-    "Trainer": "etpo_jax.trainer",
-    "UsageError": "env.base",
-    "option": "etpo_jax.settings",
-    "register_algorithm": "etpo_jax.registry",
+_NAMES = {
+    "env.base": ("State", "Step", "Task", "UsageError"),
+    "env.tasks.function_task": ("FunctionTask",),
+    "etpo_jax.algorithms.base": ("Algorithm", "Experience", "Hyperparameters"),
+    "etpo_jax.config": ("Config",),
+    "etpo_jax.learning": ("LearningConfig",),
+    "etpo_jax.registry": ("register_algorithm",),
+    "etpo_jax.settings": ("Section", "option"),
+    "etpo_jax.trainer": ("Result", "Trainer"),
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = [*_MODULES, "__version__"]
+__all__ = [
+    "Algorithm",
+    "Config",
+    "Experience",
+    "FunctionTask",
+    "Hyperparameters",
+    "LearningConfig",
+    "Result",
+    "Section",
+    "State",
+    "Step",
+    "Task",
+    "Trainer",
+    "UsageError",
+    "__version__",
+    "option",
+    "register_algorithm",
+]
 
 
 def __getattr__(name: str) -> Any:
