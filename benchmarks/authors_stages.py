@@ -117,10 +117,6 @@ class AuthorsStages:
         if self._device != "cpu":
             torch.cuda.synchronize()
 
-    def peak_bytes(self) -> int | None:
-        """Largest use of device memory so far; None on a CPU."""
-        return None if self._device == "cpu" else torch.cuda.max_memory_allocated()
-
     def _lion(self, network: Any, rate: float) -> None:
         settings = self._config.learning.optimizer_settings[1]
         b1, b2 = settings["b1"], settings["b2"]

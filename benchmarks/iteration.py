@@ -69,12 +69,10 @@ class Result:
     Attributes:
       stages: seconds of every stage in each round.
       traffic: bytes between host and device in one iteration.
-      peak: largest use of device memory in bytes; None where the device does not report it.
     """
 
     stages: list[Stages]
     traffic: int
-    peak: int | None
 
     def median_s(self, stage: str | None = None) -> float:
         """Median seconds of one stage, or of the whole iteration."""
@@ -180,10 +178,6 @@ class Ours:
     def _count(self, tree: Any) -> None:
         self.traffic += sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(tree))
 
-    def peak_bytes(self) -> int | None:
-        statistics_of = jax.devices()[0].memory_stats()
-        return None if statistics_of is None else int(statistics_of["peak_bytes_in_use"])
-
 
 class Theirs:
     """`benchmarks.authors_stages` on the same shapes."""
@@ -222,10 +216,6 @@ class Theirs:
             rows = self._rng.choice(len(prompt_bp), learning.minibatch_size)
             self.stages.update(prompt_bp[rows], action_bj[rows], targets_bj[rows])
         clock.stop("gradient steps")
-
-    def peak_bytes(self) -> int | None:
-        peak: int | None = self.stages.peak_bytes()
-        return peak
 
 
 def main() -> None:
@@ -282,7 +272,7 @@ def _measure(makers: dict[str, Any], config: Config, decoder: DecoderConfig) -> 
                 if index:  # the first compiles
                     rounds[name].append(clocks[name].stages)
         for name, program in programs.items():
-            results[name] = Result(rounds[name], program.traffic, program.peak_bytes())
+            results[name] = Result(rounds[name], program.traffic)
         del programs, clocks
     return results
 
@@ -316,15 +306,8 @@ def _table(results: dict[str, Result], config: Config, decoder: DecoderConfig) -
         if peer:
             cells.append(f"{seconds[1] / seconds[0]:.2f}x" if all(seconds) else "-")
         lines.append(f"| {' | '.join(cells)} |")
-    rest = [
-        ("host-device traffic, MB", [f"{r.traffic / 1e6:.3f}" for r in results.values()]),
-        (
-            "peak device memory, GiB",
-            ["-" if r.peak is None else f"{r.peak / 2**30:.1f}" for r in results.values()],
-        ),
-    ]
-    for name, cells in rest:
-        lines.append(f"| {' | '.join([name, *cells, *([''] * bool(peer))])} |")
+    traffic = [f"{result.traffic / 1e6:.3f}" for result in results.values()]
+    lines.append(f"| {' | '.join(['host-device traffic, MB', *traffic, *([''] * bool(peer))])} |")
     learning = config.learning
     new = config.run.collection_size * config.sampling.max_new_tokens
     tokens = (_PROMPT.value + config.sampling.max_new_tokens) * learning.minibatch_size
