@@ -287,7 +287,7 @@ def render_perplexity(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _takes_all_formats() -> bool:
-    """Whether `--prompt_format=all` is given, which becomes auto for the settings."""
+    """True if `--prompt_format=all` is given, which becomes auto for the settings."""
     flag = flags.FLAGS["prompt_format"]
     name, colon, style = str(flag.value).partition(":")
     if name != _ALL_FORMATS:

@@ -198,7 +198,7 @@ class Tokenizer:
 
     @property
     def infills_lines(self) -> bool:
-        """Whether gaps in the middle of a line are rare in what the model was trained on.
+        """True if the model was rarely trained on gaps in the middle of a line.
 
         Models with a token that ends a middle (CodeLlama, the stand-in) learnt gaps at any
         character.
@@ -207,7 +207,7 @@ class Tokenizer:
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the folder says how a conversation is written."""
+        """True if the folder has a chat template."""
         return self._chat_template is not None
 
     def render_chat(self, messages: Sequence[Message]) -> str:

@@ -20,7 +20,7 @@ _BLANK_LINES = re.compile(r"\A(?:[ \t]*\n)+")
 
 
 class Prompt(NamedTuple):
-    """What a model reads of a state, and how its completion is read.
+    """A prompt as a model reads it, with the function that reads the completion.
 
     Attributes:
       text: the state's text, or the whole conversation in the format chat.

@@ -66,7 +66,7 @@ class TokenPrompts:
 
     @property
     def action_end(self) -> str:
-        """What ends the actions of the task beside stop tokens, see `env.base.Task`.
+        """The end of the task's actions beside stop tokens, see `env.base.Task`.
 
         In the answer of a chat model, the fence that closes the code ends a function.
         """
