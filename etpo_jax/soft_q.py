@@ -83,7 +83,7 @@ def token_targets(
     """
     _check_discount("gamma", gamma)
     _check_discount("gamma_within", gamma_within)
-    final_b = _final_target(next_state_value_b, reward_b, continues_b, gamma)
+    final_b = final_target(next_state_value_b, reward_b, continues_b, gamma)
     shifted_bj = jnp.concatenate(
         [soft_value_bj[:, 1:], jnp.zeros_like(soft_value_bj[:, :1])], axis=1
     )
@@ -128,7 +128,7 @@ def retrace_targets(
     _check_discount("gamma", gamma)
     _check_discount("gamma_within", gamma_within)
     _check_discount("lambda_within", lambda_within)
-    final_b = _final_target(next_state_value_b, reward_b, continues_b, gamma)
+    final_b = final_target(next_state_value_b, reward_b, continues_b, gamma)
     trace_bj = lambda_within * jnp.minimum(ratio_bj, 1.0)
 
     def backward(carry, column):
@@ -145,7 +145,12 @@ def retrace_targets(
     return jax.lax.stop_gradient(jnp.swapaxes(targets_jb, 0, 1))
 
 
-def _final_target(next_state_value_b, reward_b, continues_b, gamma):
+def final_target(
+    next_state_value_b: Float[Array, "b"],
+    reward_b: Float[Array, "b"],
+    continues_b: Float[Array, "b"],
+    gamma: float | Float[Array, ""],
+) -> Float[Array, "b"]:
     """Target of the last token: r + gamma * V', or r alone (not 0 times NaN) after the end."""
     bootstrap_b = jnp.where(continues_b > 0, next_state_value_b, 0.0)
     return reward_b + gamma * continues_b * bootstrap_b

@@ -19,7 +19,7 @@ from etpo_jax.algorithms.base import Hyperparameters
 from etpo_jax.algorithms.networks import Critic, Networks
 from etpo_jax.registry import register_algorithm
 from etpo_jax.settings import option
-from etpo_jax.soft_q import is_last_token
+from etpo_jax.soft_q import final_target, is_last_token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,8 +146,8 @@ def lambda_advantages(
     Returns:
       [b, j] in reward units; 0 where the mask is False. Gradients are stopped.
     """
-    bootstrap_b = jnp.where(continues_b > 0, next_state_value_b, 0.0)
-    final_b = gamma * continues_b * bootstrap_b
+    # The reward of the action is among those of its tokens.
+    final_b = final_target(next_state_value_b, jnp.zeros_like(continues_b), continues_b, gamma)
     following_bj = jnp.concatenate([value_bj[:, 1:], jnp.zeros_like(value_bj[:, :1])], axis=1)
     following_bj = jnp.where(is_last_token(mask_bj), final_b[:, None], gamma_within * following_bj)
     error_bj = jnp.where(mask_bj, token_reward_bj + following_bj - value_bj, 0.0)

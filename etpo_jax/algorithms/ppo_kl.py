@@ -19,6 +19,7 @@ from etpo_jax.config import Config
 from etpo_jax.divergence import action_log_ratio
 from etpo_jax.registry import register_algorithm
 from etpo_jax.settings import option
+from etpo_jax.soft_q import final_target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +130,8 @@ def action_return(
       continues_b: 1 where the episode goes on, 0 where it ended.
       gamma: discount between actions.
     """
-    bootstrap_b = jnp.where(continues_b > 0, next_state_value_b, 0.0)
-    return jax.lax.stop_gradient(kl_reward_b + gamma * continues_b * bootstrap_b)
+    return_b = final_target(next_state_value_b, kl_reward_b, continues_b, gamma)
+    return jax.lax.stop_gradient(return_b)
 
 
 def leave_one_out(
