@@ -5,7 +5,6 @@ import importlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from env.base import UsageError
 from env.plugins import load_object
 
 _BUILT_IN = "etpo_jax.algorithms"
@@ -56,10 +55,7 @@ def find_algorithm(name: str) -> Any:
     if not isinstance(name, str) or ":" not in name:
         known = ", ".join(_ALGORITHMS)
         raise ValueError(f"--algorithm={name}: must be one of {known}, or package.module:Class")
-    try:
-        algorithm = load_object(name, flag="--algorithm")
-    except UsageError as error:
-        raise ValueError(str(error)) from error
+    algorithm = load_object(name, flag="--algorithm")
     _check(name, algorithm)
     if "name" not in vars(algorithm):  # a registered class keeps its name
         algorithm.name = name

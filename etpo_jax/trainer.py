@@ -111,16 +111,13 @@ class Trainer:
             raise ValueError("prompts and reward: one is given without the other")
         if prompts is not None and (task is not None or settings.get("task")):
             raise ValueError("task: must not be given beside prompts and reward")
-        try:
-            if prompts is not None and reward is not None:
-                task = FunctionTask(prompts, reward)
-                settings["task"] = f"prompts and reward {_digest(prompts, reward)}{build.IN_PYTHON}"
-            elif task is not None:
-                check_task(task, "task")
-                kind = type(task)
-                settings["task"] = f"{kind.__module__}.{kind.__qualname__}{build.IN_PYTHON}"
-        except UsageError as error:
-            raise ValueError(str(error)) from error
+        if prompts is not None and reward is not None:
+            task = FunctionTask(prompts, reward)
+            settings["task"] = f"prompts and reward {_digest(prompts, reward)}{build.IN_PYTHON}"
+        elif task is not None:
+            check_task(task, "task")
+            kind = type(task)
+            settings["task"] = f"{kind.__module__}.{kind.__qualname__}{build.IN_PYTHON}"
         self.config = Config.from_dict(settings)
         self._task = task
         if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
@@ -215,9 +212,9 @@ class Trainer:
             longest = max(len(prompt.tokens) for prompt in encoded)
             if longest > (limit := config.model.max_prompt_length):
                 raise ValueError(f"a prompt has {longest} tokens: --max_prompt_length={limit}")
-            actor = self._actors.setdefault(
-                config.sampling.temperature, build.make_actor(config, language, self._mesh)
-            )
+            if (key := config.sampling.temperature) not in self._actors:
+                self._actors[key] = build.make_actor(config, language, self._mesh)
+            actor = self._actors[key]
             actions = actor.act(
                 actor.weights(policy),
                 encoded,
