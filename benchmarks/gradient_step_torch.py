@@ -99,7 +99,7 @@ class Update:
         settings = learning.optimizer_settings[1]
         self._learning = learning
         self._clip_norm = settings["clip_norm"]
-        self._is_path = learning.critic_loss == "path"
+        self._is_path = learning.regression == "path"
         self.reference = Network(decoder, base).requires_grad_(False)
         self.policy = Network(decoder, state.policy["params"])
         self.policy.offset.requires_grad_(False)
@@ -252,7 +252,7 @@ class Update:
         q = self._residual_q(self.target_critic, reference_logits)
         value_bj = (policy.exp() * q).sum(-1) - learning.beta * kl_bj
         is_last_bj = self._mask_bj & ~F.pad(self._mask_bj[:, 1:], (0, 1))
-        lambda_within = 0.0 if learning.critic_loss == "one_step" else learning.lambda_within
+        lambda_within = 0.0 if learning.regression == "one_step" else learning.lambda_within
         trace_bj = (self._taken(policy) - self._log_probs_bj).clamp(max=0.0).exp() * lambda_within
         # V + trace * (G - Q) = (V - trace * Q) + trace * G: fewer operations in the loop.
         constant_bj = value_bj - trace_bj * self._taken(q)

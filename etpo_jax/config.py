@@ -12,7 +12,7 @@ from typing import Any, Self
 from env.command_line import near_names
 from env.tasks.prompts import FORMATS, STYLES
 from etpo_jax import registry
-from etpo_jax.settings import Section, option, parse_options
+from etpo_jax.settings import Section, option, parse_choice, parse_options
 from models.attention import IMPLEMENTATIONS
 from models.lora import TARGETS, LoraConfig
 
@@ -151,19 +151,10 @@ class FinetuneConfig(Section):
     finetune: str = option(
         "full",
         "full trains a copy of all weights for each network; lora trains adapters over one shared "
-        "frozen base.",
-        choices=("full", "lora"),
-    )
-    lora: str = option(
-        "",
-        "Sizes of the adapters of --finetune=lora, such as rank=16,alpha=32,targets=q+v; targets "
-        f"are among {'+'.join(TARGETS)}.",
-    )
-    trained_dtype: str = option(
-        "float32",
-        "Storage of the weights that --finetune=full trains: float32, or bfloat16 with stochastic "
-        "rounding. Adapters and the target critic are always float32.",
-        choices=("float32", "bfloat16"),
+        "frozen base. Settings follow a colon: full:dtype=bfloat16 stores the trained weights in "
+        "bfloat16 with stochastic rounding (the default is float32; adapters and the target critic "
+        "are always float32), lora:rank=16,alpha=32,targets=q+v names the sizes of the adapters "
+        f"and the kernels that have one, among {'+'.join(TARGETS)}.",
     )
     microbatch_size: int = option(
         0,
@@ -179,30 +170,35 @@ class FinetuneConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.finetune == "full":
-            if self.lora:
-                raise ValueError(f"--lora={self.lora}: needs --finetune=lora")
-            return
-        if self.trained_dtype != "float32":
-            raise ValueError(
-                f"--trained_dtype={self.trained_dtype}: --finetune=lora needs float32, its "
-                "adapters are small"
-            )
+        if self.trained_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"--finetune={self.finetune}: dtype must be float32 or bfloat16")
         try:
             _ = self.adapters
         except ValueError as error:
-            start = "" if str(error).startswith("--") else f"--lora={self.lora}: "
-            raise ValueError(f"{start}{error}") from error
+            raise ValueError(f"--finetune={self.finetune}: {error}") from error
+
+    @property
+    def trained_dtype(self) -> str:
+        """Storage of the weights that are trained: float32 or bfloat16."""
+        return self._parsed[1].get("dtype", "float32")
 
     @property
     def adapters(self) -> LoraConfig | None:
         """Sizes of the adapters, None for full fine-tuning."""
-        if self.finetune == "full":
+        kind, options = self._parsed
+        if kind == "full":
             return None
-        kinds = {"rank": int, "alpha": float, "targets": str}
-        values = {"rank": 16, "alpha": 32.0} | parse_options("lora", self.lora, kinds)
-        targets = values.get("targets", "+".join(TARGETS)).split("+")
-        return LoraConfig(values["rank"], values["alpha"], tuple(name.strip() for name in targets))
+        targets = options.get("targets", "+".join(TARGETS)).split("+")
+        names = tuple(name.strip() for name in targets)
+        return LoraConfig(options.get("rank", 16), options.get("alpha", 32.0), names)
+
+    @property
+    def _parsed(self) -> tuple[str, dict[str, Any]]:
+        kinds: dict[str, dict[str, type]] = {
+            "full": {"dtype": str},
+            "lora": {"rank": int, "alpha": float, "targets": str},
+        }
+        return parse_choice("finetune", self.finetune, kinds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,11 +272,6 @@ class ExecutionConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.further_limits
-        kind, _, options = self.executor.partition(":")
-        if kind not in ("local", "ray") or (options and kind == "local"):
-            raise ValueError(
-                f"--executor={self.executor}: must be local, ray or ray:address=...,actors=..."
-            )
         if self.ray_options.get("actors", 1) < 1:
             raise ValueError(f"--executor={self.executor}: actors must be at least 1")
 
@@ -297,8 +288,8 @@ class ExecutionConfig(Section):
     @property
     def ray_options(self) -> dict[str, Any]:
         """`address` and `actors` of the Ray cluster, where they are named."""
-        options = self.executor.partition(":")[2]
-        return parse_options("executor", options, {"address": str, "actors": int})
+        kinds: dict[str, dict[str, type]] = {"local": {}, "ray": {"address": str, "actors": int}}
+        return parse_choice("executor", self.executor, kinds)[1]
 
     @property
     def library_names(self) -> list[str]:

@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from etpo_jax.settings import Section, option, parse_options
+from etpo_jax.settings import Section, option, parse_choice
 
-_OPTIMIZERS = ("adamw", "lion")
 _OPTIMIZER_OPTIONS = dict.fromkeys(("b1", "b2", "eps", "weight_decay", "clip_norm"), float)
+_OPTIMIZERS = dict.fromkeys(("adamw", "lion"), _OPTIMIZER_OPTIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +42,7 @@ class LearningConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        kind, _, options = self.optimizer.partition(":")
-        if kind not in _OPTIMIZERS:
-            raise ValueError(
-                f"--optimizer={self.optimizer}: must be {' or '.join(_OPTIMIZERS)}, perhaps with "
-                "settings behind a colon"
-            )
-        values = parse_options("optimizer", options, _OPTIMIZER_OPTIONS)
+        _, values = parse_choice("optimizer", self.optimizer, _OPTIMIZERS)
         for name, value in values.items():
             is_zero_allowed = name not in ("eps", "clip_norm")
             if value < 0 or (name in ("b1", "b2") and value > 1) or not (value or is_zero_allowed):
@@ -61,6 +55,6 @@ class LearningConfig(Section):
         AdamW's eps is 1e-5: 1e-8 inflates the nearly zero gradients of the output layer. Gradients
         of each network are scaled down to the global norm `clip_norm`.
         """
-        kind, _, options = self.optimizer.partition(":")
+        kind, options = parse_choice("optimizer", self.optimizer, _OPTIMIZERS)
         defaults = {"b1": 0.9, "b2": 0.95, "eps": 1e-5, "weight_decay": 0.0, "clip_norm": 1.0}
-        return kind, defaults | parse_options("optimizer", options, _OPTIMIZER_OPTIONS)
+        return kind, defaults | options

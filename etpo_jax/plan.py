@@ -28,8 +28,8 @@ from models.repository import config_folder
 
 _HINT = (
     "flags that save memory, cheapest first: --loss_chunk_size, --remat=full, --microbatch_size, "
-    "more devices in --mesh, --num_envs, --dtype and --trained_dtype, --optimizer=lion, "
-    "--finetune=lora"
+    "more devices in --mesh, --num_envs, --dtype, --finetune=full:dtype=bfloat16, "
+    "--optimizer=lion, --finetune=lora"
 )
 
 _flags = flags.FlagValues()

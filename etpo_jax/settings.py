@@ -121,6 +121,33 @@ def _checked(field: dataclasses.Field, hint: Any, value: Any) -> Any:
     return value
 
 
+def parse_choice(
+    flag: str, value: str, choices: Mapping[str, Mapping[str, type]]
+) -> tuple[str, dict[str, Any]]:
+    """Splits a value such as `lora:rank=16,alpha=32` into its name and the settings behind it.
+
+    Args:
+      flag: the setting that the value belongs to, for messages.
+      value: one of the names, alone or with `name=value` pairs behind a colon.
+      choices: for each allowed name, the types of its settings, see `parse_options`.
+
+    Raises:
+      ValueError: naming the flag, its value and what is allowed.
+    """
+    name, _, text = value.partition(":")
+    if name not in choices:
+        with_settings = ", ".join(known for known, kinds in choices.items() if kinds)
+        raise ValueError(
+            f"--{flag}={value}: must be one of {', '.join(choices)}; settings of {with_settings} "
+            "stand behind a colon"
+        )
+    try:
+        return name, parse_options(flag, text, choices[name])
+    except ValueError as error:
+        reason = str(error).removeprefix(f"--{flag}={text}: ")
+        raise ValueError(f"--{flag}={value}: {reason}") from None
+
+
 def parse_options(flag: str, text: str, kinds: Mapping[str, type]) -> dict[str, Any]:
     """Values of a text such as `rank=16,alpha=32`.
 
@@ -137,7 +164,8 @@ def parse_options(flag: str, text: str, kinds: Mapping[str, type]) -> dict[str, 
         name, has_value, value = (part.strip() for part in pair.partition("="))
         if name not in kinds or not has_value or name in values:
             allowed = ", ".join(f"{known}=..." for known in kinds)
-            raise ValueError(f"--{flag}={text}: {pair!r} must be one of {allowed}, each once")
+            wanted = f"must be one of {allowed}, each once" if kinds else "is not a setting of it"
+            raise ValueError(f"--{flag}={text}: {pair!r} {wanted}")
         try:
             values[name] = kinds[name](value)
         except ValueError:

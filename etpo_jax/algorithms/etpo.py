@@ -39,10 +39,16 @@ from etpo_jax.config import Config, RunConfig
 from etpo_jax.learning import LearningConfig
 from etpo_jax.registry import register_algorithm
 from etpo_jax.roles import Role
-from etpo_jax.settings import option, with_default
+from etpo_jax.settings import option, parse_choice, with_default
 from models.transformer import Decoder
 
-CRITIC_LOSSES = ("one_step", "retrace", "path", "path_root")
+CRITIC_LOSSES: dict[str, dict[str, type]] = {
+    "one_step": {"huber": float},
+    "retrace": {"huber": float},
+    "path": {},
+    "path_root": {},
+}
+"""Regressions of the critic, with their settings."""
 Q_PARAMETERIZATIONS = ("residual", "logits", "beta_logits", "dueling", "policy")
 POLICY_LOSSES = ("doubly_robust", "exact", "eq7", "uniform", "tied")
 
@@ -64,14 +70,8 @@ class EtpoConfig(LearningConfig):
         "retrace",
         "Regression of the critic: the paper's one-step targets (one_step), Retrace along the "
         "action (retrace), or path consistency of the action from every token (path) or from its "
-        "first (path_root), see docs/algorithm.md.",
-        choices=CRITIC_LOSSES,
-    )
-    huber_delta: float | None = option(
-        None,
-        "Delta of the Huber loss of one_step and retrace targets; by default the error is squared.",
-        lower=0.0,
-        exclusive_lower=True,
+        "first (path_root), see docs/algorithm.md. one_step:huber=10 makes the loss linear beyond "
+        "that error (Huber), also for retrace; by default the error is squared.",
     )
     gamma_within: float = option(
         1.0,
@@ -115,6 +115,11 @@ class EtpoConfig(LearningConfig):
         traced=True,
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.huber_delta is not None and self.huber_delta <= 0:
+            raise ValueError(f"--critic_loss={self.critic_loss}: huber must be > 0")
+
     def check(self, config: Config) -> None:
         super().check(config)
         if self.is_path and self.gamma_within != 1.0:
@@ -151,9 +156,19 @@ class EtpoConfig(LearningConfig):
             )
 
     @property
+    def regression(self) -> str:
+        """Name of the critic's regression, one of `CRITIC_LOSSES`."""
+        return parse_choice("critic_loss", self.critic_loss, CRITIC_LOSSES)[0]
+
+    @property
+    def huber_delta(self) -> float | None:
+        """Error beyond which the critic's loss is linear; None is the squared loss."""
+        return parse_choice("critic_loss", self.critic_loss, CRITIC_LOSSES)[1].get("huber")
+
+    @property
     def is_path(self) -> bool:
         """True for the regressions by path consistency."""
-        return self.critic_loss.startswith("path")
+        return self.regression.startswith("path")
 
     @property
     def has_policy_loss(self) -> bool:

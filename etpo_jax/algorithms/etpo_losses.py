@@ -129,7 +129,7 @@ def losses(
     policy_objective_bj = scores.policy_objective_bj
     if learning.is_path:
         target_b = batch.reward_b + hyper.gamma * batch.continues_b * next_value_b
-        starts = "root" if learning.critic_loss == "path_root" else "all"
+        starts = "root" if learning.regression == "path_root" else "all"
         critic_objective = path_loss(
             scores.state_value_bj,
             scores.log_ratio_bj,
@@ -187,7 +187,7 @@ def targets(
         return jnp.where(mask_bj, target_b[:, None] - hyper.beta * rest_bj, 0.0)
     outcome = (next_value_b, batch.reward_b, batch.continues_b, mask_bj)
     discounts = {"gamma": hyper.gamma, "gamma_within": hyper.gamma_within}
-    if learning.critic_loss == "one_step":
+    if learning.regression == "one_step":
         return token_targets(scores.value_bj, *outcome, **discounts)
     return retrace_targets(
         scores.value_bj,

@@ -65,7 +65,6 @@ def test_what_is_out_of_range_is_named_with_value_and_range(values, text):
 
 PATH = {"critic_loss": "path"}
 TIED = {"policy_loss": "tied", "trust_region": 0.0}
-FULL = {"trained_dtype": "bfloat16"}
 
 
 @pytest.mark.parametrize(
@@ -86,18 +85,22 @@ FULL = {"trained_dtype": "bfloat16"}
             "--microbatch_size: --algorithm=reflection does not read it",
         ),
         ({"executor": "ray:actors=-1"}, "--executor=ray:actors=-1: actors must be at least 1"),
-        ({"lora": "rank=2"}, "--lora=rank=2: needs --finetune=lora"),
-        ({"finetune": "lora", **FULL}, "--trained_dtype=bfloat16: --finetune=lora needs float32"),
-        ({"finetune": "lora", "lora": "rank=0"}, "--lora=rank=0: "),
-        ({"finetune": "lora", "lora": "targets=q+x"}, "--lora=targets=q+x: "),
+        ({"finetune": "all"}, "--finetune=all: must be one of full, lora; settings of full, lora"),
+        ({"finetune": "full:rank=2"}, "--finetune=full:rank=2: 'rank=2' must be one of dtype=..."),
+        ({"finetune": "full:dtype=int8"}, "--finetune=full:dtype=int8: dtype must be float32 or"),
+        ({"finetune": "lora:dtype=bfloat16"}, "--finetune=lora:dtype=bfloat16: 'dtype=bfloat16' "),
+        ({"finetune": "lora:rank=0"}, "--finetune=lora:rank=0: "),
+        ({"finetune": "lora:targets=q+x"}, "--finetune=lora:targets=q+x: "),
+        ({"critic_loss": "path:huber=1"}, "'huber=1' is not a setting of it"),
+        ({"critic_loss": "retrace:huber=0"}, "--critic_loss=retrace:huber=0: huber must be > 0"),
         (
             {"algorithm": "ppo_kl", "baseline": "leave_one_out", "num_envs": 1},
             "--num_envs=1: --baseline=leave_one_out needs at least two",
         ),
-        ({"executor": "spark"}, "--executor=spark: must be local, ray or ray:address"),
-        ({"executor": "local:actors=2"}, "--executor=local:actors=2: must be local, ray or"),
+        ({"executor": "spark"}, "--executor=spark: must be one of local, ray; settings of ray"),
+        ({"executor": "local:actors=2"}, "--executor=local:actors=2: 'actors=2' is not a setting"),
         ({"limits": "memory_mb=1"}, "--limits=memory_mb=1: memory_mb must be >= 16"),
-        ({"optimizer": "sgd"}, "--optimizer=sgd: must be adamw or lion"),
+        ({"optimizer": "sgd"}, "--optimizer=sgd: must be one of adamw, lion; settings"),
         ({"optimizer": "lion:b1=2"}, "--optimizer=lion:b1=2: b1 is out of range"),
     ],
     ids=lambda value: str(list(value.items())[-1]) if isinstance(value, dict) else "",
@@ -149,7 +152,7 @@ def test_sections_give_their_texts_as_values():
     assert (TaskConfig().format_name, TaskConfig().prompt_style) == ("auto", "")
     lora = FinetuneConfig(finetune="lora").adapters
     assert (lora.rank, lora.alpha, lora.targets) == (16, 32.0, tuple(TARGETS))
-    lora = FinetuneConfig(finetune="lora", lora="rank=2,alpha=8,targets=q+v").adapters
+    lora = FinetuneConfig(finetune="lora:rank=2,alpha=8,targets=q+v").adapters
     assert (lora.rank, lora.alpha, lora.targets) == (2, 8.0, ("q", "v"))
     config = Config.from_dict({"optimizer": "lion:b2=0.99", "executor": "ray:address=a:1,actors=4"})
     name, options = config.learning.optimizer_settings

@@ -78,7 +78,7 @@ def test_flags_reach_their_fields():
     assert parsed.sampling.top_k == 7
     assert parsed.run.run_dir == "x"
     assert parsed.run.num_envs == 3
-    assert parse("--huber_delta=2").learning.huber_delta == 2.0
+    assert parse("--critic_loss=retrace:huber=2").learning.huber_delta == 2.0
     assert parse("--accept_changed_data").task.accept_changed_data
 
 

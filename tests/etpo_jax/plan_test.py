@@ -17,7 +17,7 @@ from models.config import DecoderConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NAME = "codellama/CodeLlama-7b-hf"
-LION = {"model": NAME, "dtype": "bfloat16", "trained_dtype": "bfloat16", "optimizer": "lion"}
+LION = {"model": NAME, "dtype": "bfloat16", "finetune": "full:dtype=bfloat16", "optimizer": "lion"}
 # A support mask keeps a second copy of the weights for generation.
 LION |= {"support_threshold": 0.0}
 

@@ -313,7 +313,7 @@ def test_another_reward_or_other_prompts_do_not_continue_a_run(trained):
 
 def test_a_policy_is_not_read_with_other_settings(trained, tmp_path):
     _, result, _ = trained
-    other = make(result.run_dir, finetune="lora", lora="rank=2")
+    other = make(result.run_dir, finetune="lora:rank=2")
     with pytest.raises(etpo_jax.UsageError, match="--finetune was"):
         other.export(tmp_path / "exported")
     assert not (tmp_path / "exported").exists()

@@ -28,7 +28,7 @@ ALL_MODES = [
     {"critic_loss": "path", "q_parameterization": "beta_logits", "optimizer": "lion"},
     {"critic_loss": "one_step", "q_parameterization": "residual"},
     {"critic_loss": "one_step", "q_parameterization": "logits", "policy_loss": "uniform"},
-    {"critic_loss": "retrace", "policy_loss": "eq7", "huber_delta": 1.0},
+    {"critic_loss": "retrace:huber=1", "policy_loss": "eq7"},
     {"critic_loss": "retrace", "q_parameterization": "residual", "policy_loss": "doubly_robust"},
     {"critic_loss": "retrace", "q_parameterization": "policy", "policy_loss": "tied"},
     {"critic_loss": "path", "q_parameterization": "policy", "policy_loss": "tied"},
@@ -522,7 +522,7 @@ def test_microbatches_and_chunks_change_no_loss_and_no_gradient(model, base, val
         np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5 * np.abs(one).max())
 
 
-LORA = {"finetune": "lora", "lora": "rank=2,targets=q+v+down"}
+LORA = {"finetune": "lora:rank=2,targets=q+v+down"}
 RETRACE = {"critic_loss": "retrace", "q_parameterization": "residual"}
 
 
@@ -547,7 +547,7 @@ def test_adapters_learn_over_one_base_that_stays(model, base):
 def test_a_small_step_of_lion_moves_weights_by_its_length_on_average(model, base, trained_dtype):
     """Rounded to the nearest bfloat16, nearly no weight would move by 1e-5."""
     rate = 1e-5
-    values = RETRACE | {"optimizer": "lion", "trained_dtype": trained_dtype}
+    values = RETRACE | {"optimizer": "lion", "finetune": f"full:dtype={trained_dtype}"}
     step, state, hyper, _ = make(model, base, **values)
     hyper = hyper.replace(policy_learning_rate=jnp.float32(rate))
     kernels = []

@@ -28,8 +28,8 @@ def by_name(items):
     "flags",
     [
         {},
-        {"finetune": "lora", "lora": "rank=3", "q_parameterization": "dueling"},
-        {"dtype": "bfloat16", "trained_dtype": "bfloat16", "optimizer": "lion"},
+        {"finetune": "lora:rank=3", "q_parameterization": "dueling"},
+        {"dtype": "bfloat16", "finetune": "full:dtype=bfloat16", "optimizer": "lion"},
         {"policy_loss": "tied", "trust_region": 0.0},
         {"algorithm": "poad"},
         {"algorithm": "ppo_kl", "baseline": "leave_one_out", "finetune": "lora"},
@@ -112,8 +112,8 @@ def test_untrained_runs_hold_the_base_alone():
 # CodeLlama-7B in bfloat16, prompts of 512 and actions of 256 tokens, 16 transitions: temporaries in
 # GiB per chip that the TPU compiler reported (jax 0.10.2, libtpu 0.0.42, `etpo_jax.devices.aot`).
 LORA = {"finetune": "lora"}
-FULL = {"trained_dtype": "bfloat16"}
-WIDE = {"trained_dtype": "float32"}
+FULL = {"finetune": "full:dtype=bfloat16"}
+WIDE = {"finetune": "full"}
 CHUNKS = {"loss_chunk_size": 32}
 UPDATES = [
     ("fsdp:16", LORA, 1.56),
