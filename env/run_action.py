@@ -1,14 +1,14 @@
-"""Runs one body of `build_model` as the trainer would, and prints its reward as one JSON line.
+"""Runs one program as the trainer would, and prints its reward as one JSON line.
 
-    etpo run_action --dataset=balance_scale --action_file=body.py
+    etpo run_action --dataset=balance_scale --action_file=runs/demo/best_code.py
 
-The file holds what replaces `<FILL_ME>` in the prompt: its first line stands after four spaces that
-are already there, later lines bring their own. Exit code: 0 when the program was scored, 1 when it
-failed, 2 for bad input.
+The file is a run's `best_code.py`, a program that defines `build_model(x_train, y_train)`, or the
+body of this function, indented or not. A body may also have the paper's form, as in
+`episodes.jsonl`: it replaces `<FILL_ME>` in the prompt, where four spaces stand before its first
+line. Exit code: 0 when the program was scored, 1 when it failed, 2 for bad input.
 """
 
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -17,18 +17,25 @@ from absl import flags
 from env import command_line
 from env.base import UsageError
 from env.datasets import load_dataset
-from env.executor import CodeExecutor, ExecutorError, Limits
+from env.execution import metrics
+from env.executor import BUILD_MODEL, CodeExecutor, ExecutorError, Limits, ProgramTemplate
 from env.isolation import CHOICES
 from env.tables.splits import NUM_SPLITS
+from env.tasks import answers
 
 _DATASET = flags.DEFINE_string(
     "dataset", "balance_scale", "Data set that the program is scored on."
 )
 _ACTION_FILE = flags.DEFINE_string(
-    "action_file", None, "File with the body; - reads standard input. Required."
+    "action_file", None, "File with the program; - reads standard input. Required."
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder with raw tables, see docs/tasks.md.")
 _TARGET = flags.DEFINE_string("target", None, "Target column of a table of your own (csv:PATH).")
+_METRIC = flags.DEFINE_string(
+    "metric",
+    metrics.DEFAULT_METRIC,
+    f"Score of the predictions: {', '.join(metrics.METRICS)}, or module:function.",
+)
 _NUM_SPLITS = flags.DEFINE_integer(
     "num_splits", NUM_SPLITS, "Train/validation splits that the reward averages.", lower_bound=1
 )
@@ -61,12 +68,14 @@ _ISOLATION = flags.DEFINE_enum(
     "Wall around the program; unsafe has only a process of its own. See docs/execution.md.",
 )
 
+_WHOLE = ProgramTemplate(before="", after="", function=BUILD_MODEL.function)
+
 
 def main() -> int:
     """Runs the program."""
     if _ACTION_FILE.value is None:
-        raise UsageError("--action_file is missing: name the file with the body; - reads stdin")
-    body = _read(_ACTION_FILE.value)
+        raise UsageError("--action_file is missing: name the file with the program; - reads stdin")
+    program = answers.program_of(_read(_ACTION_FILE.value))
     dataset = load_dataset(
         _DATASET.value,
         data_dir=_DATA_DIR.value,
@@ -87,8 +96,10 @@ def main() -> int:
                 max_output_bytes=_MAX_OUTPUT_KB.value * 2**10,
             ),
             libraries=_LIBRARIES.value,
+            metric=metrics.find(_METRIC.value),
+            template=_WHOLE,
         ) as executor:
-            (result,) = executor.run([body])
+            (result,) = executor.run([program])
             isolation = executor.isolation
     except ValueError as error:
         raise UsageError(str(error)) from None
@@ -101,8 +112,6 @@ def main() -> int:
         "isolation": isolation,
     }
     print(json.dumps(line))
-    if result.error and re.search(r"^def build_model\(", body, re.MULTILINE):
-        print("hint: this looks like a whole function; give only its body", file=sys.stderr)
     return 1 if result.error else 0
 
 

@@ -1,11 +1,12 @@
-"""Instructions of the code task for chat models, and the body of a program in their answers."""
+"""Instructions of the code task for chat models, and the program in an answer or a file."""
 
 import ast
 import re
 import textwrap
 import warnings
+from typing import TypeGuard
 
-from env.execution.program import BUILD_MODEL
+from env.execution.program import BUILD_MODEL, ProgramTemplate
 
 INSTRUCTIONS = (
     "You write Python with scikit-learn. Reply with the whole function in one code block and "
@@ -18,6 +19,10 @@ ANY_TEXT = (
     "the text that continues the message. Reply with nothing else."
 )
 """Instructions of tasks that have none of their own."""
+
+PROGRAM_BEGINS = "# The program " + 87 * "-"
+PROGRAM_ENDS = "# End of the program " + 80 * "-"
+"""Lines around the program in the script that a run writes for its table."""
 
 _FENCE = re.compile(r"```+([^\n]*)(?:\n|\Z)")
 _THOUGHTS = re.compile(r"\A\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
@@ -33,20 +38,50 @@ def body_of(answer: str) -> str:
     leave the indentation out; all of these are understood. Text that is not Python is returned
     unchanged: its execution reports why.
     """
-    answer = _THOUGHTS.sub("", answer)
-    before, *fences = _FENCE.split(answer.replace("\r\n", "\n"))
-    if len(fences) == 2 and not fences[0].strip() and before.strip():
-        code = before  # a lone fence without a language closes what stands before it
-    else:
-        # Every second pair is an opening fence's language and the text of its block.
-        code = max(fences[1::4], key=len, default=before)
-    code = code.expandtabs(4).strip("\n").rstrip()
+    code = _code_in(answer).expandtabs(4)
     dedented = textwrap.dedent(code)
     inside = _inside_function(dedented)
     if inside or _parse(dedented) is not None:
         return textwrap.indent(inside or dedented, _INDENT).removeprefix(_INDENT)
     # Only the first line is not indented: it follows the four spaces of the prompt.
     return code.removeprefix(_INDENT)
+
+
+def program_of(text: str, template: ProgramTemplate = BUILD_MODEL) -> str:
+    """Returns the complete program in a text, in whichever of these forms it is written.
+
+    - The script that a run writes for its table: the program in it.
+    - A program that defines the function of `template` with its `return`: as it stands, behind the
+      imports of the template.
+    - A body in the paper's form, whose first line lacks the four spaces that the prompt has: inside
+      the template.
+    - An answer of a chat model, or a body that is indented like other code: as `body_of` reads it.
+    """
+    text = text.replace("\r\n", "\n")
+    _, begins, rest = text.partition(PROGRAM_BEGINS + "\n")
+    code = rest.partition(PROGRAM_ENDS)[0] if begins else _code_in(text)
+    tree = _parse(code)
+    if tree is not None and any(_returns(node, template.function) for node in tree.body):
+        froms = (node.module for node in tree.body if isinstance(node, ast.ImportFrom))
+        imports = template.before.partition(f"def {template.function}(")[0]
+        return code if "__future__" in froms else imports + code
+    program = template.source(text)
+    tree = _parse(program)
+    # Lines without indentation would leave the function, or not parse.
+    if tree is None or not _is_function(tree.body[-1], template.function):
+        program = template.source(body_of(text))
+    return program
+
+
+def _code_in(answer: str) -> str:
+    """Returns an answer without thoughts, code fences and what is said around them."""
+    before, *fences = _FENCE.split(_THOUGHTS.sub("", answer.replace("\r\n", "\n")))
+    if len(fences) == 2 and not fences[0].strip() and before.strip():
+        code = before  # a lone fence without a language closes what stands before it
+    else:
+        # Every second pair is an opening fence's language and the text of its block.
+        code = max(fences[1::4], key=len, default=before)
+    return code.strip("\n").rstrip()
 
 
 def _inside_function(code: str) -> str:
@@ -57,7 +92,7 @@ def _inside_function(code: str) -> str:
     lines = code.splitlines()
     before: list[str] = []
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == BUILD_MODEL.function:
+        if _is_function(node, BUILD_MODEL.function):
             first = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
             inside = lines[first[0].lineno - 1 : node.end_lineno]
             if first[0].lineno == node.lineno:
@@ -85,6 +120,14 @@ def _inside_text(code: str) -> str:
     # A signature may go over several lines.
     first = next((i for i in range(start, end) if lines[i].rstrip().endswith(":")), start) + 1
     return "\n".join([*before, textwrap.dedent("\n".join(lines[first:end])).rstrip()])
+
+
+def _is_function(node: ast.stmt, name: str) -> TypeGuard[ast.FunctionDef]:
+    return isinstance(node, ast.FunctionDef) and node.name == name
+
+
+def _returns(node: ast.stmt, name: str) -> bool:
+    return _is_function(node, name) and any(isinstance(n, ast.Return) for n in ast.walk(node))
 
 
 def _parse(code: str) -> ast.Module | None:

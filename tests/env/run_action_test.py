@@ -50,12 +50,18 @@ def test_a_failing_body_from_standard_input():
     assert result["error"].startswith("PermissionError: ")
 
 
-def test_a_whole_function_is_told_from_its_body(tmp_path):
-    path = tmp_path / "best_code.py"
-    path.write_text(f"def build_model(x_train, y_train):\n    {BODY}\n    return model\n")
-    done = _run("--num_splits=1", f"--action_file={path}")
-    assert done.returncode == 1
-    assert done.stderr == "hint: this looks like a whole function; give only its body\n"
+def test_a_reward_is_the_same_in_each_form(tmp_path):
+    path = tmp_path / "program.py"
+    unindented = BODY.replace("\n    ", "\n")
+    whole = f"def build_model(x_train, y_train):\n    {BODY}    return model\n"
+    other_names = whole.replace("x_train", "rows").replace("y_train", "classes")
+    rewards = set()
+    for text in (BODY, unindented, whole, other_names):
+        path.write_text(text)
+        done = _run("--num_splits=2", f"--action_file={path}", "--metric=accuracy")
+        assert (done.returncode, done.stderr) == (0, "")
+        rewards.add(json.loads(done.stdout)["reward"])
+    assert len(rewards) == 1
 
 
 @pytest.mark.parametrize(
@@ -68,6 +74,7 @@ def test_a_whole_function_is_told_from_its_body(tmp_path):
         (["--action_file=-", "--cpu_s=0"], "cpu_s is 0 and must be at least 1"),
         (["--action_file=-", "--max_output_kb=-1"], "max_output_bytes is -1024 and must be at"),
         (["--action_file=-", "--isolation=none"], "isolation"),
+        (["--action_file=-", "--metric=auc"], "--metric=auc: must be one of roc_auc"),
         (["--action_file=-", "--libraries=nothing"], "No module named 'nothing'"),
         (["--acton_file=-"], "action_file"),
         (["-"], "unexpected argument '-'"),

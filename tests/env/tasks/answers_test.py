@@ -2,6 +2,7 @@
 
 import pytest
 
+from env.execution.program import BUILD_MODEL
 from env.tasks import answers, prompts
 
 BODY = """from sklearn.naive_bayes import GaussianNB
@@ -76,3 +77,51 @@ def test_what_is_no_python_is_left_for_execution_to_judge(answer):
 def test_every_form_gives_a_program_that_compiles():
     for answer in (BODY, INDENTED, FLAT, WHOLE):
         compile(prompts.program(answers.body_of(answer)), "program", "exec")
+
+
+FUNCTION = BUILD_MODEL.source(BODY)
+SCRIPT = f"""# Best program of a run.
+{answers.PROGRAM_BEGINS}
+{FUNCTION}
+
+{answers.PROGRAM_ENDS}
+def build_model(): ...
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BODY,
+        INDENTED,
+        FLAT,
+        "\n" + FLAT + "\n",
+        FUNCTION,
+        "# Written by hand.\n" + FUNCTION.removeprefix("import numpy as np\n"),
+        WHOLE,
+        f"Here it is:\n```python\n{WHOLE}```",
+        FUNCTION.replace("x_train", "table").replace("y_train", "classes"),
+        "from __future__ import annotations\n" + FUNCTION,
+        f"from sklearn.base import *\n{FUNCTION}\nif __name__ == '__main__':\n    raise OSError\n",
+        "def build_model(x, y):\n    return fitted(x, y)\n\n\n"
+        + FUNCTION.replace("build_model", "fitted"),
+        SCRIPT,
+        SCRIPT.replace("\n", "\r\n"),
+    ],
+)
+def test_a_program_is_found_in_whichever_form_a_file_has(text):
+    namespace = {"__name__": "program"}
+    exec(answers.program_of(text), namespace)
+    model = namespace["build_model"]([[0.0], [1.0]], [0, 1])
+    assert type(model).__name__ == "GaussianNB"
+
+
+def test_a_body_in_the_papers_form_gives_the_program_of_the_run():
+    leaving = f"{BODY}\n    return model\n\ndef unused():\n    model = 1"
+    for body in (BODY, "model = (", leaving, "pass", "if len(x_train):\n        model = 1"):
+        assert answers.program_of(body) == prompts.program(body)
+
+
+def test_an_unindented_body_that_ends_in_a_block_stays_in_its_function():
+    program = answers.program_of("model = 1\nif len(x_train):\n    model = 2")
+    assert program == prompts.program("model = 1\n    if len(x_train):\n        model = 2")
