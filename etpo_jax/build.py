@@ -115,7 +115,9 @@ def open_dataset(config: TaskConfig, name: str) -> Dataset:
         description=config.task_description,
         max_rows=config.max_rows,
         num_splits=config.num_splits,
-        accept_changed=config.accept_changed_data,
+        holdout=config.holdout,
+        rare_classes=config.rare_classes,
+        strict=config.strict_data,
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from env.command_line import near_names
+from env.tables.loading import RARE_CLASSES
 from env.tasks.prompts import FORMATS, STYLES
 from etpo_jax import registry
 from etpo_jax.settings import Section, option, parse_choice, parse_options
@@ -81,8 +82,24 @@ class TaskConfig(Section):
         "as module:function.",
     )
     max_rows: int = option(2000, "Rows kept of a table of your own.", lower=8)
-    accept_changed_data: bool = option(
-        False, "Use a table of the paper although its rows are not the paper's."
+    holdout: float | None = option(
+        None,
+        "Share of the rows that no reward ever sees, on which the best program is scored at the "
+        "end; default: 0.2 for a table of your own, 0 for the paper's.",
+        lower=0,
+        upper=0.9,
+    )
+    rare_classes: str = option(
+        "refuse",
+        "Classes with too few rows for the splits: refuse the table, merge them into one class, or "
+        "drop their rows. '+stratify' behind it keeps the shares of the classes in all splits, "
+        "such as merge+stratify.",
+        choices=RARE_CLASSES,
+    )
+    strict_data: bool | None = option(
+        None,
+        "Refuse a table about which anything is doubtful; by default doubts are only said, but a "
+        "table of the paper must have the paper's rows. --nostrict_data accepts other rows.",
     )
 
     def __post_init__(self) -> None:

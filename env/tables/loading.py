@@ -21,6 +21,16 @@ MAX_ROWS = 2000
 MIN_ROWS = 8
 """Smallest limit of rows: two rows of two classes in two halves."""
 MAX_DESCRIPTION_CHARS = 200
+RARE_CLASSES = (
+    "refuse",
+    "merge",
+    "drop",
+    "stratify",
+    "refuse+stratify",
+    "merge+stratify",
+    "drop+stratify",
+)
+"""What can be done with classes of too few rows; `stratify` alone means `refuse+stratify`."""
 
 _FILE_PREFIXES = ("csv:", "parquet:", "arff:")
 _RULES = {
@@ -38,7 +48,11 @@ def load_dataset(
     max_rows: int = MAX_ROWS,
     num_splits: int = splits.NUM_SPLITS,
     cache_dir: str | Path | None = None,
-    accept_changed: bool = False,
+    table_form: Literal["array", "frame"] = "array",
+    holdout: float | None = None,
+    rare_classes: str = "refuse",
+    strict: bool | None = None,
+    regression: bool = False,
 ) -> Dataset:
     """Loads the table of that name.
 
@@ -51,7 +65,13 @@ def load_dataset(
       max_rows: number of rows that are kept of a user's table.
       num_splits: number of splits for which class counts are checked.
       cache_dir: folder of prepared tables; default: `cache.default_folder()`.
-      accept_changed: whether to accept other rows than the paper's for a table of the paper.
+      table_form: "array", or "frame" for a table that keeps its own columns and types.
+      holdout: share of the rows that no reward sees; default: none of the paper's tables, and a
+        fifth of a user's table.
+      rare_classes: what is done with classes of too few rows: "refuse", "merge" or "drop".
+      strict: True refuses whatever is doubtful about a table; False also accepts other rows than
+        the paper's for a table of the paper.
+      regression: whether the target of a user's table is a quantity rather than a class.
 
     Raises:
       UsageError: naming the table and what is wrong with it.
@@ -66,20 +86,45 @@ def load_dataset(
     if name.startswith(_FILE_PREFIXES):
         if data_dir is not None:
             raise UsageError(f"{name}: --data_dir is for the paper's tables; PATH says it all here")
-        return _load_file(name, target, description, max_rows, num_splits)
+        dataset = _load_file(name, target, description, max_rows, num_splits)
+        return _arranged(dataset, table_form, 0.2 if holdout is None else holdout)
     if name not in registry.REGISTRY and Path(name).is_file():
         raise UsageError(f"--dataset={name}: names a file; did you mean csv:{name}?")
     entry = registry.find(name, f"--dataset={name}: ")
     if target is not None:
         raise UsageError(f"{name}: its target is {entry.target!r}; --target is for csv:PATH only")
-    dataset = _load_published(entry, data_dir, cache_folder(cache_dir), accept_changed)
+    dataset = _load_published(entry, data_dir, cache_folder(cache_dir), strict is False)
     try:
         splits.check_class_counts(
             dataset.labels, num_splits=num_splits, min_rows=1, class_names=dataset.class_names
         )
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from None
-    return dataclasses.replace(dataset, description=description) if description else dataset
+    if description:
+        dataset = dataclasses.replace(dataset, description=description)
+    return _arranged(dataset, table_form, holdout or 0.0)
+
+
+def _arranged(dataset: Dataset, table_form: str, holdout: float) -> Dataset:
+    if table_form == "frame":
+        import pandas as pd
+
+        frame = pd.DataFrame(dataset.features, columns=list(dataset.feature_names))
+        dataset = dataclasses.replace(dataset, frame=frame)
+    if not holdout:
+        return dataset
+    order = np.random.RandomState(0).permutation(len(dataset.labels))
+    count = round(holdout * len(order))
+    return dataclasses.replace(
+        _taken(dataset, np.sort(order[count:])), holdout=_taken(dataset, np.sort(order[:count]))
+    )
+
+
+def _taken(dataset: Dataset, rows: np.ndarray) -> Dataset:
+    frame = None if dataset.frame is None else dataset.frame.iloc[rows].reset_index(drop=True)
+    return dataclasses.replace(
+        dataset, features=dataset.features[rows], labels=dataset.labels[rows], frame=frame
+    )
 
 
 def fetch(
@@ -87,7 +132,7 @@ def fetch(
     *,
     data_dir: str | Path | None = None,
     cache_dir: str | Path | None = None,
-    accept_changed: bool = False,
+    strict: bool | None = None,
 ) -> Literal["embedded", "cached", "fetched"]:
     """Puts a table of the paper into the cache, so that it can be loaded without its source.
 
@@ -104,9 +149,9 @@ def fetch(
         return "cached"
     table = _read_raw(entry, data_dir)
     if table is None:
-        _fetch_and_store(entry, folder, accept_changed)
+        _fetch_and_store(entry, folder, strict is False)
     else:
-        _store(entry, table, folder, accept_changed)
+        _store(entry, table, folder, strict is False)
     return "fetched"
 
 
@@ -158,7 +203,7 @@ def _store(entry: Entry, table: RawTable, folder: Path, accept_changed: bool) ->
     if entry.checksum is None and table.num_rows != entry.raw_rows and not accept_changed:
         raise UsageError(
             f"{entry.name}: {table.num_rows} rows instead of the published {entry.raw_rows}, which "
-            "no checksum can tell apart later; --accept_changed_data caches them all the same"
+            "no checksum can tell apart later; --nostrict_data caches them all the same"
         )
     dataset = _prepare(entry, table, accept_changed)
     cache.store(folder, dataset)
@@ -179,7 +224,7 @@ def _prepare(entry: Entry, table: RawTable, accept_changed: bool) -> Dataset:
 def _verified(entry: Entry, dataset: Dataset, accept_changed: bool) -> Dataset:
     problem = _mismatch(entry, dataset)
     if problem and not accept_changed:
-        raise UsageError(f"{problem}; --accept_changed_data takes them all the same")
+        raise UsageError(f"{problem}; --nostrict_data takes them all the same")
     if problem or entry.checksum is None:
         from absl import logging
 

@@ -25,8 +25,11 @@ _CACHE_DIR = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder with published raw files, used in place of a download."
 )
-_ACCEPT = flags.DEFINE_bool(
-    "accept_changed_data", False, "Cache tables even if their rows are not the paper's."
+_STRICT = flags.DEFINE_bool(
+    "strict_data",
+    None,
+    "Refuse what is doubtful about a table; --nostrict_data caches tables of the paper even if "
+    "their rows are not the paper's.",
 )
 
 
@@ -124,7 +127,7 @@ def _fetch(names: list[str]) -> int:
                     name,
                     data_dir=_DATA_DIR.value,
                     cache_dir=_CACHE_DIR.value,
-                    accept_changed=_ACCEPT.value,
+                    strict=_STRICT.value,
                 )
             except UsageError as error:
                 failures.append(name)

@@ -9,28 +9,49 @@ from env.base import UsageError
 NUM_SPLITS = 5
 
 
-def split_rows(num_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_rows(
+    num_rows: int, seed: int, strata: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the row positions of both halves of split `seed`.
 
-    They are those of scikit-learn's `train_test_split(test_size=0.5, random_state=seed,
+    Plain halves are those of scikit-learn's `train_test_split(test_size=0.5, random_state=seed,
     shuffle=True)`, which is not imported for it.
+
+    Args:
+      num_rows: number of rows of the table.
+      seed: number of the split.
+      strata: class of each row; the halves then hold equally many rows of each, but for one. None
+        draws plain halves.
 
     Returns: int64 positions of the training half (`num_rows // 2`) and of the validation half.
     """
     permutation = np.random.RandomState(seed).permutation(num_rows)
-    num_validation = num_rows - num_rows // 2
-    return permutation[num_validation:], permutation[:num_validation]
+    if strata is None:
+        num_validation = num_rows - num_rows // 2
+        return permutation[num_validation:], permutation[:num_validation]
+    by_class = permutation[np.argsort(strata[permutation], kind="stable")]
+    in_validation = np.zeros(num_rows, np.bool_)
+    in_validation[by_class[::2]] = True
+    chosen = in_validation[permutation]
+    return permutation[~chosen], permutation[chosen]
 
 
-def _halves(num_rows: int, num_splits: int) -> Iterator[tuple[int, str, np.ndarray]]:
+def _halves(
+    num_rows: int, num_splits: int, strata: np.ndarray | None
+) -> Iterator[tuple[int, str, np.ndarray]]:
     for seed in range(num_splits):
-        training, validation = split_rows(num_rows, seed)
+        training, validation = split_rows(num_rows, seed, strata)
         yield seed, "training", training
         yield seed, "validation", validation
 
 
 def check_class_counts(
-    labels_n: np.ndarray, *, num_splits: int, min_rows: int, class_names: tuple[str, ...] = ()
+    labels_n: np.ndarray,
+    *,
+    num_splits: int,
+    min_rows: int,
+    class_names: tuple[str, ...] = (),
+    stratified: bool = False,
 ) -> None:
     """Refuses labels if a half holds fewer than `min_rows` rows of a class.
 
@@ -41,12 +62,13 @@ def check_class_counts(
       num_splits: number of splits that a reward averages.
       min_rows: rows of every class that each half needs.
       class_names: names of the codes, for the message.
+      stratified: whether the halves keep the shares of the classes.
 
     Raises:
       UsageError: naming split, half and class.
     """
     num_classes = int(labels_n.max()) + 1
-    for seed, half, rows in _halves(len(labels_n), num_splits):
+    for seed, half, rows in _halves(len(labels_n), num_splits, labels_n if stratified else None):
         counts = np.bincount(labels_n[rows], minlength=num_classes)
         rare = int(counts.argmin())
         if counts[rare] < min_rows:

@@ -3,11 +3,16 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from env.base import UsageError
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,15 +74,22 @@ class RawTable:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """Features and class codes of a table; the order of the rows decides the splits.
+    """Features and target of a table; the order of the rows decides the splits.
 
     Attributes:
       name: short name, for logs.
       description: words that fill `"Classification with a {description} Prediction Dataset"`.
-      features: float64 [n, f], finite.
-      labels: int64 [n], class codes 0..K-1.
+      features: float64 [n, f], finite; the array form, which is always there.
+      labels: int64 [n], class codes 0..K-1; for regression float64 [n], finite.
       feature_names: names of the f features.
-      class_names: names of the K classes.
+      class_names: names of the K classes; empty for regression.
+      frame: the same n rows with the table's own columns and types; None in the array form. Numbers
+        are float64, or int64 where all are whole and none is missing; booleans bool; dates
+        datetime64[ns]; texts and categories objects of str, None where missing.
+      holdout: rows that no reward ever sees, prepared with what was learnt from the rows of this
+        table; None if no rows are held out.
+      preparation: JSON values that turn the file into these arrays, see `env.tables.prepared`.
+      stratified: whether both halves of each split keep the shares of the classes.
     """
 
     name: str
@@ -86,16 +98,49 @@ class Dataset:
     labels: np.ndarray
     feature_names: tuple[str, ...]
     class_names: tuple[str, ...] = ()
+    frame: "pandas.DataFrame | None" = None
+    holdout: "Dataset | None" = None
+    preparation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    stratified: bool = False
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the target is a quantity."""
+        return self.labels.dtype.kind == "f"
 
     @property
     def num_classes(self) -> int:
-        """Number K of classes."""
-        return int(self.labels.max()) + 1
+        """Number K of classes; 0 for regression."""
+        if self.is_regression:
+            return 0
+        return len(self.class_names) or int(self.labels.max()) + 1
 
     @functools.cached_property
     def checksum(self) -> str:
-        """SHA-256 of shape, features and labels; the same for every byte order of machines."""
+        """SHA-256 of shape, features, labels, frame and kind of splits.
+
+        It is the same for every byte order of machines, and for a table in the array form with
+        plain splits it is that of its features and labels alone.
+        """
         digest = hashlib.sha256(np.array(self.features.shape, "<i8").tobytes())
         digest.update(np.ascontiguousarray(self.features, "<f8").tobytes())
-        digest.update(np.ascontiguousarray(self.labels, "<i8").tobytes())
+        digest.update(
+            np.ascontiguousarray(self.labels, "<f8" if self.is_regression else "<i8").tobytes()
+        )
+        if self.is_regression:
+            digest.update(b"regression")
+        if self.stratified:
+            digest.update(b"stratified")
+        if self.frame is not None:
+            _update_with_frame(digest, self.frame)
         return digest.hexdigest()
+
+
+def _update_with_frame(digest: Any, frame: "pandas.DataFrame") -> None:
+    for name, column in frame.items():
+        digest.update(json.dumps([str(name), str(column.dtype)]).encode())
+        if column.dtype == object:
+            digest.update(json.dumps(column.tolist()).encode())
+        else:
+            values = column.to_numpy()
+            digest.update(values.astype(values.dtype.newbyteorder("<")).tobytes())

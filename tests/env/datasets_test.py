@@ -69,7 +69,7 @@ def test_a_substitute_without_checksum_is_cached_on_demand_only(raw_dir, cache_d
     with pytest.raises(UsageError, match="26969 rows instead of the published 539383"):
         fetch("airlines", data_dir=raw_dir)
     assert not cache_dir.exists()
-    assert fetch("airlines", data_dir=raw_dir, accept_changed=True) == "fetched"
+    assert fetch("airlines", data_dir=raw_dir, strict=False) == "fetched"
     assert load_dataset("airlines").features.shape == (2000, 7)
 
 
@@ -78,7 +78,7 @@ def test_changed_rows_in_a_folder_are_refused_with_both_checksums(raw_dir, tmp_p
     (tmp_path / "diabetes.arff").write_text(text)
     with pytest.raises(UsageError) as caught:
         load_dataset("diabetes", data_dir=tmp_path)
-    changed = load_dataset("diabetes", data_dir=tmp_path, accept_changed=True)
+    changed = load_dataset("diabetes", data_dir=tmp_path, strict=False)
     assert changed.checksum in str(caught.value)
     assert registry.find("diabetes").checksum in str(caught.value)
 
@@ -133,7 +133,8 @@ def user_csv(tmp_path):
 def test_a_table_of_the_users(user_csv):
     dataset = load_dataset(f"csv:{user_csv}", target="outcome", max_rows=50)
     assert (dataset.name, dataset.description) == ("customer-churn_Q3", "Customer Churn Q3")
-    assert dataset.features.shape == (50, 2)
+    assert dataset.features.shape == (40, 2)
+    assert dataset.holdout.features.shape == (10, 2)
     assert dataset.class_names == ("left", "stayed")
     assert dataset.feature_names == ("months", "plan")
     named = load_dataset(f"csv:{user_csv}", target="outcome", description="Telephone")
@@ -178,3 +179,14 @@ def test_an_interrupted_write_leaves_the_old_file(cache_dir, monkeypatch):
         cache.store(cache_dir, dataset)
     assert [p.name for p in cache_dir.iterdir()] == ["balance_scale.npz"]
     assert cache.load(cache_dir, "balance_scale").checksum == dataset.checksum
+
+
+def test_a_paper_table_as_a_frame_with_rows_held_out(cache_dir):
+    plain = load_dataset("balance_scale")
+    dataset = load_dataset("balance_scale", table_form="frame", holdout=0.2)
+    assert (len(dataset.labels), len(dataset.holdout.labels)) == (100, 25)
+    for part in (dataset, dataset.holdout):
+        assert list(part.frame.columns) == list(plain.feature_names)
+        np.testing.assert_array_equal(part.frame.to_numpy(), part.features)
+    assert len({plain.checksum, dataset.checksum, dataset.holdout.checksum}) == 3
+    assert plain.frame is plain.holdout is None

@@ -50,7 +50,7 @@ def test_defaults_are_the_recommended_method():
         ({"num_envs": 2.0}, "--num_envs=2.0: must be a whole number"),
         ({"num_envs": True}, "--num_envs=True: must be a whole number"),
         ({"gamma": "high"}, "--gamma=high: must be a number"),
-        ({"accept_changed_data": 1}, "--accept_changed_data=1: must be true or false"),
+        ({"strict_data": 1}, "--strict_data=1: must be true or false"),
         ({"dataset": 3}, "--dataset=3: must be a text"),
         ({"prompt_format": "poem"}, "--prompt_format=poem: must be one of auto, infill, complete"),
         ({"prompt_format": "infill:"}, "with a style behind a colon: paper, official, scored"),

@@ -79,7 +79,7 @@ def test_flags_reach_their_fields():
     assert parsed.run.run_dir == "x"
     assert parsed.run.num_envs == 3
     assert parse("--critic_loss=retrace:huber=2").learning.huber_delta == 2.0
-    assert parse("--accept_changed_data").task.accept_changed_data
+    assert parse("--nostrict_data").task.strict_data is False
 
 
 def test_defaults_of_a_run_hold_unless_a_flag_is_given():

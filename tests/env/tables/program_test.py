@@ -85,5 +85,5 @@ def test_the_documentation_holds_table_1_as_printed(cache_dir):
 def test_help_names_the_flags(cache_dir):
     done = run("--help", cache_dir=cache_dir)
     assert done.returncode == 0
-    for flag in ("--cache_dir", "--data_dir", "accept_changed_data"):
+    for flag in ("--cache_dir", "--data_dir", "strict_data"):
         assert flag in done.stdout

@@ -143,13 +143,13 @@ def test_changed_rows_are_refused_with_both_checksums_unless_accepted(server, en
     with pytest.raises(UsageError) as caught:
         load_dataset(NAME)
     assert entry.checksum in str(caught.value)
-    assert "--accept_changed_data" in str(caught.value)
+    assert "--nostrict_data" in str(caught.value)
     assert not cache_dir.exists()
-    changed = load_dataset(NAME, accept_changed=True)
+    changed = load_dataset(NAME, strict=False)
     assert changed.checksum in str(caught.value)
     with pytest.raises(UsageError, match=changed.checksum):
         load_dataset(NAME)
-    assert load_dataset(NAME, accept_changed=True).checksum == changed.checksum
+    assert load_dataset(NAME, strict=False).checksum == changed.checksum
 
 
 def test_a_refused_connection_names_reason_and_both_ways(server, monkeypatch):

@@ -22,7 +22,7 @@ _CONFIG: dict[str, Any] = {
     "dataset": "balance_scale",
     "beta": 0.1,
     "seed": 0,
-    "accept_changed_data": False,
+    "strict_data": None,
     "target": None,
     "num_env_steps": 480,
 }
