@@ -3,13 +3,13 @@
 import collections
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from env.base import Step, Task
+from env.base import Task
 from etpo_jax.acting.replay import Replay
 from etpo_jax.acting.rollout import Actions, Actor, Episodes, Prompts
 from etpo_jax.acting.transitions import Batch, Transition, collate
@@ -18,10 +18,12 @@ from etpo_jax.algorithms.base import Algorithm, Experience
 from etpo_jax.algorithms.gradients import Metrics, check_finite
 from etpo_jax.config import LENGTH_MULTIPLE, Config
 from etpo_jax.devices import hosts
+from etpo_jax.runs import files
 from etpo_jax.runs.best import Best
 from etpo_jax.runs.checkpoint import Checkpoints, abstract
-from etpo_jax.runs.directory import RunDirectory
+from etpo_jax.runs.directory import EPISODES, RunDirectory
 from etpo_jax.runs.progress import Timer
+from etpo_jax.runs.top_programs import TopPrograms
 from models.tokenizer import Tokenizer
 
 RECENT_PROGRAMS = 64
@@ -109,6 +111,7 @@ class Loop:
         self._algorithm = algorithm
         self._task = task
         self._counters = Counters()
+        self._top = TopPrograms()
         self._replay = Replay(
             algorithm.replay_size(config),
             config.model.max_prompt_length,
@@ -132,9 +135,10 @@ class Loop:
 
     def resume(self) -> None:
         """Restores the last committed checkpoint, if any, and cuts the logs back to it."""
+        self._run.write_preparation(getattr(self._task, "preparation", {}))
         update = self._checkpoints.latest
         if update is None:
-            self._run.cut_back(update=-1, env_step=-1, best=None)
+            self._cut_back(update=-1, env_step=-1)
             return
         shapes = abstract(self._algorithm.state)
         self._algorithm.state = None  # makes room on the device for what is read
@@ -143,7 +147,7 @@ class Loop:
         self._replay.restore(replay)
         self._episodes.restore(host["episodes"])
         self._counters.restore(host["counters"])
-        self._run.cut_back(update=update, env_step=self.env_step, best=self._counters.best)
+        self._cut_back(update=update, env_step=self.env_step)
 
     def run(
         self, is_stopped: Callable[[], bool], on_update: Callable[[dict[str, Any]], None]
@@ -158,6 +162,7 @@ class Loop:
         while self.env_step < self._config.run.num_env_steps and not hosts.any_of(is_stopped()):
             row, episode_rows = self._update()
             self._run.append_episodes(episode_rows)
+            self._rank(episode_rows)
             self._run.append_metrics(row)
             on_update(row)
             if self._counters.update - saved >= self._config.run.checkpoint_every:
@@ -192,7 +197,7 @@ class Loop:
             steps = self._episodes.collect(executing)  # r_t, s_{t+1}
             timer.add("execute_s", time.monotonic() - started)
             transitions, step_rows = self._episodes.finish(actions, steps)
-            self._note_best(actions, steps)
+            self._note_best(step_rows)
             new += transitions
             rows += step_rows
             num_tokens += actions.num_tokens
@@ -226,6 +231,10 @@ class Loop:
     def close(self) -> None:
         """Ends the background execution."""
         self._episodes.close()
+
+    def _cut_back(self, *, update: int, env_step: int) -> None:
+        self._run.cut_back(update=update, env_step=env_step, best=self._counters.best)
+        self._rank(files.read_rows(self._run.path / EPISODES))
 
     def _save(self) -> None:
         self._checkpoints.save(
@@ -279,22 +288,30 @@ class Loop:
         means = {name: float(np.mean(found)) for name, found in values.items()}
         return means | {name: values[name][-1] for name in _OF_LAST_STEP if name in values}
 
-    def _note_best(self, actions: Actions, steps: list[Step]) -> None:
-        first = self.env_step - len(steps) + 1
-        for index, step in enumerate(steps):
+    def _note_best(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        for row in rows:
             best = self._counters.best
-            if step.error or (best is not None and step.reward <= best.reward):
-                continue
-            self._counters.best = Best(
-                reward=step.reward,
-                split_scores=tuple(step.info.get("split_scores", ())),
-                env_step=first + index,
-                dataset=self._task.name,
-                seed=self._config.run.seed,
-                action=actions.texts[index],
-                program=self._task.program(actions.texts[index]),
-            )
-            self._run.write_best(self._counters.best)
+            if not row["error"] and (best is None or row["reward"] > best.reward):
+                self._counters.best = self._result(row)
+                self._run.write_best(self._counters.best)
+
+    def _rank(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Takes the programs of rows of `episodes.jsonl` into `top_programs`."""
+        for row in rows:
+            if not row["error"]:
+                self._top.note(self._result(row))
+        self._run.write_top_programs(self._top.ranked)
+
+    def _result(self, row: Mapping[str, Any]) -> Best:
+        return Best(
+            reward=row["reward"],
+            split_scores=tuple(row["split_scores"] or ()),
+            env_step=row["env_step"],
+            dataset=row["dataset"],
+            seed=self._config.run.seed,
+            action=row["action"],
+            program=self._task.program(row["action"]),
+        )
 
     def _row(self, rows: list[dict[str, Any]], metrics: dict[str, float]) -> dict[str, Any]:
         rewards = [row["reward"] for row in rows]

@@ -38,8 +38,12 @@ class Best:
         """Inverse of `to_json`."""
         return cls(**{**values, "split_scores": tuple(values["split_scores"])})
 
-    def code(self) -> str:
-        """The program below a comment with its score and its origin."""
+    def code(self, *, is_script: bool = False) -> str:
+        """The program below a comment with its score and its origin.
+
+        Args:
+          is_script: whether the program is scored on a table whose preparation is stored.
+        """
         by_split = " ".join(f"{score:.4f}" for score in self.split_scores)
         header = (
             "Best program of an etpo_jax run.",

@@ -20,7 +20,7 @@ from typing import Any
 from absl import logging
 
 from env.base import UsageError
-from etpo_jax.runs import files, versions
+from etpo_jax.runs import files, top_programs, versions
 from etpo_jax.runs.best import Best
 
 FLAGS = "flags.cfg"
@@ -31,6 +31,8 @@ METRICS = "metrics.jsonl"
 EPISODES = "episodes.jsonl"
 BEST_CODE = "best_code.py"
 BEST = "best.json"
+PREPARATION = "preparation.json"
+TOP_PROGRAMS = "top_programs"
 FINISHED = "finished.json"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
@@ -40,7 +42,7 @@ REPORT = "report.html"
 
 # What `overwrite` may delete. Files of other names in the folder belong to somebody else.
 _RESULTS = (
-    *(METRICS, EPISODES, TOKENS, BEST_CODE, BEST, FINISHED),
+    *(METRICS, EPISODES, TOKENS, BEST_CODE, BEST, TOP_PROGRAMS, PREPARATION, FINISHED),
     *(CHECKPOINTS, TENSORBOARD, CURVE, REPORT),
 )
 _LOCK = ".etpo_jax.lock"
@@ -192,7 +194,20 @@ class RunDirectory:
     def write_best(self, best: Best) -> None:
         """Replaces `best_code.py` and `best.json`."""
         files.write_json(self.path / BEST, best.to_json())
-        files.replace(self.path / BEST_CODE, best.code())
+        is_script = (self.path / PREPARATION).exists()
+        files.replace(self.path / BEST_CODE, best.code(is_script=is_script))
+
+    def write_top_programs(self, programs: Sequence[Best]) -> None:
+        """Replaces the programs in `top_programs`, the best first."""
+        is_script = (self.path / PREPARATION).exists()
+        top_programs.write(self.path / TOP_PROGRAMS, programs, is_script=is_script)
+
+    def write_preparation(self, preparation: Mapping[str, Any]) -> None:
+        """Replaces `preparation.json`, which scripts read; removes it where it would be empty."""
+        if preparation:
+            files.write_json(self.path / PREPARATION, preparation)
+        else:
+            (self.path / PREPARATION).unlink(missing_ok=True)
 
     def write_tokens(self, actions: Sequence[Mapping[str, Any]]) -> None:
         """Replaces `tokens.jsonl`: one row per action, as `inspection.to_rows` makes them."""
@@ -213,8 +228,8 @@ class FollowedRun(RunDirectory):
     def _do_nothing(self, *arguments: Any, **options: Any) -> None:
         pass
 
-    record = cut_back = append_metrics = append_episodes = _do_nothing
-    write_best = write_tokens = mark_finished = _do_nothing
+    record = cut_back = append_metrics = append_episodes = write_best = _do_nothing
+    write_top_programs = write_preparation = write_tokens = mark_finished = _do_nothing
 
 
 def is_run_directory(path: Path) -> bool:

@@ -105,6 +105,9 @@ def assert_same_run(path, other):
         assert rows(path / name) == rows(other / name)
     for name in ("best_code.py", "best.json"):
         assert (path / name).read_text() == (other / name).read_text()
+    programs = [path / "top_programs", other / "top_programs"]
+    mine, others = ({file.name: file.read_text() for file in d.iterdir()} for d in programs)
+    assert mine == others
 
 
 def test_a_run_leaves_everything_it_promises(uninterrupted):
@@ -123,6 +126,12 @@ def test_a_run_leaves_everything_it_promises(uninterrupted):
     for name in promised.split():
         assert (path / name).stat().st_size > 0
     assert json.loads((path / "versions.json").read_text())["isolation"]
+    top = json.loads((path / "top_programs" / "index.json").read_text())["programs"]
+    best = json.loads((path / "best.json").read_text())
+    assert top[0] == {"file": top[0]["file"], **{key: best[key] for key in top[0] if key in best}}
+    rewards = [row["reward"] for row in top]
+    assert rewards == sorted(rewards, reverse=True)
+    assert set(rewards) <= {row["reward"] for row in episodes}
     assert str(path / "best_code.py") in output
     assert len((path / "tokens.jsonl").read_text().splitlines()) == 8
     assert "Credit of each token" in (path / "report.html").read_text()
