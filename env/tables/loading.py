@@ -5,7 +5,9 @@ read from the cache, else downloaded, prepared and cached. The prepared arrays m
 checksum of those that the paper scored on.
 """
 
+import csv
 import dataclasses
+import io
 from pathlib import Path
 from typing import Literal
 
@@ -87,7 +89,7 @@ def load_dataset(
         if data_dir is not None:
             raise UsageError(f"{name}: --data_dir is for the paper's tables; PATH says it all here")
         dataset = _load_file(name, target, description, max_rows, num_splits)
-        return _arranged(dataset, table_form, 0.2 if holdout is None else holdout)
+        return dataset
     if name not in registry.REGISTRY and Path(name).is_file():
         raise UsageError(f"--dataset={name}: names a file; did you mean csv:{name}?")
     entry = registry.find(name, f"--dataset={name}: ")
@@ -102,29 +104,52 @@ def load_dataset(
         raise UsageError(f"{name}: {error}") from None
     if description:
         dataset = dataclasses.replace(dataset, description=description)
-    return _arranged(dataset, table_form, holdout or 0.0)
-
-
-def _arranged(dataset: Dataset, table_form: str, holdout: float) -> Dataset:
-    if table_form == "frame":
-        import pandas as pd
-
-        frame = pd.DataFrame(dataset.features, columns=list(dataset.feature_names))
-        dataset = dataclasses.replace(dataset, frame=frame)
-    if not holdout:
-        return dataset
-    order = np.random.RandomState(0).permutation(len(dataset.labels))
-    count = round(holdout * len(order))
-    return dataclasses.replace(
-        _taken(dataset, np.sort(order[count:])), holdout=_taken(dataset, np.sort(order[:count]))
+    return _with_preparation(
+        entry, dataset, table_form, holdout or 0.0, num_splits, rare_classes.endswith("stratify")
     )
 
 
-def _taken(dataset: Dataset, rows: np.ndarray) -> Dataset:
-    frame = None if dataset.frame is None else dataset.frame.iloc[rows].reset_index(drop=True)
-    return dataclasses.replace(
-        dataset, features=dataset.features[rows], labels=dataset.labels[rows], frame=frame
-    )
+def _with_preparation(
+    entry: Entry, dataset: Dataset, table_form: str, holdout: float, num_splits: int, strata: bool
+) -> Dataset:
+    """Returns a table of the paper in the form asked for, and with it the rows as a text."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*dataset.feature_names, entry.target])
+    for row, label in zip(dataset.features.tolist(), dataset.labels.tolist(), strict=True):
+        numbers = (int(value) if value.is_integer() else value for value in row)
+        writer.writerow([*numbers, dataset.class_names[label]])
+    columns = [
+        {
+            "name": name,
+            "as": "number",
+            "missing": [""],
+            "decimal": ".",
+            "whole": bool((values % 1 == 0).all()),
+            "fill": float(np.median(values)),
+        }
+        for name, values in zip(dataset.feature_names, dataset.features.T, strict=True)
+    ]
+    preparation = {
+        "format": 1,
+        "file": {"csv": text.getvalue()},
+        "target": entry.target,
+        "reading": {"as": "category", "missing": [""]},
+        "task": "classification",
+        "classes": list(dataset.class_names),
+        "columns": columns,
+        "rows": {"max": None},
+        "holdout": {"share": holdout, "seed": 0},
+        "form": table_form,
+        "splits": {"num": num_splits, "stratified": strata},
+        "notes": [],
+    }
+    if table_form == "array" and not holdout:
+        return dataclasses.replace(dataset, preparation=preparation, stratified=strata)
+    from env.tables import assembly, prepared  # deferred: plain arrays do without pandas
+
+    raw = prepared.read(preparation)
+    return assembly.assemble(entry.name, dataset.description, preparation, raw)
 
 
 def fetch(

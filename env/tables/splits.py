@@ -29,11 +29,9 @@ def split_rows(
     if strata is None:
         num_validation = num_rows - num_rows // 2
         return permutation[num_validation:], permutation[:num_validation]
-    by_class = permutation[np.argsort(strata[permutation], kind="stable")]
-    in_validation = np.zeros(num_rows, np.bool_)
-    in_validation[by_class[::2]] = True
-    chosen = in_validation[permutation]
-    return permutation[~chosen], permutation[chosen]
+    from env.tables import prepared  # deferred: it takes pandas, which plain halves do not need
+
+    return prepared.split_rows({"splits": {"stratified": True}}, strata, seed)
 
 
 def _halves(

@@ -8,7 +8,7 @@ import pytest
 
 from env.base import UsageError
 from env.datasets import fetch, load_dataset
-from env.tables import cache, registry
+from env.tables import cache, prepared, registry
 
 EMBEDDED = ("balance_scale", "tic_tac_toe")
 
@@ -56,6 +56,11 @@ def test_a_folder_of_published_files_serves_all_fourteen(name, raw_dir, cache_di
     assert dataset.features.shape == entry.shape
     assert dataset.description == entry.description
     assert entry.checksum in (None, dataset.checksum)
+    raw = prepared.read(dataset.preparation)
+    np.testing.assert_array_equal(
+        prepared.features(dataset.preparation, raw), dataset.features, strict=True
+    )
+    np.testing.assert_array_equal(prepared.labels(dataset.preparation, raw), dataset.labels)
     assert not cache_dir.exists()
 
 
@@ -133,8 +138,7 @@ def user_csv(tmp_path):
 def test_a_table_of_the_users(user_csv):
     dataset = load_dataset(f"csv:{user_csv}", target="outcome", max_rows=50)
     assert (dataset.name, dataset.description) == ("customer-churn_Q3", "Customer Churn Q3")
-    assert dataset.features.shape == (40, 2)
-    assert dataset.holdout.features.shape == (10, 2)
+    assert dataset.features.shape == (50, 2)
     assert dataset.class_names == ("left", "stayed")
     assert dataset.feature_names == ("months", "plan")
     named = load_dataset(f"csv:{user_csv}", target="outcome", description="Telephone")
@@ -189,4 +193,6 @@ def test_a_paper_table_as_a_frame_with_rows_held_out(cache_dir):
         assert list(part.frame.columns) == list(plain.feature_names)
         np.testing.assert_array_equal(part.frame.to_numpy(), part.features)
     assert len({plain.checksum, dataset.checksum, dataset.holdout.checksum}) == 3
+    counts = np.bincount(plain.labels), np.bincount(dataset.holdout.labels)
+    np.testing.assert_allclose(counts[1], 0.2 * counts[0], atol=0.5)
     assert plain.frame is plain.holdout is None

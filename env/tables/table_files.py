@@ -1,0 +1,304 @@
+"""Reads the files that people keep tables in: any kind becomes a frame of texts.
+
+A raw table is a pandas frame of texts, "" or None where a cell is empty; how a text is read is
+decided for each column (`env.tables.prepared`). The content of a file decides its kind: delimited
+text, Parquet, Excel, JSON or ARFF, packed or not. Whatever is wrong with a file is a `ValueError`
+that names it. The module stands alone, since its text is a part of the scripts that runs write; it
+needs pandas, and pyarrow, openpyxl or liac-arff for files of their kinds.
+"""
+
+import bz2
+import csv
+import datetime
+import gzip
+import io
+import itertools
+import json
+import lzma
+import re
+import zipfile
+
+import pandas as pd
+
+MAX_FILE_BYTES = 512 * 2**20
+_PACKERS: dict = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_FOREIGN = {
+    b"\xd0\xcf\x11\xe0": "an old Excel file: save it as .xlsx or .csv",
+    b"ARROW1": "a Feather file: save it as Parquet",
+    b"version https://git-lfs": "a pointer to a file in Git LFS: fetch the file itself",
+    b"<!doctype": "a web page: download the table itself",
+    b"<html": "a web page: download the table itself",
+    b"<?xml": "an XML file: save it as .csv",
+}
+_SEPARATORS = ",;\t|"
+_SAMPLE_CHARS = 2**20
+
+
+def describe_file(path):
+    """Returns how a file has to be read: its kind, encoding, separator or sheet, as JSON values.
+
+    The content decides; the ending of the name matters for texts that could be anything.
+    """
+    data, name = _content(path)
+    file = {"path": str(path), "kind": "csv"}
+    if data.startswith(b"PAR1"):
+        return {**file, "kind": "parquet"}
+    if data.startswith(b"PK"):
+        return {**file, "kind": "xlsx", **_describe_sheets(data)}
+    for magic, what in _FOREIGN.items():
+        if data[:64].lower().startswith(magic.lower()):
+            raise ValueError(f"{path}: {what}")
+    file["encoding"] = _encoding(data, path)
+    head = data[: 4 * _SAMPLE_CHARS].decode(file["encoding"], errors="ignore")[:_SAMPLE_CHARS]
+    if not head.strip():
+        raise ValueError(f"{path}: there are no rows: the file is empty")
+    if name.lower().endswith(".arff") or re.match(r"(?i)(\s*(%.*)?\n)*\s*@relation\b", head):
+        return {**file, "kind": "arff"}
+    if name.lower().endswith((".json", ".jsonl", ".ndjson")) or re.match(r"\s*\[?\s*\{", head):
+        return {**file, "kind": "json"}
+    return {**file, **_describe_csv(head, is_whole=len(data) < _SAMPLE_CHARS)}
+
+
+def read(preparation, path=None):
+    """Returns the raw table of a preparation, or of another file of the same form.
+
+    Columns that pandas stored as the index of a Parquet file are left out. `attrs` of the result
+    holds their names ("index"), and the declared "categories" of columns.
+    """
+    file = preparation["file"]
+    if path is None and "csv" in file:
+        return _read_csv(file["csv"].encode(), {"separator": ",", "encoding": "utf-8"})
+    if path is None:
+        path = file["path"]
+    else:
+        file = describe_file(path)
+    data, _ = _content(path)
+    readers = {"parquet": _read_parquet, "xlsx": _read_xlsx, "json": _read_json, "arff": _read_arff}
+    try:
+        raw = readers.get(file["kind"], _read_csv)(data, file)
+    except ImportError as error:
+        raise ValueError(f"{path}: install the package {error.name} to read it") from None
+    except Exception as error:  # of the many that libraries raise for a damaged file
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: cannot be read as {file['kind']} ({reason})") from error
+    raw.columns = unique_names(raw.columns)
+    if not len(raw) or not len(raw.columns):
+        raise ValueError(f"{path}: there are no rows")
+    return raw
+
+
+def unique_names(names):
+    """Returns names without white space around them, "Unnamed: 0" for none, repeated ones told
+    apart by a number."""
+    result, seen = [], set()
+    for position, name in enumerate(names):
+        plain = "" if name is None else " ".join(str(name).split())
+        plain = plain or f"Unnamed: {position}"
+        candidates = (f"{plain}.{number}" for number in itertools.count(1))
+        result.append(plain if plain not in seen else next(c for c in candidates if c not in seen))
+        seen.add(result[-1])
+    return result
+
+
+def _content(path):
+    """Returns the bytes of a file, unpacked, and the name that the unpacked file has."""
+    name = str(path)
+    with open(path, "rb") as opened:
+        data = _bounded(opened, path)
+    try:
+        for magic, unpack in _PACKERS.items():
+            if data.startswith(magic):
+                with unpack(io.BytesIO(data)) as opened:
+                    data, name = _bounded(opened, path), name.rpartition(".")[0]
+        if data.startswith(b"PK") and zipfile.is_zipfile(io.BytesIO(data)):
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                if "xl/workbook.xml" not in archive.namelist():
+                    name = _only_member(archive, path)
+                    with archive.open(name) as opened:
+                        data = _bounded(opened, path)
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, lzma.LZMAError) as error:
+        raise ValueError(f"{path}: cannot be unpacked ({error})") from error
+    return data, name
+
+
+def _bounded(opened, path):
+    data = opened.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise ValueError(
+            f"{path}: more than the {MAX_FILE_BYTES >> 20} MiB that are read: cut the table down "
+            "first"
+        )
+    return data
+
+
+def _only_member(archive, path):
+    names = [
+        info.filename
+        for info in archive.infolist()
+        if not info.is_dir() and not re.search(r"(^|/)(\.|__MACOSX/)", info.filename)
+    ]
+    if len(names) != 1:
+        listed = ", ".join(names[:5]) or "none"
+        raise ValueError(f"{path}: holds {len(names)} files ({listed}): unpack the one to read")
+    return names[0]
+
+
+def _encoding(data, path):
+    if data.startswith(b"\xef\xbb\xbf"):
+        return "utf-8-sig"
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    head = data[:4096]
+    if b"\0" in head:
+        for encoding, zeros in (("utf-16-le", head[1::2]), ("utf-16-be", head[::2])):
+            if zeros.count(0) > 0.7 * len(zeros):
+                return encoding
+        raise ValueError(
+            f"{path}: not a table that can be read: the file is neither text, Parquet nor Excel"
+        )
+    for encoding in ("utf-8", "cp1252"):
+        try:
+            data.decode(encoding)
+            return encoding
+        except UnicodeDecodeError:
+            continue
+    return "latin-1"
+
+
+def _describe_csv(head, is_whole):
+    skip = 1 if re.match(r"sep=.\r?\n", head) else 0
+    lines = head.split("\n", skip)[skip]
+    found: list = [(-1.0, 0, ",", [])]
+    for separator in _SEPARATORS:
+        reader = csv.reader(
+            io.StringIO(lines, newline=""), delimiter=separator, skipinitialspace=True
+        )
+        try:
+            rows = [row for row in itertools.islice(reader, 200) if row]
+        except csv.Error:  # a cell of more than 128 KiB: quotes that do not close, say
+            continue
+        if len(rows) > 2 and len(rows) < 200 and not is_whole:
+            rows.pop()
+        width = len(rows[0])
+        fitting = sum(len(row) in (width, width + 1) for row in rows[1:])
+        share = fitting / max(1, len(rows) - 1) if width > 1 else -0.5
+        found.append((round(share, 1), width, separator, rows))
+    _, width, separator, rows = max(found, key=lambda candidate: candidate[:2])
+    longer = [row for row in rows[1:] if len(row) == width + 1]
+    # R writes names of rows without a name in the header; others end each line by a separator.
+    has_names = len(longer) == len(rows) - 1 > 0 and any(row[-1].strip() for row in longer)
+    return {"separator": separator, "skip": skip, "row_names": has_names}
+
+
+def _read_csv(data, file):
+    options = {
+        "sep": file["separator"],
+        "encoding": file["encoding"],
+        "skiprows": file.get("skip", 0),
+        "skipinitialspace": True,
+        "dtype": str,
+        "na_filter": False,
+    }
+    # Without names of its own a first column is no index, whatever pandas thinks.
+    if not file.get("row_names"):
+        return pd.read_csv(io.BytesIO(data), index_col=False, **options)
+    raw = pd.read_csv(io.BytesIO(data), index_col=0, **options)
+    raw.insert(0, "", raw.index.astype(str))
+    return raw.reset_index(drop=True)
+
+
+def _read_parquet(data, file):
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
+    stored = (table.schema.pandas_metadata or {}).get("index_columns", ())
+    index = [name for name in stored if isinstance(name, str)]
+    kept = [i for i, name in enumerate(table.column_names) if name not in index]
+    raw = pd.DataFrame({i: _arrow_texts(table.column(i)) for i in kept}, dtype=object)
+    raw.columns = unique_names(table.column_names[i] for i in kept)
+    raw.attrs = {"index": index, "categories": {}}
+    for name, i in zip(raw.columns, kept, strict=True):
+        if pyarrow.types.is_dictionary(table.column(i).type) and len(table):
+            declared = table.column(i).unify_dictionaries().chunk(0).dictionary.to_pylist()
+            raw.attrs["categories"][name] = [text_of(value) for value in declared]
+    return raw
+
+
+def _arrow_texts(column):
+    import pyarrow
+
+    types, kind = pyarrow.types, column.type
+    if types.is_dictionary(kind):
+        return _arrow_texts(column.cast(kind.value_type))
+    if types.is_duration(kind):
+        return _arrow_texts(column.cast(pyarrow.int64()))
+    if types.is_timestamp(kind) or types.is_date(kind) or types.is_time(kind):
+        return column.cast(pyarrow.string()).to_pylist()
+    return [text_of(value) for value in column.to_pylist()]
+
+
+def _describe_sheets(data):
+    with pd.ExcelFile(io.BytesIO(data), engine="openpyxl") as book:
+        filled = [name for name in book.sheet_names if len(_cells_of_sheet(book, name))]
+        name = (filled or book.sheet_names)[0]
+        cells = _cells_of_sheet(book, name)
+    # A title above the table fills fewer cells than its header.
+    is_header = (cells != "").sum(axis=1) > cells.shape[1] / 2
+    skip = int(is_header.argmax()) if len(cells) else 0
+    return {"sheet": name, "other_sheets": filled[1:], "skip": skip}
+
+
+def _cells_of_sheet(book, name):
+    cells = book.parse(name, header=None, dtype=object, na_filter=False)
+    return cells.dropna(axis=1, how="all")
+
+
+def _read_xlsx(data, file):
+    with pd.ExcelFile(io.BytesIO(data), engine="openpyxl") as book:
+        cells = _cells_of_sheet(book, file["sheet"])
+    names = [text_of(value) for value in cells.iloc[file["skip"]]]
+    cells = cells.iloc[file["skip"] + 1 :].reset_index(drop=True)
+    raw = cells.map(text_of).astype(object)
+    raw.columns = unique_names(names)
+    return raw[raw.notna().any(axis=1)].reset_index(drop=True)
+
+
+def _read_json(data, file):
+    text = data.decode(file["encoding"])
+    if text.lstrip().startswith("["):
+        rows = json.loads(text)
+    else:
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    if len(rows) == 1 and all(isinstance(value, dict | list) for value in rows[0].values()):
+        rows = rows[0]  # one object of columns, as `to_json` writes by default
+    elif not all(isinstance(row, dict) for row in rows):
+        raise ValueError("each row must be an object of names and values")
+    return pd.DataFrame(rows, dtype=object).reset_index(drop=True).map(text_of).astype(object)
+
+
+def _read_arff(data, file):
+    import arff
+
+    # The package cuts fractions off INTEGER columns and knows no dates.
+    name = r"""(?im)^(\s*@attribute\s+(?:'[^'\n]*'|"[^"\n]*"|\S+)\s+)"""
+    text = re.sub(name + r"integer\b", r"\1numeric", data.decode(file["encoding"]))
+    text = re.sub(name + r"date\b.*$", r"\1string", text)
+    content = arff.loads(text)
+    names = unique_names(name for name, _ in content["attributes"])
+    raw = pd.DataFrame(content["data"], columns=names, dtype=object).map(text_of).astype(object)
+    declared = zip(names, content["attributes"], strict=True)
+    raw.attrs["categories"] = {n: kind for n, (_, kind) in declared if isinstance(kind, list)}
+    return raw
+
+
+def text_of(value):
+    """Returns the text of a cell that has a type, None for an empty one."""
+    if value is None or value is pd.NaT or value == "" or value != value:
+        return None
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, dict | list):
+        return json.dumps(value, default=str)
+    return str(value)
