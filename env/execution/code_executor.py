@@ -12,7 +12,7 @@ from typing import Self
 
 from env.execution.error_text import clean_error
 from env.execution.metrics import Metric
-from env.execution.program import BUILD_MODEL, ProgramTemplate
+from env.execution.program import ProgramTemplate, template_of
 from env.execution.results import FAILURE_REWARD, Execution, ExecutionResult
 from env.execution.scheduler import Scheduler
 from env.execution.scoring import LabelledTable, Scorer
@@ -39,13 +39,17 @@ class CodeExecutor:
       limits: resource limits of each process.
       libraries: modules that programs may import beyond the standard library, numpy, scipy,
         scikit-learn and pandas.
-      metric: score that the reward averages over the splits; by default the ROC AUC.
-      template: how a body becomes a program.
+      metric: score that the reward averages over the splits; by default the ROC AUC, or r2 where
+        the target is a number.
+      template: how a body becomes a program; by default that of the paper, or `FRAME_MODEL` where
+        the table has a frame.
+      holdout: whether programs are trained on all rows once, and scored on the rows of
+        `dataset.holdout`. The result then has the single score and its interval.
 
     Raises:
       ValueError: naming a value out of range.
       IsolationError: when no wall of the kind asked for stands on this host.
-      UsageError: when the table has no AUC on some split.
+      UsageError: when the table has no score on some split, or no holdout rows that are asked for.
     """
 
     def __init__(
@@ -60,7 +64,8 @@ class CodeExecutor:
         limits: Limits | None = None,
         libraries: Sequence[str] = (),
         metric: Metric | None = None,
-        template: ProgramTemplate = BUILD_MODEL,
+        template: ProgramTemplate | None = None,
+        holdout: bool = False,
     ):
         for name, value in (("num_workers", num_workers), ("num_splits", num_splits)):
             if value < 1:
@@ -70,10 +75,12 @@ class CodeExecutor:
             limits = dataclasses.replace(limits, timeout_s=timeout_s)
         if memory_bytes is not None:
             limits = dataclasses.replace(limits, memory_bytes=memory_bytes)
-        self._num_splits = num_splits
-        self._template = template
+        self._template = template = template or template_of(dataset)
         self._capacity = threading.Semaphore(_QUEUE_PER_WORKER * num_workers)
-        scorer = Scorer(dataset, num_splits, metric, template.function)
+        self._has_intervals = holdout
+        self._scorer = scorer = Scorer(
+            dataset, num_splits, metric, template.function, holdout=holdout
+        )
         self._isolation = isolation = choose(isolation)
         self._scheduler = Scheduler(
             lambda: launch(isolation, limits, libraries), scorer, limits, num_workers
@@ -97,11 +104,11 @@ class CodeExecutor:
         try:
             for body in bodies:
                 self._capacity.acquire()
-                execution = Execution(self._num_splits)
+                execution = Execution(len(self._scorer.splits))
                 execution.future.add_done_callback(lambda _: self._capacity.release())
                 executions.append(execution)
                 self._submit(execution, body)
-            return [execution.future.result() for execution in executions]
+            return [self._result(execution) for execution in executions]
         except BaseException:
             self._scheduler.cancel(executions)
             raise
@@ -116,6 +123,14 @@ class CodeExecutor:
             execution.future.set_result(ExecutionResult(FAILURE_REWARD, (), text, 0.0))
         else:
             self._scheduler.submit(execution)
+
+    def _result(self, execution: Execution) -> ExecutionResult:
+        result = execution.future.result()
+        if result.error or not self._has_intervals:
+            return result
+        # Takes a while, and so is not done in the thread that watches the processes.
+        interval = self._scorer.interval(0, execution.predictions)
+        return dataclasses.replace(result, interval=interval)
 
     def close(self) -> None:
         """Ends all processes; a `run` that is still waiting raises."""

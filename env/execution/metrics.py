@@ -1,4 +1,4 @@
-"""Metrics that score predicted probabilities: the ROC AUC of Eq. 10, and others.
+"""Metrics that score predictions: the ROC AUC of Eq. 10, others of classes, and of numbers.
 
 Built-in metrics lie within [-1, 1], larger is better: no program that runs gets less than one that
 fails.
@@ -18,6 +18,10 @@ from env.execution.roc_auc import RocAuc
 from env.plugins import load_object
 
 DEFAULT_METRIC = "roc_auc"
+"""Metric of a target that has classes."""
+
+REGRESSION_METRICS = ("r2", "rmse", "mae")
+"""Metrics of a target that is a number; the first one is the default."""
 
 
 class MetricError(ValueError):
@@ -30,8 +34,9 @@ class Metric:
 
     Attributes:
       name: value of `--metric`.
-      function: takes labels, int64 [n] codes 0..K-1, and probabilities, float64 [n, K], finite;
-        returns the score.
+      function: takes labels, int64 [n] codes 0..K-1, and probabilities, float64 [n, K]; where the
+        target is a number, labels and predictions, both float64 [n]. Predictions are finite.
+        Returns the score.
       version: hash of the source of a user's function; "" for built-in metrics.
     """
 
@@ -39,14 +44,14 @@ class Metric:
     function: Callable[[np.ndarray, np.ndarray], float]
     version: str = ""
 
-    def __call__(self, labels_n: np.ndarray, probabilities_nk: np.ndarray) -> float:
+    def __call__(self, labels_n: np.ndarray, predictions: np.ndarray) -> float:
         """Returns the score.
 
         Raises:
           MetricError: when the function raises, or its result is not finite.
         """
         try:
-            score = float(self.function(labels_n, probabilities_nk))
+            score = float(self.function(labels_n, predictions))
         except MetricError:
             raise
         except Exception as error:
@@ -72,6 +77,26 @@ def find(name: str) -> Metric:
     if not callable(function):
         raise UsageError(f"--metric={name}: is not a function")
     return Metric(name, function, _source_version(function, name))
+
+
+def default(*, is_regression: bool) -> Metric:
+    """Returns the metric that is used where none is named."""
+    return find(REGRESSION_METRICS[0] if is_regression else DEFAULT_METRIC)
+
+
+def check_target(metric: Metric, *, is_regression: bool) -> None:
+    """Refuses a built-in metric that does not fit the kind of the target.
+
+    Raises:
+      UsageError: naming the metric and those that fit.
+    """
+    if metric.version or is_regression == (metric.name in REGRESSION_METRICS):
+        return
+    fitting = REGRESSION_METRICS if is_regression else METRICS
+    kind = "is a number" if is_regression else "has classes"
+    raise UsageError(
+        f"--metric={metric.name}: the target {kind}; choose one of {', '.join(fitting)}"
+    )
 
 
 def _source_version(function: Callable, name: str) -> str:
@@ -108,11 +133,49 @@ def _average_precision(labels_n: np.ndarray, probabilities_nk: np.ndarray) -> fl
     return average_precision_score(np.eye(num_classes)[labels_n], probabilities_nk)
 
 
+def _r2(labels_n: np.ndarray, predictions_n: np.ndarray) -> float:
+    """Returns the coefficient of determination; -1 stands for everything below it."""
+    return 1.0 - _relative_error(np.square, np.mean, labels_n, predictions_n)
+
+
+def _rmse(labels_n: np.ndarray, predictions_n: np.ndarray) -> float:
+    """Returns 1 - RMSE / (RMSE of the mean of the scored rows); at least -1."""
+    return 1.0 - math.sqrt(_relative_error(np.square, np.mean, labels_n, predictions_n, limit=4.0))
+
+
+def _mae(labels_n: np.ndarray, predictions_n: np.ndarray) -> float:
+    """Returns 1 - MAE / (MAE of the median of the scored rows); at least -1."""
+    return 1.0 - _relative_error(np.abs, np.median, labels_n, predictions_n)
+
+
+def _relative_error(
+    loss: Callable[[np.ndarray], np.ndarray],
+    centre: Callable[[np.ndarray], np.floating],
+    labels_n: np.ndarray,
+    predictions_n: np.ndarray,
+    *,
+    limit: float = 2.0,
+) -> float:
+    """Returns the loss of predictions over that of the best constant, at most `limit`."""
+    # In units of the largest label nothing overflows but what is beyond the limit anyway.
+    unit = float(np.abs(labels_n).max()) or 1.0
+    labels_n = labels_n / unit
+    if labels_n.min() == labels_n.max():
+        raise MetricError("the target is the same in all rows that are scored")
+    constant = float(loss(labels_n - centre(labels_n)).sum())
+    with np.errstate(over="ignore"):
+        error = float(loss(labels_n - predictions_n / unit).sum())
+        return min(error / constant, limit)
+
+
 _BUILT_IN: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     DEFAULT_METRIC: _roc_auc,
     "accuracy": _accuracy,
     "log_loss": _log_loss,
     "average_precision": _average_precision,
+    "r2": _r2,
+    "rmse": _rmse,
+    "mae": _mae,
 }
-METRICS = tuple(_BUILT_IN)
-"""Names of the built-in metrics."""
+METRICS = tuple(name for name in _BUILT_IN if name not in REGRESSION_METRICS)
+"""Names of the built-in metrics of a target that has classes."""

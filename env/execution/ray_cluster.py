@@ -7,14 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import env
 from env.base import UsageError
 from env.execution.code_executor import CodeExecutor
 from env.execution.results import ExecutionResult
 from env.execution.scheduler import ExecutorError
-from env.execution.scoring import LabelledTable
+from env.execution.scoring import LabelledTable, ScoredTable
 from env.execution.tiers import TIERS, IsolationError, probe
 
 _CONNECT_S = 10.0
@@ -94,8 +92,9 @@ class RayCluster:
         )
 
     def put(self, dataset: LabelledTable) -> Any:
-        """Stores features and labels of a table in the cluster; returns a reference."""
-        return self._ray.put(_Table(np.asarray(dataset.features), np.asarray(dataset.labels)))
+        """Stores what is scored of a table in the cluster; returns a reference."""
+        # In a class that every node knows.
+        return self._ray.put(ScoredTable.of(dataset))
 
     def start_actor(
         self, node: Node, table: Any, settings: Mapping[str, Any], max_bodies: int
@@ -168,14 +167,6 @@ def _check_that_a_server_listens(address: str) -> None:
 def _standing() -> list[str]:
     """Returns the tiers that stand on the node that runs this function."""
     return [tier for tier in TIERS if not probe(tier)]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Table:
-    """Features and labels, in a class that every node knows."""
-
-    features: np.ndarray
-    labels: np.ndarray
 
 
 class NodeExecutor:

@@ -21,6 +21,8 @@ class ExecutionResult:
       error: `Type: message` of the first split that failed, fit for a prompt; "" on success.
       wall_s: seconds from the start of the first process to the result, whenever that was.
       cached: whether the result was remembered and not computed this time.
+      interval: 95 % interval of the reward over the scored rows, of an executor that scores the
+        holdout and a body that succeeded; else None.
     """
 
     reward: float
@@ -28,6 +30,7 @@ class ExecutionResult:
     error: str
     wall_s: float
     cached: bool = False
+    interval: tuple[float, float] | None = None
 
 
 class Executor(Protocol):
@@ -48,6 +51,7 @@ class Execution:
     Attributes:
       source: the program, UTF-8.
       future: receives the result.
+      predictions: bytes of the predictions for the first split, once that has a score.
 
     Args:
       num_splits: number of splits that make the reward.
@@ -57,6 +61,7 @@ class Execution:
         self.source = b""
         self.num_splits = num_splits
         self.future: concurrent.futures.Future[ExecutionResult] = concurrent.futures.Future()
+        self.predictions = b""
         self._scores: dict[int, float] = {}
         self._errors: dict[int, str] = {}
         self._lost: set[int] = set()
@@ -67,9 +72,11 @@ class Execution:
         if self._started_at is None:
             self._started_at = now
 
-    def score(self, split: int, score: float) -> None:
-        """Notes the score of a split that succeeded."""
+    def score(self, split: int, score: float, predictions: bytes = b"") -> None:
+        """Notes the score of a split that succeeded, and what was predicted."""
         self._scores[split] = score
+        if split == 0:
+            self.predictions = predictions
 
     def fail(self, split: int, error: str) -> None:
         """Notes the failure of a split, after which later splits do not matter any more."""

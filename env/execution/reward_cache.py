@@ -18,6 +18,7 @@ from typing import Any
 
 from absl import logging
 
+from env.base import UsageError
 from env.execution.metrics import Metric
 from env.execution.program import BUILD_MODEL, ProgramTemplate
 from env.execution.results import ExecutionResult, Executor
@@ -128,6 +129,7 @@ class CachedExecutor:
                 error=str(fields["error"]),
                 wall_s=float(fields["wall_s"]),
                 cached=True,
+                interval=_interval(fields),
             )
         except FileNotFoundError:
             return None
@@ -139,6 +141,8 @@ class CachedExecutor:
             return
         fields = dataclasses.asdict(result)
         del fields["cached"]
+        if result.interval is None:
+            del fields["interval"]
         path = self._path(key)
         try:
             path.parent.mkdir(exist_ok=True)
@@ -147,6 +151,13 @@ class CachedExecutor:
             if not self._has_warned:
                 logging.warning("rewards cannot be remembered in %s: %s", self._folder, error)
                 self._has_warned = True
+
+
+def _interval(fields: Mapping[str, Any]) -> tuple[float, float] | None:
+    if "interval" not in fields:
+        return None
+    low, high = fields["interval"]
+    return float(low), float(high)
 
 
 def default_folder() -> Path:
@@ -162,15 +173,22 @@ def reward_context(
     metric: Metric,
     limits: Limits,
     libraries: Sequence[str] = (),
+    holdout: bool = False,
 ) -> dict[str, Any]:
     """Returns what rewards depend on beside program, usual libraries and machine, as JSON values.
 
     Args: as for `env.executor.CodeExecutor`. The version of a further library is known if its
       distribution has the name of the module.
     """
+    scored: dict[str, Any] = {"num_splits": num_splits}
+    if holdout:
+        if dataset.holdout is None:
+            raise UsageError("the table has no holdout rows, so there is no holdout score")
+        scored = {"holdout": dataset.holdout.checksum}
     return {
+        # Covers form, kind of target and stratification.
         "dataset": dataset.checksum,
-        "num_splits": num_splits,
+        **scored,
         "metric": metric.name,
         "metric_version": metric.version,
         # Limits of time are left out: outcomes of them are not remembered.

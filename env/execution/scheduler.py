@@ -292,7 +292,7 @@ class Scheduler:
             except PredictionError as error:
                 self._fail(job, clean_error(f"ValueError: {error}"))
             else:
-                self._succeed(job, score)
+                self._succeed(job, score, payload)
         elif kind == wire.ERROR:
             self._fail(job, _error_text(payload))
         else:
@@ -339,9 +339,9 @@ class Scheduler:
             self._unfinished.discard(execution)
             self._end_unwanted(execution)
 
-    def _succeed(self, job: Job, score: float) -> None:
+    def _succeed(self, job: Job, score: float, predictions: bytes) -> None:
         execution = job.execution
-        execution.score(job.split, score)
+        execution.score(job.split, score, predictions)
         if job.split == 0:
             # The other splits run at the same time, once the first one, on which most failing
             # programs fail, is done.

@@ -10,7 +10,7 @@ import random
 import socket
 from typing import Any, NoReturn
 
-from env.sandbox import canary, wire
+from env.sandbox import canary, frames, wire
 from env.sandbox.output import Output
 
 
@@ -27,20 +27,29 @@ def live(sock: socket.socket, output: Output) -> NoReturn:
 def _work(sock: socket.socket, output: Output) -> None:
     job = json.loads(wire.receive(sock, wire.JOB))
     source = wire.receive(sock, wire.PROGRAM).decode()
-    x_train = _receive_array(sock, wire.TRAIN_X, (job["train_rows"], job["columns"]), "float64")
-    y_train = _receive_array(sock, wire.TRAIN_Y, (job["train_rows"],), "int64")
+    columns, classes = job["columns"], job["classes"]
+    x_train = _receive_features(sock, wire.TRAIN_X, job["train_rows"], columns)
+    label_type = "int64" if classes else "float64"
+    y_train = _receive_array(sock, wire.TRAIN_Y, (job["train_rows"],), label_type)
     _seed(job["split"])
     try:
         model = _fit(source, job["function"], x_train, y_train)
         output.check()
         wire.send(sock, wire.FITTED)
-        shape = (job["validation_rows"], job["columns"])
-        x_validation = _receive_array(sock, wire.VALIDATION_X, shape, "float64")
-        predictions = _predict(model, x_validation, job["classes"])
+        rows = job["validation_rows"]
+        x_validation = _receive_features(sock, wire.VALIDATION_X, rows, columns)
+        predictions = _predict(model, x_validation, (rows, classes) if classes else (rows,))
         output.check()
         wire.send(sock, wire.PREDICTIONS, predictions.reshape(-1).data.cast("B"))
     except BaseException as error:
         wire.send(sock, wire.ERROR, _describe(error))
+
+
+def _receive_features(sock: socket.socket, kind: bytes, rows: int, columns: Any) -> Any:
+    """Returns an array `[rows, columns]`, or a data frame where `columns` names its columns."""
+    if isinstance(columns, int):
+        return _receive_array(sock, kind, (rows, columns), "float64")
+    return frames.decode(wire.receive(sock, kind), columns)
 
 
 def _receive_array(sock: socket.socket, kind: bytes, shape: tuple[int, ...], dtype: str) -> Any:
@@ -71,18 +80,21 @@ def _fit(source: str, function: str, x_train: Any, y_train: Any) -> Any:
     return namespace[function](x_train, y_train)
 
 
-def _predict(model: Any, x: Any, num_classes: int) -> Any:
-    """Returns class probabilities as a C-contiguous float64 array `[rows, num_classes]`."""
+def _predict(model: Any, x: Any, shape: tuple[int, ...]) -> Any:
+    """Returns predictions as a C-contiguous float64 array.
+
+    They are class probabilities where `shape` is `[rows, classes]`, and numbers where it is
+    `[rows]`.
+    """
     import numpy as np
 
-    rows = len(x)
-    predictions = np.asarray(model.predict_proba(x))
+    method = "predict_proba" if len(shape) == 2 else "predict"
+    predictions = np.asarray(getattr(model, method)(x))
     if predictions.dtype.kind not in "biuf":
-        raise TypeError(f"predict_proba returned values of type {predictions.dtype}, not numbers")
-    if predictions.shape != (rows, num_classes):
+        raise TypeError(f"{method} returned values of type {predictions.dtype}, not numbers")
+    if predictions.shape != shape:
         raise ValueError(
-            f"predict_proba returned an array of shape {predictions.shape}, "
-            f"expected {(rows, num_classes)}"
+            f"{method} returned an array of shape {predictions.shape}, expected {shape}"
         )
     return np.ascontiguousarray(predictions, np.float64)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import r2_score
 
 from env.base import UsageError
 from env.execution import metrics
@@ -51,6 +52,46 @@ def test_better_predictions_are_worth_more_and_all_are_worth_more_than_failing(n
     assert -1 < metric(LABELS, wrong) < metric(LABELS, PROBABILITIES) < 1
 
 
+PRICES = np.array([1.0, 2.0, 3.0, 10.0])
+
+
+def test_metrics_of_numbers_compare_with_the_best_constant():
+    guesses = np.array([1.0, 2.0, 5.0, 9.0])
+    # Squares: 4 + 1 against 9 + 4 + 1 + 36 around the mean; errors: 2 + 1 against 10 (median 2.5).
+    assert metrics.find("r2")(PRICES, guesses) == pytest.approx(1 - 5 / 50)
+    assert metrics.find("rmse")(PRICES, guesses) == pytest.approx(1 - np.sqrt(5 / 50))
+    assert metrics.find("mae")(PRICES, guesses) == pytest.approx(1 - 3 / 10)
+
+
+def test_r2_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    labels, guesses = rng.normal(size=50), rng.normal(size=50) / 3
+    assert metrics.find("r2")(labels, guesses) == pytest.approx(r2_score(labels, guesses))
+
+
+@pytest.mark.parametrize("name", metrics.REGRESSION_METRICS)
+@pytest.mark.parametrize("unit", [1e-300, 1.0, 1e300])
+def test_no_prediction_of_numbers_is_worth_less_than_failing(name, unit):
+    metric, labels = metrics.find(name), PRICES * unit
+    assert metric(labels, labels) == 1
+    constant = np.median(labels) if name == "mae" else labels.mean()
+    assert metric(labels, np.full(4, constant)) == pytest.approx(0, abs=1e-9)
+    largest = np.finfo(np.float64).max
+    for far in (PRICES * unit * 50, np.full(4, largest), np.array([largest, -largest] * 2)):
+        assert metric(labels, far) == -1
+    with pytest.raises(metrics.MetricError, match="the same in all rows"):
+        metric(np.full(4, 0.1), labels)
+
+
+def test_a_metric_must_fit_the_target():
+    metrics.check_target(metrics.default(is_regression=True), is_regression=True)
+    metrics.check_target(metrics.default(is_regression=False), is_regression=False)
+    with pytest.raises(UsageError, match=r"--metric=mae: the target has classes; .* of roc_auc, "):
+        metrics.check_target(metrics.find("mae"), is_regression=False)
+    with pytest.raises(UsageError, match=r"--metric=accuracy: .* a number; .* r2, rmse, mae"):
+        metrics.check_target(metrics.find("accuracy"), is_regression=True)
+
+
 @pytest.fixture
 def user_module(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -91,7 +132,7 @@ def test_what_a_scorer_cannot_score_is_a_metric_error(user_module, name, message
     [
         (
             "auc",
-            "must be one of roc_auc, accuracy, log_loss, average_precision, or module:function",
+            "must be one of roc_auc, accuracy, log_loss, average_precision, r2, rmse, mae, or",
         ),
         ("my_scorer:", "must have the form"),
         ("my_scorer:none", "has no attribute 'none'"),

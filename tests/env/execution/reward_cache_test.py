@@ -5,8 +5,11 @@ import errno
 import json
 import threading
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from env.base import UsageError
 from env.datasets import load_dataset
 from env.execution import metrics, reward_cache
 from env.execution.program import BUILD_MODEL
@@ -92,6 +95,39 @@ def test_a_full_disk_costs_the_memory_and_nothing_else(tmp_path, monkeypatch, ca
     assert "No space left on device" in record.getMessage()
 
 
+def _relatives(dataset):
+    """Tables with the same features whose rewards are others."""
+    frame = pd.DataFrame(dataset.features, columns=dataset.feature_names)
+    texts = frame.astype({"left-weight": str}).astype({"left-weight": object})
+    return [
+        dataclasses.replace(dataset, stratified=True),
+        dataclasses.replace(dataset, labels=dataset.labels.astype(np.float64)),
+        dataclasses.replace(dataset, frame=frame),
+        dataclasses.replace(dataset, frame=frame.rename(columns={"left-weight": "weight"})),
+        dataclasses.replace(dataset, frame=frame.astype({"left-weight": np.int64})),
+        dataclasses.replace(dataset, frame=texts),
+    ]
+
+
+def test_an_interval_is_remembered(tmp_path):
+    class WithInterval(CountingExecutor):
+        def run(self, bodies):
+            return [
+                dataclasses.replace(result, interval=(0.25, 0.5)) for result in super().run(bodies)
+            ]
+
+    cache = cached(tmp_path, WithInterval())
+    cache.run(["abc"])
+    (result,) = cached(tmp_path, CountingExecutor()).run(["abc"])
+    assert (result.cached, result.interval) == (True, (0.25, 0.5))
+
+
+def test_a_holdout_context_needs_a_holdout():
+    plain = {"num_splits": 5, "metric": metrics.find("roc_auc"), "limits": Limits()}
+    with pytest.raises(UsageError, match="no holdout rows"):
+        reward_context(load_dataset("balance_scale"), **plain, holdout=True)
+
+
 def test_whatever_a_reward_depends_on_keeps_results_apart(tmp_path, monkeypatch):
     dataset = load_dataset("balance_scale")
     other = load_dataset("tic_tac_toe")
@@ -108,6 +144,9 @@ def test_whatever_a_reward_depends_on_keeps_results_apart(tmp_path, monkeypatch)
         reward_context(
             dataset, **{**plain, "metric": metrics.Metric("roc_auc", lambda y, p: 0.0, "changed")}
         ),
+        *(reward_context(table, **plain) for table in _relatives(dataset)),
+        reward_context(dataclasses.replace(dataset, holdout=dataset), **plain, holdout=True),
+        reward_context(dataclasses.replace(dataset, holdout=other), **plain, holdout=True),
     ]
     for context in contexts:
         executor = CountingExecutor()
