@@ -16,6 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from env.base import Task, UsageError
+from env.tasks.code_task import CodeTask
 from env.tasks.function_task import FunctionTask
 from env.tasks.loading import check_task
 from etpo_jax import build
@@ -28,7 +29,15 @@ from etpo_jax.devices import hosts
 from etpo_jax.devices.mesh import build_mesh
 from etpo_jax.loop import Loop
 from etpo_jax.roles import Role
-from etpo_jax.runs import directory, files, fingerprint, policy_folder, progress, report
+from etpo_jax.runs import (
+    directory,
+    files,
+    final_scores,
+    fingerprint,
+    policy_folder,
+    progress,
+    report,
+)
 from etpo_jax.runs.best import Best
 from etpo_jax.runs.checkpoint import Checkpoints, committed_steps, read_role
 from etpo_jax.runs.directory import FollowedRun, RunDirectory
@@ -170,6 +179,7 @@ class Trainer:
                     "This run is finished; a larger --num_env_steps continues it, --overwrite "
                     "starts it anew.\n"
                 )
+                self._add_missing_scores(run.path)
             else:
                 self._train(run, stop)
         self._say(progress.summary(path))
@@ -309,6 +319,8 @@ class Trainer:
                     run.write_tokens(loop.inspect(INSPECTED_ACTIONS))
             finally:
                 loop.close()
+            if hosts.is_first() and loop.env_step:
+                self._score(run.path, loop.counters.best, contextlib.nullcontext(task))
         if hosts.is_first() and loop.env_step:
             if loop.env_step >= config.run.num_env_steps:
                 run.mark_finished({"env_step": loop.env_step, "update": loop.counters.update})
@@ -339,6 +351,14 @@ class Trainer:
 
             loop.run(is_stopped, on_update)
 
+    def _add_missing_scores(self, path: Path) -> None:
+        """Completes a finished run that ended before its scores were written."""
+        _, best = _read_results(path)
+        is_missing = not (path / directory.SCORES).exists() and best and best.split_scores
+        if hosts.is_first() and is_missing:
+            self._score(path, best, self._open_task())
+            report.write_report(path)
+
     @contextlib.contextmanager
     def _progress(self, total: int, start: int) -> Iterator[Callable[[Row], None]]:
         if self._quiet:
@@ -359,6 +379,20 @@ class Trainer:
         if hosts.is_first():
             fingerprint.note(run.path, config.model.model)
         return agent
+
+    def _score(
+        self, path: Path, best: Best | None, opened: contextlib.AbstractContextManager[Task]
+    ) -> None:
+        """Writes `scores.json`, for a task about a table; a failure does not end the run."""
+        try:
+            with opened as task:
+                if isinstance(task, CodeTask):
+                    scores = final_scores.measure(
+                        task.dataset, task.executor, best, metric=self.config.task.metric
+                    )
+                    files.write_json(path / directory.SCORES, scores.to_json())
+        except Exception as error:  # the run itself is complete
+            self._say(f"No final scores: {type(error).__name__}: {error}")
 
     @contextlib.contextmanager
     def _open_task(self) -> Iterator[Task]:

@@ -53,9 +53,10 @@ class CodeTask(Task):
         if "" in forbidden_constructs:
             raise UsageError("an empty forbidden construct would refuse every program")
         self.name = dataset.name
+        self.dataset = dataset
+        self.executor = executor
         self._description = dataset.description
         self._shape = dataset.features.shape
-        self._executor = executor
         self._max_steps = max_steps
         self._given_style = prompt_style
         self._forbidden = tuple(forbidden_constructs)
@@ -70,7 +71,7 @@ class CodeTask(Task):
     @property
     def isolation(self) -> str:
         """Name of the isolation tier that programs run in."""
-        return self._executor.isolation
+        return self.executor.isolation
 
     def reset(self, rng: np.random.Generator) -> State:
         """Returns the first state, the same for every episode; its prompt is eta(g)."""
@@ -114,7 +115,7 @@ class CodeTask(Task):
         del rngs
         refusals = [self._refusal(body) for body in actions]
         allowed = [body for body, refusal in zip(actions, refusals, strict=True) if not refusal]
-        outcomes = iter(self._executor.run(allowed) if allowed else ())
+        outcomes = iter(self.executor.run(allowed) if allowed else ())
         return [
             self._refused(state, body, refusal)
             if refusal
@@ -132,7 +133,7 @@ class CodeTask(Task):
 
     def close(self) -> None:
         """Closes the executor."""
-        self._executor.close()
+        self.executor.close()
 
     def _refusal(self, body: str) -> str:
         for construct in self._forbidden:

@@ -23,17 +23,20 @@ class Curves:
       note: number of data sets and kind of aggregate.
       env_step_k: environment steps at the points of the curves.
       bands: algorithm to interquartile mean, lower and upper end of its 95 % bootstrap interval.
+      is_step: whether a value holds until something better is found.
     """
 
     y_label: str
     note: str
     env_step_k: Int[np.ndarray, "k"]
     bands: Mapping[str, Float[np.ndarray, "3 k"]]
+    is_step: bool = False
 
 
 def best_reward(results: Results) -> Curves:
     """Best reward up to environment step k (Figures 3 and 10)."""
-    return _curves(results, "best reward so far", lambda run, k: run.best_until(k))
+    curves = _curves(results, "best reward so far", lambda run, k: run.best_until(k))
+    return dataclasses.replace(curves, is_step=True)
 
 
 def average_reward(results: Results) -> Curves:

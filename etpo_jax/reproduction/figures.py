@@ -29,7 +29,7 @@ def draw(curves: Curves, title: str) -> Figure:
 def lines_of(curves: Curves) -> list[Line]:
     """The curves of all algorithms, each in a colour of its own."""
     return [
-        Line(name, series, band[0], band[1:])
+        Line(name, series, band[0], band[1:], is_step=curves.is_step)
         for series, (name, band) in enumerate(curves.bands.items())
     ]
 

@@ -29,15 +29,8 @@ def cards(made: Iterable[tuple[str, Curves]]) -> str:
 
 def table(made: Table) -> str:
     """A table below its title; a narrow screen scrolls it sideways."""
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in made.header)
-    rows = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>" for row in made.rows
-    )
     notes = "".join(f"<p><small>{html.escape(note)}</small></p>" for note in made.notes)
-    return (
-        f"<h2>{html.escape(made.title)}</h2>"
-        f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div>{notes}'
-    )
+    return f"<h2>{html.escape(made.title)}</h2>{html_page.table(made.header, made.rows)}{notes}"
 
 
 def evolution(run: Run) -> str:

@@ -54,7 +54,7 @@ class Line:
       y: one value per x, or per bar.
       band: lower and upper end of an interval around each value, or None.
       is_raw: draws a thin and pale line.
-      is_step: each value holds until the next x.
+      is_step: each value, with its band, holds until the next x.
     """
 
     name: str
@@ -117,7 +117,15 @@ def draw_lines(axes: Axes, x: Float[np.ndarray, "u"], lines: Sequence[Line]) -> 
         dash = _DASHES[line.series // len(_SERIES) % len(_DASHES)]
         if line.band is not None:
             low, high = line.band[:, keep]
-            axes.fill_between(x[keep], low, high, color=line.colour, alpha=0.15, lw=0)
+            axes.fill_between(
+                x[keep],
+                low,
+                high,
+                color=line.colour,
+                alpha=0.15,
+                lw=0,
+                step="post" if line.is_step else None,
+            )
         axes.plot(
             x[keep],
             y,
@@ -139,10 +147,10 @@ def draw_bars(axes: Axes, edges: Float[np.ndarray, "e"], layers: Sequence[Line])
         base = base + layer.y
 
 
-def show_shares(axes: Axes) -> None:
-    """Makes the y axis a percentage between 0 and 100."""
-    axes.set_ylim(-0.02, 1.02)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+def show_shares(axes: Axes, highest: float = 1.0) -> None:
+    """Makes the y axis a percentage from 0 to `highest`, the largest share that is shown."""
+    axes.set_ylim(-0.02 * highest, 1.02 * highest)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None if highest < 0.05 else 0))
 
 
 def readouts(

@@ -37,12 +37,13 @@ FINISHED = "finished.json"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 TOKENS = "tokens.jsonl"
+SCORES = "scores.json"
 CURVE = "curve.png"
 REPORT = "report.html"
 
 # What `overwrite` may delete. Files of other names in the folder belong to somebody else.
 _RESULTS = (
-    *(METRICS, EPISODES, TOKENS, BEST_CODE, BEST, TOP_PROGRAMS, PREPARATION, FINISHED),
+    *(METRICS, EPISODES, TOKENS, BEST_CODE, BEST, TOP_PROGRAMS, PREPARATION, SCORES, FINISHED),
     *(CHECKPOINTS, TENSORBOARD, CURVE, REPORT),
 )
 _LOCK = ".etpo_jax.lock"
@@ -150,9 +151,9 @@ class RunDirectory:
     def cut_back(self, *, update: int, env_step: int, best: Best | None) -> None:
         """Takes the directory back to its last committed checkpoint, before training continues.
 
-        Later rows, torn rows and the mark of a finished run are removed, and the checkpoint's best
-        program replaces the stored one. `runs.trackers` rewrites its events from the rows that are
-        left. A repeated call changes nothing.
+        Later rows, torn rows, final scores and the mark of a finished run are removed, and the
+        checkpoint's best program replaces the stored one. `runs.trackers` rewrites its events from
+        the rows that are left. A repeated call changes nothing.
 
         Args:
           update: number of updates in the checkpoint, the last that `metrics.jsonl` keeps; -1
@@ -162,6 +163,7 @@ class RunDirectory:
           best: best program in the checkpoint, if any.
         """
         (self.path / FINISHED).unlink(missing_ok=True)
+        (self.path / SCORES).unlink(missing_ok=True)
         _cut_rows(self.path / METRICS, "update", update)
         _cut_rows(self.path / EPISODES, "env_step", env_step)
         if best is None:

@@ -102,12 +102,15 @@ def summary(run_path: Path) -> str:
         state = f"Finished {log.env_steps} environment steps"
     lines = [f"{state}: {log.title}", ""]
     if (best := log.best) is not None:
-        lines.append(f"  best reward     {best.reward:.4f} at environment step {best.env_step}")
+        place = f"at environment step {best.env_step} of {log.env_steps}"
+        lines.append(f"  best reward     {best.reward:.4f} {place}")
     fifths = log.episodes.fifths()
     # The fifths of fewer updates than five are from the same policy.
     if fifths is not None and len(log.metrics) >= 5:
         first, last = fifths
         lines.append(f"  mean reward     {first:.3f} in the first fifth, {last:.3f} in the last")
+    if log.scores is not None:
+        lines += ["", *(f"  {line}" for line in log.scores.lines()), ""]
     named_files = (
         ("best program", directory.BEST_CODE),
         ("curve", directory.CURVE),

@@ -11,16 +11,14 @@ import numpy as np
 from jaxtyping import Float
 
 from env.base import UsageError
-from etpo_jax.runs import charts, directory, files, html_page, token_page
+from etpo_jax.runs import charts, directory, files, html_page, report_sections, token_page
 from etpo_jax.runs.charts import Line
-from etpo_jax.runs.run_log import Episodes, RunLog, improvements
+from etpo_jax.runs.run_log import Episodes, RunLog
 
 _X_LABEL = "environment steps"
 # Kinds of errors with a colour of their own; the others are counted together.
 _MAX_KINDS = 5
 _MAX_BARS = 24
-# Number of best programs that the page shows in full, the newest.
-_MAX_IMPROVEMENTS = 8
 # Inches of the charts of the page, which scales them.
 _LARGE, _SMALL = (6.1, 3.4), (4.3, 2.4)
 
@@ -118,16 +116,19 @@ def _page(log: RunLog) -> str:
     others.sort(key=lambda name: [*_OTHERS, name].index(name))
     sections = [
         _tiles(log),
-        '<div class="charts">',
+        report_sections.scores(log),
+        report_sections.leaderboard(log),
+        report_sections.next_steps(log),
+        '<h2>Learning curves</h2><div class="charts">',
         _line_chart(x, _reward_lines(log), _Metric("Reward", "mean of a batch, failure -1")),
         *(_metric_chart(log, x, name, metric) for name, metric in _LEADING.items()),
         _error_chart(log.episodes),
         "</div>",
+        report_sections.errors(log),
+        token_page.inspector(list(files.read_rows(log.path / directory.TOKENS))),
         '<h2>All other metrics</h2><div class="charts small">' if others else "",
         *(_metric_chart(log, x, name, _OTHERS.get(name, _Metric(name, ""))) for name in others),
         "</div>" if others else "",
-        _best_programs(log),
-        token_page.inspector(list(files.read_rows(log.path / directory.TOKENS))),
         _reproduction(log),
         html_page.details("Configuration", _table(log.config)),
         html_page.details("Versions", _table(log.setup)),
@@ -145,8 +146,9 @@ def _page(log: RunLog) -> str:
 def _tiles(log: RunLog) -> str:
     tiles = []
     if log.best is not None:
-        place = f"at environment step {log.best.env_step}"
+        place = f"at environment step {log.best.env_step} of {log.env_steps}"
         tiles.append(("Best reward", f"{log.best.reward:.4f}", place))
+    tiles += _score_tiles(log)
     fifths = log.episodes.fifths()
     if fifths is not None:
         note = f"in the last fifth of the steps; {fifths[0]:.3f} in the first"
@@ -164,6 +166,24 @@ def _tiles(log: RunLog) -> str:
         for title, value, note in tiles
     )
     return f'<div class="tiles">{cells}</div>'
+
+
+def _score_tiles(log: RunLog) -> list[tuple[str, str, str]]:
+    """Holdout score of the best program, and the best baseline."""
+    if log.scores is None:
+        return []
+    tiles = []
+    holdout = log.scores.best.holdout if log.scores.best else None
+    if holdout is not None and holdout.score is not None:
+        note = f"{log.scores.num_holdout_rows} rows that no reward saw"
+        if holdout.interval is not None:
+            note = "95 % interval {:.3f} to {:.3f}, ".format(*holdout.interval) + note
+        tiles.append(("Score on the holdout", f"{holdout.score:.4f}", note))
+    ran = [(p.reward, p.name) for p in log.scores.baselines if p.reward is not None]
+    if ran:
+        reward, name = max(ran)
+        tiles.append(("Best baseline", f"{reward:.4f}", f"{name}, default settings"))
+    return tiles
 
 
 def _metric_chart(log: RunLog, x: Float[np.ndarray, "u"], name: str, metric: _Metric) -> str:
@@ -209,7 +229,7 @@ def _error_chart(episodes: Episodes) -> str:
     charts.label(axes, x=_X_LABEL, y="share of the programs")
     charts.draw_bars(axes, edges, layers)
     axes.set_xlim(0, edges[-1] * 1.02)
-    charts.show_shares(axes)
+    charts.show_shares(axes, float(np.sum([layer.y for layer in layers], axis=0).max()))
     shown = [
         (float(edges[i : i + 2].mean()), f"to {edges[i + 1]:g}: {_shares(layers, i) or 'none'}")
         for i in range(num_bars)
@@ -219,27 +239,6 @@ def _error_chart(episodes: Episodes) -> str:
 
 def _shares(layers: list[Line], bar: int) -> str:
     return ", ".join(f"{layer.name} {layer.y[bar]:.0%}" for layer in layers if layer.y[bar] > 0)
-
-
-def _best_programs(log: RunLog) -> str:
-    if log.best is None:
-        return "<h2>Best program</h2><p>No program has run yet.</p>"
-    scores = ", ".join(f"{score:.4f}" for score in log.best.split_scores)
-    parts = [
-        "<h2>Best program</h2>",
-        f"<p>Reward {log.best.reward:.4f} at environment step {log.best.env_step}"
-        + (f"; by split {scores}" if scores else "")
-        + f".</p><pre>{html.escape(log.best.program.rstrip())}</pre>",
-    ]
-    shown = improvements(log.path)[-_MAX_IMPROVEMENTS:]
-    if len(shown) > 1:
-        parts.append("<h2>Earlier best programs</h2>")
-    for row in shown[:-1][::-1]:
-        title = f"{float(row['reward']):.4f} at environment step {row['env_step']}"
-        parts.append(
-            html_page.details(title, f"<pre>{html.escape(row['action'].strip(chr(10)))}</pre>")
-        )
-    return "\n".join(parts)
 
 
 def _reproduction(log: RunLog) -> str:

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from etpo_jax.runs import directory, files
+from etpo_jax.runs import directory, files, top_programs
+from etpo_jax.runs.final_scores import FinalScores
 
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?=:|$)")
+_NUMBER = re.compile(r"\d+")
 _KIND_LENGTH = 32
 
 
@@ -51,7 +53,10 @@ class RunLog:
       metrics: the rows of `metrics.jsonl`.
       episodes: the rows of `episodes.jsonl` as arrays.
       best: the best program; None while no program has run.
+      top_programs: rows of the index of `top_programs/`, the best program first.
       finished: the summary stored at the end; None for a run that has not reached its end.
+      scores: scores of the best program and of baselines; None before the run ends or stops.
+      preparation: the content of `preparation.json`; None where the run has none.
     """
 
     path: Path
@@ -60,7 +65,10 @@ class RunLog:
     metrics: tuple[files.Row, ...]
     episodes: Episodes
     best: directory.Best | None
+    top_programs: tuple[files.Row, ...]
     finished: dict[str, Any] | None
+    scores: FinalScores | None
+    preparation: dict[str, Any] | None
 
     @classmethod
     def read(cls, path: Path) -> "RunLog":
@@ -70,8 +78,8 @@ class RunLog:
           UsageError: the folder is no run directory, or another version wrote it.
         """
         config = directory.open_for_reading(path)
-        best_path, finished_path = path / directory.BEST, path / directory.FINISHED
-        best = files.read_json(best_path) if best_path.exists() else None
+        best, scores = (_read(path / name) for name in (directory.BEST, directory.SCORES))
+        index = _read(path / directory.TOP_PROGRAMS / top_programs.INDEX)
         return cls(
             path=path,
             config=config,
@@ -79,7 +87,10 @@ class RunLog:
             metrics=tuple(files.read_rows(path / directory.METRICS)),
             episodes=Episodes.read(path),
             best=directory.Best.from_json(best) if best else None,
-            finished=files.read_json(finished_path) if finished_path.exists() else None,
+            top_programs=tuple(index["programs"]) if index else (),
+            finished=_read(path / directory.FINISHED),
+            scores=FinalScores.from_json(scores) if scores else None,
+            preparation=_read(path / directory.PREPARATION),
         )
 
     @property
@@ -113,6 +124,36 @@ def improvements(run_path: Path) -> list[files.Row]:
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class CommonError:
+    """Failures with the same message, numbers aside.
+
+    Attributes:
+      error: the message of the shown failure.
+      count: number of actions that failed so.
+      action: the shortest action that failed so.
+      env_step: environment step of that action.
+    """
+
+    error: str
+    count: int
+    action: str
+    env_step: int
+
+
+def common_errors(run_path: Path, count: int) -> list[CommonError]:
+    """The commonest errors of a run, the most frequent first."""
+    groups: dict[str, list[files.Row]] = {}
+    for row in files.read_rows(run_path / directory.EPISODES):
+        if row["error"]:
+            groups.setdefault(_NUMBER.sub("#", row["error"]), []).append(row)
+    found = []
+    for rows in sorted(groups.values(), key=len, reverse=True)[:count]:
+        shown = min(rows, key=lambda row: len(row["action"]))
+        found.append(CommonError(shown["error"], len(rows), shown["action"], shown["env_step"]))
+    return found
+
+
 def error_kind(error: str) -> str:
     """Names the kind of an error: its exception, or else the start of its text; "" for none."""
     first_line = error.strip().split("\n", 1)[0]
@@ -139,3 +180,7 @@ def running_mean(values: Sequence[float] | np.ndarray, window: int) -> Float[np.
 def smoothing_window(num_points: int) -> int:
     """Width of the running mean: an odd number, a tenth of the points; 1 for short curves."""
     return 1 if num_points < 8 else 2 * max(1, num_points // 20) + 1
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return files.read_json(path) if path.exists() else None

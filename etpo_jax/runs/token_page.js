@@ -36,5 +36,5 @@ for (const inspector of document.querySelectorAll(".inspector")) {
       span.addEventListener(event, () => show(span));
     }
   }
-  if (spans.length) show(spans[0]);
+  if (spans.length) show(spans[inspector.dataset.open]);
 }

@@ -32,8 +32,9 @@ def inspector(actions: Sequence[dict[str, Any]]) -> str:
             "<p>The newest actions of the run. The colour of a token is the stronger, the more its "
             "target differs from the soft value before it: "
             '<span class="token up" style="--w:.6">better</span> or '
-            '<span class="token down" style="--w:.6">worse</span> than the policy expected. Point '
-            "at a token or tap it to see its numbers.</p>",
+            '<span class="token down" style="--w:.6">worse</span> than the policy expected. '
+            "Below an action stand the numbers of the token with the strongest colour; point at "
+            "another token or tap it to see its own.</p>",
             *(_action(action, largest) for action in actions),
         ]
     )
@@ -48,10 +49,12 @@ def _action(action: dict[str, Any], largest: float) -> str:
         + [[[_label(text), probability, q] for text, probability, q in token["top"]]]
         for token in tokens
     ]
+    opened = max(range(len(tokens)), key=lambda i: abs(_credit(tokens[i])), default=0)
     outcome = "the episode continued" if action["continues"] else "the episode ended"
     title = f"reward {action['reward']:.4f}, {len(tokens)} tokens, {outcome}"
     return (
-        f'<div class="inspector" data-tokens="{html.escape(json.dumps(numbers))}">'
+        f'<div class="inspector" data-open="{opened}" '
+        f'data-tokens="{html.escape(json.dumps(numbers))}">'
         f"<p><small>{title}</small></p>"
         f"<details><summary>prompt</summary><pre>{html.escape(action['prompt'])}</pre></details>"
         f'<pre class="tokens">{spans}</pre><div class="token-detail" aria-live="polite"></div>'

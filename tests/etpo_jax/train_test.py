@@ -134,7 +134,25 @@ def test_a_run_leaves_everything_it_promises(uninterrupted):
     assert set(rewards) <= {row["reward"] for row in episodes}
     assert str(path / "best_code.py") in output
     assert len((path / "tokens.jsonl").read_text().splitlines()) == 8
-    assert "Credit of each token" in (path / "report.html").read_text()
+    page = (path / "report.html").read_text()
+    for title in ("Credit of each token", "Scores beside baselines", "How to go on"):
+        assert title in page
+
+
+def test_the_best_program_stands_beside_baselines(uninterrupted):
+    path, output = uninterrupted
+    scores = json.loads((path / "scores.json").read_text())
+    best, *baselines = scores["programs"]
+    stored = json.loads((path / "best.json").read_text())
+    assert (best["name"], best["reward"]) == ("best program", stored["reward"])
+    assert len(baselines) == 3
+    for baseline in baselines:
+        assert baseline["error"] == ""
+        # The balance scale is learnt by every one of them.
+        assert 0.7 < baseline["reward"] < 1
+        assert f"{baseline['name']:20}   {baseline['reward']:.4f}" in output
+    assert scores["num_rows"] == 125
+    assert 0 < scores["seconds"] < 60
 
 
 def test_the_best_program_runs_as_it_stands(uninterrupted):
@@ -147,10 +165,14 @@ def test_the_best_program_runs_as_it_stands(uninterrupted):
 def test_a_finished_run_says_so(uninterrupted):
     path, _ = uninterrupted
     before = (path / "metrics.jsonl").read_bytes()
+    # As after a version that did not have them.
+    (path / "scores.json").unlink()
     result = run(f"--run_dir={path}", *SMALL)
     assert result.returncode == 0
     assert "finished" in result.stdout
     assert (path / "metrics.jsonl").read_bytes() == before
+    assert "gradient boosting" in result.stdout
+    assert (path / "scores.json").exists()
 
 
 def test_a_finished_run_goes_on_with_more_steps(uninterrupted, tmp_path):

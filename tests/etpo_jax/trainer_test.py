@@ -10,6 +10,10 @@ import pytest
 
 import etpo_jax
 import models
+from env.execution.results import ExecutionResult
+from env.executor import ExecutorError
+from env.tables.table import Dataset
+from env.tasks.code_task import CodeTask
 from models.tokenizer import Tokenizer
 
 CACHE = pathlib.Path(__file__).parents[2] / ".pytest_cache" / "compiled"
@@ -214,6 +218,33 @@ def test_a_task_of_several_steps_is_trained_from_python(tmp_path):
     episodes = lines(result.run_dir / "episodes.jsonl")
     assert [row["prompt"][:6] for row in episodes[::8]] == ["step 0", "step 1", "step 0"]
     assert {row["dataset"] for row in episodes} == {"counting"}
+
+
+class _Executor:
+    """Gives every program the same score, until it is asked for a baseline."""
+
+    isolation = "none"
+
+    def run(self, bodies):
+        if any("HistGradientBoosting" in body for body in bodies):
+            raise ExecutorError("no process can be started")
+        return [ExecutionResult(0.5, (0.5,), "", 0.0) for _ in bodies]
+
+    def close(self):
+        pass
+
+
+def test_baselines_that_cannot_be_run_do_not_end_the_run(tmp_path, capsys):
+    dataset = Dataset("mine", "Mine", np.zeros((8, 1)), np.arange(8) % 2, ("a",))
+    task = CodeTask(dataset, _Executor())
+    settings = {"prompts": None, "reward": None, "task": task, "num_env_steps": 8, "quiet": False}
+    result = make(tmp_path / "run", **settings, max_prompt_length=128).train()
+    assert result.best.reward == 0.5
+    assert not (result.run_dir / "scores.json").exists()
+    assert (result.run_dir / "finished.json").exists()
+    output = capsys.readouterr().out
+    assert "No final scores: ExecutorError: no process can be started\n" in output
+    assert "Finished 8 environment steps" in output
 
 
 def test_generate_completes_at_the_gap_and_at_the_end(trained):

@@ -140,7 +140,7 @@ def test_numbers_of_each_token(inspected, row):
 def action(**numbers):
     token = {"text": "<b>", "log_prob": -1.0, "log_reference": -2.0, "kl": 0.25, "q": 0.125}
     better = token | {"value": 0.5, "target": 0.75, "top": [["\n", 0.75, 0.0625]]}
-    worse = token | {"value": 0.5, "target": -0.5, "top": [["x", 0.5, 1.0]], "text": ""}
+    worse = token | {"value": 0.5, "target": -0.5, "top": [["\n", 0.5, 1.0]], "text": ""}
     return {"prompt": "p<q", "reward": 0.5, "continues": False, "tokens": [better, worse]} | numbers
 
 
@@ -156,7 +156,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="shows the page in Chromium, which is not installed")
-def test_a_browser_shows_the_first_token(tmp_path):
+def test_a_browser_shows_the_token_with_the_largest_credit(tmp_path):
     path = pathlib.Path(tmp_path) / "page.html"
     path.write_text(
         f"<!doctype html><style>{token_page.STYLE}</style>{token_page.inspector([action()])}"
@@ -178,7 +178,7 @@ def test_a_browser_shows_the_first_token(tmp_path):
     )
     dom = result.stdout
     detail = dom[dom.index('class="token-detail"') :].split("</details>")[0]
-    for text in ("credit 0.25", "target 0.75", "value 0.5", "KL 0.25", "75.0 %", "Q 0.0625"):
+    for text in ("credit -1", "target -0.5", "value 0.5", "KL 0.25", "50.0 %", "Q 1"):
         assert text in detail, text
-    assert 'class="token up chosen"' in dom
+    assert 'class="token down chosen"' in dom
     assert json.dumps("\n")[1:-1] in detail

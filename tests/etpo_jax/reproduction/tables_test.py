@@ -181,6 +181,7 @@ def test_the_curves_are_the_runs(results):
     figure = figures.draw(curves.best_reward(results), "Best reward")
     (axes,) = figure.axes
     lines = {line.get_label(): line.get_xydata() for line in axes.lines}
+    assert {line.get_drawstyle() for line in axes.lines if line.get_xydata().size} == {"steps-post"}
     assert lines["reflection"][0].tolist() == [1.0, -1.0]
     # .5 .5 .5 .4 .5 .45, sorted: weights 0 .5 1 1 .5 0 of six.
     expected = (0.5 * 0.45 + 0.5 + 0.5 + 0.5 * 0.5) / 3 + 0.01

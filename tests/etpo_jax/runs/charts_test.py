@@ -133,3 +133,25 @@ def test_a_smoothed_curve_has_its_raw_values_behind() -> None:
     assert mean.y[10] == 10
     (alone,) = charts.smoothed(np.arange(5.0), 2)
     assert not alone.is_raw
+
+
+def test_a_band_of_steps_has_corners_too() -> None:
+    _, (axes,) = charts.figure(6, 3.5)
+    y = np.array([0.0, 1.0])
+    charts.draw_lines(axes, np.array([0.0, 10.0]), [Line("a", 0, y, np.array([y, y + 1]), False)])
+    charts.draw_lines(
+        axes, np.array([0.0, 10.0]), [Line("b", 1, y, np.array([y, y + 1]), False, True)]
+    )
+    sloped, stepped = (
+        {tuple(point) for point in band.get_paths()[0].vertices} for band in axes.collections
+    )
+    assert (10.0, 0.0) in stepped - sloped
+
+
+def test_shares_may_end_below_a_hundred_percent() -> None:
+    figure, (axes,) = charts.figure(6, 3.5)
+    charts.show_shares(axes, 0.02)
+    figure.canvas.draw()
+    assert axes.get_ylim()[1] == pytest.approx(0.0204)
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(set(labels)) == len(labels)

@@ -127,7 +127,7 @@ def test_summary_of_a_finished_run(tmp_path: Path) -> None:
     (path / "curve.png").write_bytes(b"")
     text = progress.summary(path)
     assert text.startswith("Finished 10 environment steps: etpo on toy, seed 3\n")
-    assert "best reward     0.7500 at environment step 9\n" in text
+    assert "best reward     0.7500 at environment step 9 of 10\n" in text
     assert "mean reward     -0.250 in the first fifth, 0.500 in the last\n" in text
     assert f"curve           {path}/curve.png\n" in text
     assert "a larger --num_env_steps" in text

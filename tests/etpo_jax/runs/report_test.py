@@ -1,5 +1,6 @@
 """The picture and the page of a run show what its files say."""
 
+import dataclasses
 import html.parser
 import re
 from pathlib import Path
@@ -45,7 +46,10 @@ def _make_run(path: Path, num_updates: int) -> None:
             )
         score = num_updates / 100
         program = f"def build_model():\n    {_ACTION}\n"
-        run.write_best(Best(score, (score, score), 4 * num_updates, "toy", 3, _ACTION, program))
+        best = Best(score, (score, score), 4 * num_updates, "toy", 3, _ACTION, program)
+        run.write_best(best)
+        second = dataclasses.replace(best, reward=score / 2, env_step=7, action="model = 2")
+        run.write_top_programs([best, second])
 
 
 class _Page(html.parser.HTMLParser):
@@ -136,7 +140,12 @@ def test_the_page_shows_the_run(tmp_path: Path) -> None:
         "ValueError",
         "timeout",
         _ACTION,
-        "0.1900 at environment step 75",
+        "The 2 best programs",
+        "10.2000800.2000 0.2000def build_model",
+        "20.100070.2000 0.2000model = 2",
+        "How to go on",
+        "etpo evaluate --run_dir=",
+        "--num_env_steps=200",
         "--flagfile=",
         "--run_dir=NEW_FOLDER",
         "num_env_steps100",
