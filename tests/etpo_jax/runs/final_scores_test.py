@@ -161,8 +161,9 @@ def test_page_and_summary_show_the_scores(tmp_path: Path) -> None:
 def test_a_run_without_scores_has_a_page_without_them(tmp_path: Path) -> None:
     _make_run(tmp_path, None)
     words = _words(report.write_report(tmp_path).read_text())
-    assert "baseline" not in words
-    assert "holdout" not in words
+    # The page also shows the command that started the run, which may name this very test.
+    for title in ("Scores beside baselines", "Best baseline", "Score on the holdout"):
+        assert title not in words
 
 
 def test_the_page_lists_the_best_programs_and_counts_equal_errors_together(tmp_path: Path) -> None:
