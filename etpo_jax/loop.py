@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from env.base import Task
+from env.tasks.code_task import CodeTask
 from etpo_jax.acting.replay import Replay
 from etpo_jax.acting.rollout import Actions, Actor, Episodes, Prompts
 from etpo_jax.acting.transitions import Batch, Transition, collate
@@ -135,7 +136,9 @@ class Loop:
 
     def resume(self) -> None:
         """Restores the last committed checkpoint, if any, and cuts the logs back to it."""
-        self._run.write_preparation(getattr(self._task, "preparation", {}))
+        if isinstance(self._task, CodeTask) and self._task.dataset.preparation:
+            preparation = self._task.dataset.preparation
+            self._run.write_preparation({"metric": self._config.task.metric, **preparation})
         update = self._checkpoints.latest
         if update is None:
             self._cut_back(update=-1, env_step=-1)

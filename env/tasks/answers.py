@@ -20,8 +20,8 @@ ANY_TEXT = (
 )
 """Instructions of tasks that have none of their own."""
 
-PROGRAM_BEGINS = "# The program " + 87 * "-"
-PROGRAM_ENDS = "# End of the program " + 80 * "-"
+PROGRAM_BEGINS = "# The program " + 86 * "-"
+PROGRAM_ENDS = "# End of the program " + 79 * "-"
 """Lines around the program in the script that a run writes for its table."""
 
 _FENCE = re.compile(r"```+([^\n]*)(?:\n|\Z)")

@@ -2,8 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping
+from importlib import resources
 from typing import Any
 
+from env.tables.script_text import script_text
+from env.tasks.answers import PROGRAM_BEGINS, PROGRAM_ENDS
 from etpo_jax.runs import files
 
 
@@ -39,10 +42,11 @@ class Best:
         return cls(**{**values, "split_scores": tuple(values["split_scores"])})
 
     def code(self, *, is_script: bool = False) -> str:
-        """The program below a comment with its score and its origin.
+        """The program below a comment with its score and its origin, a file to keep and to use.
 
         Args:
-          is_script: whether the program is scored on a table whose preparation is stored.
+          is_script: whether the file is to be a script that reads the table of the run, scores the
+            program and predicts with it; it needs the run's `preparation.json`.
         """
         by_split = " ".join(f"{score:.4f}" for score in self.split_scores)
         header = (
@@ -51,4 +55,24 @@ class Best:
             f"data set {self.dataset}, environment step {self.env_step}, seed {self.seed}",
         )
         comment = "".join(f"# {' '.join(line.split())}\n" for line in header)
-        return f"{comment}\n{self.program.rstrip()}\n"
+        text = self._script() if is_script else f"\n{self.program.rstrip()}\n"
+        return comment + text
+
+    def _script(self) -> str:
+        script = (resources.files("etpo_jax.runs") / "best_script.py").read_text("utf-8")
+        script = _filled(script, PROGRAM_BEGINS, PROGRAM_ENDS, self.program)
+        # What the script shares with the run is one text.
+        script = _filled(script, READING_BEGINS, READING_ENDS, script_text())
+        scores = ", ".join(f"{score:.9f}" for score in self.split_scores)
+        return script.replace("\nRUN_SCORES = ()\n", f"\nRUN_SCORES = ({scores},)\n", 1)
+
+
+READING_BEGINS = "# How a table is read " + 78 * "-"
+READING_ENDS = "# End of how a table is read " + 71 * "-"
+
+
+def _filled(script: str, begins: str, ends: str, text: str) -> str:
+    """Returns a script with `text` in place of what stands between two of its lines."""
+    before, rest = script.split(f"\n{begins}\n", 1)
+    _, after = rest.split(f"\n{ends}\n", 1)
+    return f"{before}\n{begins}\n\n{text.strip()}\n\n\n{ends}\n{after}"

@@ -205,11 +205,8 @@ class RunDirectory:
         top_programs.write(self.path / TOP_PROGRAMS, programs, is_script=is_script)
 
     def write_preparation(self, preparation: Mapping[str, Any]) -> None:
-        """Replaces `preparation.json`, which scripts read; removes it where it would be empty."""
-        if preparation:
-            files.write_json(self.path / PREPARATION, preparation)
-        else:
-            (self.path / PREPARATION).unlink(missing_ok=True)
+        """Replaces `preparation.json`, which turns `best_code.py` into a script for a table."""
+        files.write_json(self.path / PREPARATION, preparation)
 
     def write_tokens(self, actions: Sequence[Mapping[str, Any]]) -> None:
         """Replaces `tokens.jsonl`: one row per action, as `inspection.to_rows` makes them."""
