@@ -8,13 +8,14 @@ checksum of those that the paper scored on.
 import csv
 import dataclasses
 import io
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from env.base import UsageError
-from env.tables import cache, preparation, readers, registry, sources, splits, user_table
+from env.tables import cache, preparation, readers, registry, sources, splits
 from env.tables.registry import Entry
 from env.tables.table import Dataset, RawTable
 
@@ -22,6 +23,9 @@ MAX_ROWS = 2000
 """Default limit of the rows of a user's table, which is the paper's."""
 MIN_ROWS = 8
 """Smallest limit of rows: two rows of two classes in two halves."""
+HOLDOUT = 0.2
+"""Default share of the rows of a user's table that no reward sees."""
+MAX_HOLDOUT = 0.9
 MAX_DESCRIPTION_CHARS = 200
 RARE_CLASSES = (
     "refuse",
@@ -34,7 +38,7 @@ RARE_CLASSES = (
 )
 """What can be done with classes of too few rows; `stratify` alone means `refuse+stratify`."""
 
-_FILE_PREFIXES = ("csv:", "parquet:", "arff:")
+_FILE_PREFIXES = ("csv", "parquet", "arff", "xlsx", "json", "file")
 _RULES = {
     "balance_scale": sources.balance_scale,
     "tic_tac_toe": sources.tic_tac_toe,
@@ -59,8 +63,8 @@ def load_dataset(
     """Loads the table of that name.
 
     Args:
-      name: name in the registry, or `csv:PATH` for a user's table (also `parquet:`, `arff:`; the
-        ending of the file decides how it is read).
+      name: name in the registry, or the path of a user's table; a prefix such as `csv:` may stand
+        before it, and the content of the file decides how it is read.
       data_dir: folder with published raw files, see docs/tasks.md.
       target: column to predict; for a user's table only.
       description: words for the prompt; default: the registry's, or the name of the file.
@@ -85,16 +89,32 @@ def load_dataset(
             f"--max_rows={max_rows}: must be at least {MIN_ROWS}, for two rows of each of two "
             "classes in both halves of a split"
         )
-    if name.startswith(_FILE_PREFIXES):
+    if holdout is not None and not 0 <= holdout <= MAX_HOLDOUT:
+        raise UsageError(f"--holdout={holdout:g}: must be from 0 to {MAX_HOLDOUT}")
+    if rare_classes not in RARE_CLASSES:
+        raise UsageError(f"--rare_classes={rare_classes}: must be one of {', '.join(RARE_CLASSES)}")
+    path = _path_of(name)
+    if path is not None:
         if data_dir is not None:
             raise UsageError(f"{name}: --data_dir is for the paper's tables; PATH says it all here")
-        dataset = _load_file(name, target, description, max_rows, num_splits)
-        return dataset
-    if name not in registry.REGISTRY and Path(name).is_file():
-        raise UsageError(f"--dataset={name}: names a file; did you mean csv:{name}?")
+        return _load_file(
+            path,
+            name,
+            target,
+            description,
+            max_rows=max_rows,
+            num_splits=num_splits,
+            table_form=table_form,
+            holdout=HOLDOUT if holdout is None else holdout,
+            rare_classes=rare_classes,
+            strict=strict,
+            regression=regression,
+        )
     entry = registry.find(name, f"--dataset={name}: ")
     if target is not None:
-        raise UsageError(f"{name}: its target is {entry.target!r}; --target is for csv:PATH only")
+        raise UsageError(f"{name}: its target is {entry.target!r}; --target is for a file only")
+    if regression:
+        raise UsageError(f"{name}: its target is a class; the metrics of regression do not fit it")
     dataset = _load_published(entry, data_dir, cache_folder(cache_dir), strict is False)
     try:
         splits.check_class_counts(
@@ -268,27 +288,38 @@ def _mismatch(entry: Entry, dataset: Dataset) -> str | None:
     )
 
 
+def _path_of(name: str) -> Path | None:
+    """Returns the path that a name of a table means, None for a table of the paper."""
+    prefix, _, rest = name.partition(":")
+    if rest and prefix in _FILE_PREFIXES:
+        return Path(rest).expanduser()
+    path = Path(name).expanduser()
+    if name in registry.REGISTRY or not (path.exists() or path.suffix or len(path.parts) > 1):
+        return None
+    return path
+
+
 def _load_file(
-    name: str, target: str | None, description: str | None, max_rows: int, num_splits: int
+    path: Path, name: str, target: str | None, description: str | None, **options: Any
 ) -> Dataset:
-    path = Path(name.split(":", 1)[1]).expanduser()
+    if path.is_dir():
+        raise UsageError(f"--dataset={name}: names a folder; name the file in it")
     if not path.is_file():
         raise UsageError(f"--dataset={name}: there is no such file")
-    table = readers.read_table(path)
-    if target is None:
-        names = ", ".join(column.name for column in table.columns)
-        raise UsageError(f"{name}: --target is missing; the columns are: {names}")
     if description is None:
-        words = path.stem.replace("_", " ").replace("-", " ").split()
-        description = " ".join(word[0].upper() + word[1:] for word in words)
+        words = [
+            re.sub(r'["\\\\]', "", word) for word in re.split(r"[\s_.-]+", path.name.split(".")[0])
+        ]
+        description = " ".join(word[0].upper() + word[1:] for word in words if word)
+        description = description[:MAX_DESCRIPTION_CHARS] or "User"
         _check_description(description)
+    from env.tables.user_table import load_user_table  # deferred: most runs read no file
+
     try:
-        features, labels, feature_names, class_names = user_table.prepare_user_table(
-            table, target, max_rows=max_rows, num_splits=num_splits
-        )
+        return load_user_table(path, description, target, **options)
     except UsageError as error:
-        raise UsageError(f"{name}: {error}") from None
-    return Dataset(path.stem, description, features, labels, feature_names, class_names)
+        said = str(error)
+        raise UsageError(said if str(path) in said else f"{name}: {said}") from None
 
 
 def _check_description(description: str) -> None:

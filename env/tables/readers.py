@@ -1,8 +1,9 @@
-"""Readers of CSV, ARFF and Parquet files.
+"""Readers of the CSV and ARFF files in which the paper's tables are published.
 
-A column whose values are all numbers is numeric. Any other column is nominal; its categories are
-those that an ARFF file or a Parquet dictionary declares, in that order, or else the values that
-occur, sorted. Empty cells and `MISSING_TEXTS` are missing values.
+They read as the paper's loaders did, so that the arrays are the same; `env.tables.table_files` and
+`env.tables.profile` read the tables of users. A column whose values are all numbers is numeric. Any
+other column is nominal; its categories are those that an ARFF file declares, in that order, or else
+the values that occur, sorted. Empty cells and `MISSING_TEXTS` are missing values.
 """
 
 import csv
@@ -30,7 +31,7 @@ _NUMBER = re.compile(
 
 
 def read_table(path: str | Path) -> RawTable:
-    """Reads the table in a `.csv`, `.tsv`, `.arff` or `.parquet` file.
+    """Reads the table in a `.csv`, `.tsv` or `.arff` file.
 
     Raises:
       UsageError: naming the file and what is wrong with it.
@@ -40,11 +41,9 @@ def read_table(path: str | Path) -> RawTable:
         ".csv": _read_csv,
         ".tsv": _read_csv,
         ".arff": _read_arff,
-        ".parquet": _read_parquet,
-        ".pq": _read_parquet,
     }
     if path.suffix.lower() not in readers:
-        raise UsageError(f"{path}: a table must be a .csv, .tsv, .arff or .parquet file")
+        raise UsageError(f"{path}: a published table must be a .csv, .tsv or .arff file")
     if not path.is_file():
         raise UsageError(f"{path}: there is no such file")
     size = path.stat().st_size
@@ -152,40 +151,3 @@ def _arff_column(name: str, kind: str | list[str], cells: Sequence[Any]) -> Colu
     if kind.upper() == "STRING":
         return _text_column(name, ["" if cell is None else cell for cell in cells])
     return Column(name, np.array([np.nan if c is None else c for c in cells], np.float64))
-
-
-def _read_parquet(path: Path) -> RawTable:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UsageError(f"not a Parquet file that can be read ({error})") from None
-    return RawTable(
-        tuple(
-            _parquet_column(name, column)
-            for name, column in zip(table.column_names, table.columns, strict=True)
-        )
-    )
-
-
-def _parquet_column(name: str, column: Any) -> Column:
-    import pyarrow
-
-    types, kind = pyarrow.types, column.type
-    if types.is_dictionary(kind) and types.is_string(kind.value_type):
-        declared = (
-            column.unify_dictionaries().chunk(0).dictionary.to_pylist() if len(column) else []
-        )
-        return _nominal_column(name, column.to_pylist(), declared)
-    if (
-        types.is_boolean(kind)
-        or types.is_integer(kind)
-        or types.is_floating(kind)
-        or types.is_decimal(kind)
-    ):
-        return Column(name, column.cast(pyarrow.float64(), safe=False).to_numpy())
-    if types.is_string(kind) or types.is_large_string(kind):
-        return _nominal_column(name, column.to_pylist())
-    raise UsageError(f"column {name!r} has the type {kind}, which is neither number nor text")

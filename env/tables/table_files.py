@@ -17,6 +17,7 @@ import json
 import lzma
 import re
 import zipfile
+from collections import Counter
 
 import pandas as pd
 
@@ -81,6 +82,8 @@ def read(preparation, path=None):
     except Exception as error:  # of the many that libraries raise for a damaged file
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: cannot be read as {file['kind']} ({reason})") from error
+    repeated = [name for name, count in Counter(raw.columns).items() if name and count > 1]
+    raw.attrs["repeated"] = [*file.get("repeated", ()), *repeated]
     raw.columns = unique_names(raw.columns)
     if not len(raw) or not len(raw.columns):
         raise ValueError(f"{path}: there are no rows")
@@ -187,7 +190,25 @@ def _describe_csv(head, is_whole):
     longer = [row for row in rows[1:] if len(row) == width + 1]
     # R writes names of rows without a name in the header; others end each line by a separator.
     has_names = len(longer) == len(rows) - 1 > 0 and any(row[-1].strip() for row in longer)
-    return {"separator": separator, "skip": skip, "row_names": has_names}
+    header = Counter(" ".join(name.split()) for name in rows[0]) if rows else {}
+    return {
+        "separator": separator,
+        "skip": skip,
+        "row_names": has_names,
+        "repeated": [name for name, count in header.items() if name and count > 1],
+    }
+
+
+def widths(path, file):
+    """Yields the number of cells of each row of a delimited text, header first, and its line."""
+    data, _ = _content(path)
+    text = io.TextIOWrapper(io.BytesIO(data), encoding=file["encoding"], newline="")
+    for _ in range(file["skip"]):
+        text.readline()
+    reader = csv.reader(text, delimiter=file["separator"], skipinitialspace=True)
+    for row in reader:
+        if row and (len(row) > 1 or row[0].strip()):
+            yield len(row), reader.line_num + file["skip"]
 
 
 def _read_csv(data, file):
@@ -259,7 +280,7 @@ def _read_xlsx(data, file):
     names = [text_of(value) for value in cells.iloc[file["skip"]]]
     cells = cells.iloc[file["skip"] + 1 :].reset_index(drop=True)
     raw = cells.map(text_of).astype(object)
-    raw.columns = unique_names(names)
+    raw.columns = names
     return raw[raw.notna().any(axis=1)].reset_index(drop=True)
 
 

@@ -1,108 +1,315 @@
-"""Prepares a user's table: columns of any kind become features and class codes.
+"""Loads a table of the user's own: how its file is read, its classes, rows and values.
 
-The rules are deterministic and simple, since generated programs work on the result:
+The rules are deterministic, and all of them stand in the preparation that the table comes with:
 - Rows without a target are dropped. If there are more than `max_rows`, a fixed random choice is
-  kept, in order.
-- The target's classes are its values that occur, in declared or sorted order.
-- A nominal feature becomes the position of its value in declared or sorted order; a missing value
-  counts as one more, last category.
-- A missing number becomes the median of its column; a column with no value at all is dropped.
+  kept, in order. A share of the rows kept is held out, of each class as evenly as possible.
+- Categories, medians and units come from the rows that are not held out.
 """
 
+import csv
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pandas as pd
 
 from env.base import UsageError
-from env.tables import splits
-from env.tables.table import Column, RawTable
+from env.tables import assembly, prepared, profile, splits, table_files, target
+from env.tables.table import Dataset
 
 MIN_CLASS_ROWS = 2
 """Rows of each class that each half needs: with one, no program can be told from chance."""
-MAX_NUMERIC_CLASSES = 20
-"""Limit of the classes of a numeric target; more distinct values are a quantity."""
+_MIN_QUANTITY_ROWS = 8
+_MAX_SHORT_ROWS = 0.05
+
+Preparation = dict[str, Any]
 
 
-def prepare_user_table(
-    table: RawTable, target: str, *, max_rows: int, num_splits: int
-) -> tuple[np.ndarray, np.ndarray, tuple[str, ...], tuple[str, ...]]:
-    """Returns the arrays of a table and the names of its features and classes.
+def load_user_table(
+    path: str | Path,
+    description: str,
+    target_name: str | None,
+    *,
+    max_rows: int,
+    num_splits: int,
+    table_form: str = "array",
+    holdout: float = 0.2,
+    rare_classes: str = "refuse",
+    strict: bool | None = None,
+    regression: bool = False,
+) -> Dataset:
+    """Loads the table in a file.
 
     Args:
-      table: table as read from the file.
-      target: column to predict.
-      max_rows: largest number of rows that are kept.
+      path: the file.
+      description: words for the prompt.
+      target_name: column to predict.
+      max_rows: largest number of rows that are used, those held out included.
       num_splits: number of splits for which the classes are counted.
-
-    Returns: float64 [n, f], int64 [n], f names, K names.
+      table_form, holdout, rare_classes, strict, regression: as for `loading.load_dataset`.
 
     Raises:
-      UsageError: when no classification can be scored on the table.
+      UsageError: when the file cannot be read, no program could be scored on it, or `strict` is set
+        and anything is doubtful.
     """
-    table = _with_target(table, target)
-    table = table.take(_kept_rows(table.num_rows, max_rows))
-    labels_n, class_names = _labels(table.column(target))
-    splits.check_class_counts(
-        labels_n, num_splits=num_splits, min_rows=MIN_CLASS_ROWS, class_names=class_names
+    file, raw = read_file(path)
+    name = target.find_target(raw, target_name)
+    columns, doubts = read_columns(file, raw, without=name)
+    if all(column["as"] == "dropped" for column in columns):
+        raise UsageError(f"there is no column with values beside the target {name!r}")
+    reading, classes, target_doubts = target.read_target(
+        raw[name],
+        name,
+        regression=regression,
+        separator=file.get("separator", ","),
+        declared=raw.attrs.get("categories", {}).get(name),
     )
-    features = [c for c in table.without(target).columns if not np.isnan(c.values).all()]
-    if not features:
-        raise UsageError(f"there is no column with values beside the target {target!r}")
-    return (
-        np.stack([_filled(column) for column in features], axis=1),
-        labels_n,
-        tuple(column.name for column in features),
-        class_names,
-    )
-
-
-def _with_target(table: RawTable, target: str) -> RawTable:
-    values = table.column(target).values
-    if np.isnan(values).all():
-        raise UsageError(f"the target {target!r} is empty")
-    return table.take(~np.isnan(values))
-
-
-def _kept_rows(num_rows: int, max_rows: int) -> np.ndarray:
-    if num_rows <= max_rows:
-        return np.arange(num_rows)
-    return np.sort(np.random.RandomState(0).permutation(num_rows)[:max_rows])
-
-
-def _labels(column: Column) -> tuple[np.ndarray, tuple[str, ...]]:
-    values, labels_n = np.unique(column.values, return_inverse=True)
-    if column.categories is not None:
-        names = tuple(column.categories[int(value)] for value in values)
+    rule, _, splitting = rare_classes.partition("+")
+    preparation: Preparation = {
+        "format": 1,
+        "file": file,
+        "target": name,
+        "reading": reading,
+        "task": "regression" if regression else "classification",
+        "classes": classes,
+        "columns": columns,
+        "rows": {"max": max_rows},
+        "holdout": {"share": holdout, "seed": 0},
+        "form": table_form,
+        "splits": {"num": num_splits, "stratified": "stratify" in (rule, splitting)},
+        "notes": [],
+    }
+    if regression:
+        _check_quantity(preparation, raw)
     else:
-        _check_numeric_target(column.name, values)
-        names = tuple(f"{value:g}" for value in values)
-    if len(names) < 2:
+        preparation = _with_common_classes(preparation, raw, rule)
+    doubts += [*target_doubts, *_lost_rows(preparation, raw)]
+    if strict and doubts:
+        more = f" (and {len(doubts) - 1} more)" if doubts[1:] else ""
+        raise UsageError(f"--strict_data refuses what is doubtful: {doubts[0]}{more}")
+    preparation["notes"] = [*doubts, *preparation["notes"]]
+    _learn(preparation, raw)
+    _count_rows(preparation, raw)
+    return assembly.assemble(Path(path).stem, description, preparation, raw)
+
+
+def read_file(path: str | Path) -> tuple[Preparation, pd.DataFrame]:
+    """Returns how a file is read, and its raw table; what is wrong with it is a `UsageError`."""
+    try:
+        file = table_files.describe_file(os.path.abspath(path))
+        if file["kind"] == "csv":
+            file["short_rows"] = _count_short_rows(path, file)
+        return file, prepared.read({"file": file})
+    except ImportError as error:
+        raise UsageError(f"{path}: install the package {error.name} to read it") from None
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _count_short_rows(path: str | Path, file: Mapping[str, Any]) -> int:
+    """Returns the number of rows with fewer cells than the header; too many are refused."""
+    rows = table_files.widths(path, file)
+    try:
+        header, _ = next(rows)
+        short: list[tuple[int, int]] = []
+        num_rows = 0
+        for width, line in rows:
+            num_rows += 1
+            if width > header + 1 or (width > header and short):
+                raise UsageError(
+                    f"{path}: line {line} has {width} cells and the header has {header}: quote "
+                    f"cells that hold the separator {file['separator']!r}"
+                )
+            if width < header:
+                short.append((width, line))
+    except csv.Error as error:
+        raise UsageError(f"{path}: not a table that can be read ({error})") from None
+    if len(short) > _MAX_SHORT_ROWS * num_rows:
+        width, line = short[0]
         raise UsageError(
-            f"the target {column.name!r} has a single class, {names[0]!r}: nothing to tell apart"
+            f"{path}: {len(short)} of {num_rows} rows have too few cells: line {line} has {width} "
+            f"and the header has {header}"
         )
-    return labels_n.astype(np.int64), names
+    return len(short)
 
 
-def _check_numeric_target(name: str, values: np.ndarray) -> None:
-    if not np.isfinite(values).all():
-        raise UsageError(f"the target {name!r} holds infinite values")
-    fraction = values[values != np.floor(values)]
-    if len(fraction):
+def read_columns(
+    file: Mapping[str, Any], raw: pd.DataFrame, without: str | None = None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Returns how the columns are read, but for the target `without`, and what is doubtful."""
+    _check_names(list(raw.columns))
+    doubts = _doubts_of_file(file, raw)
+    columns = []
+    for name in raw.columns:
+        if name == without:
+            continue
+        reading = profile.read_column(
+            name,
+            raw[name],
+            separator=file.get("separator", ","),
+            declared=raw.attrs.get("categories", {}).get(name),
+        )
+        is_unnamed_and_empty = reading.entry["as"] == "dropped" and name.startswith("Unnamed: ")
+        if is_unnamed_and_empty and not reading.entry["profile"]["distinct"]:
+            continue  # separators at the ends of lines
+        columns.append(reading.entry)
+        doubts += reading.doubts
+    return columns, doubts
+
+
+def _check_names(names: list[str]) -> None:
+    unnamed = [name for name in names if re.fullmatch(r"Unnamed: \d+", name)]
+    if len(unnamed) > max(1, len(names) / 2):
         raise UsageError(
-            f"the target {name!r} holds numbers such as {fraction[0]:g}: a quantity (regression), "
-            "where classes are needed"
+            f"{len(unnamed)} of {len(names)} columns have no name: the first row must hold the "
+            "names of the columns"
         )
-    if len(values) > MAX_NUMERIC_CLASSES:
+    numbers = [name for name in names if prepared.PLAIN_NUMBER.fullmatch(name)]
+    if len(numbers) >= len(names) / 2 and any(not name.isdigit() for name in numbers):
         raise UsageError(
-            f"the target {name!r} holds {len(values)} distinct numbers: a quantity (regression), "
-            f"where at most {MAX_NUMERIC_CLASSES} classes are taken"
+            f"the first row holds values ({', '.join(names[:4])}), not names: add a row with the "
+            "names of the columns"
         )
 
 
-def _filled(column: Column) -> np.ndarray:
-    missing = np.isnan(column.values)
-    if column.categories is not None:
-        return np.where(missing, float(len(column.categories)), column.values)
-    if np.isinf(column.values).any():
-        raise UsageError(f"the column {column.name!r} holds infinite values")
-    if not missing.any():
-        return column.values
-    return np.where(missing, np.median(column.values[~missing]), column.values)
+def _doubts_of_file(file: Mapping[str, Any], raw: pd.DataFrame) -> list[str]:
+    doubts = []
+    if file.get("encoding") in ("cp1252", "latin-1", "utf-16-le", "utf-16-be"):
+        doubts.append(f"the file is not UTF-8; it is read as {file['encoding']}")
+    if file.get("other_sheets"):
+        doubts.append(
+            f"the sheet {file['sheet']!r} is read, and not {', '.join(file['other_sheets'])}"
+        )
+    for name in raw.attrs.get("index", ()):
+        doubts.append(f"column {name!r} is the index that pandas stored: dropped")
+    if file.get("short_rows"):
+        doubts.append(
+            f"{file['short_rows']} rows have fewer cells than the header: the last count as missing"
+        )
+    doubts += [
+        f"several columns are called {name!r}: they are numbered" for name in raw.attrs["repeated"]
+    ]
+    return doubts
+
+
+def _with_common_classes(preparation: Preparation, raw: pd.DataFrame, rule: str) -> Preparation:
+    """Returns the preparation with classes that all halves of all splits hold enough rows of.
+
+    Raises:
+      UsageError: when a class has too few rows and the rule is to refuse, or no two are left.
+    """
+    labels = prepared.labels(preparation, raw)
+    counts = np.bincount(labels[labels >= 0])
+    order = [preparation["classes"][code] for code in np.argsort(counts, kind="stable")]
+    # Classes that cannot have a row or two in each half go at once, the others one by one.
+    share = min(1.0, preparation["rows"]["max"] / counts.sum())
+    num_rare, hopeless = 0, int((counts * share < 2).sum())
+    chosen = preparation
+    while problem := _class_problem(chosen, raw):
+        if rule not in ("merge", "drop"):
+            even = "" if preparation["splits"]["stratified"] else " (+stratify splits them evenly)"
+            raise UsageError(f"{problem}; --rare_classes=merge or drop does without them{even}")
+        num_rare = max(num_rare + 1, hopeless)
+        chosen = _without(preparation, order[:num_rare], rule)
+        if len(chosen["classes"]) < 2:
+            raise UsageError(f"{problem}; no two classes of the target have enough rows")
+    return chosen
+
+
+def _class_problem(preparation: Preparation, raw: pd.DataFrame) -> str:
+    """Returns what is wrong with the classes, "" if nothing is."""
+    names = preparation["classes"]
+    labels = prepared.labels(preparation, raw)[prepared.visible_rows(preparation, raw)]
+    for name, count in zip(names, np.bincount(labels, minlength=len(names)), strict=True):
+        if not count:
+            return f"class {name!r} of the target has too few rows"
+    try:
+        splits.check_class_counts(
+            labels,
+            num_splits=preparation["splits"]["num"],
+            min_rows=MIN_CLASS_ROWS,
+            class_names=tuple(names),
+            stratified=preparation["splits"]["stratified"],
+        )
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+def _without(preparation: Preparation, rare: list[str], rule: str) -> Preparation:
+    classes = [name for name in preparation["classes"] if name not in rare]
+    shown = ", ".join(map(repr, rare[:5])) + (", ..." if rare[5:] else "")
+    if rule == "drop":
+        note = f"{len(rare)} rare classes are dropped with their rows: {shown}"
+        return {**preparation, "classes": classes, "notes": [note]}
+    into = "other" if "other" not in classes else "other classes"
+    return {
+        **preparation,
+        "classes": [*classes, into],
+        "merged": {"into": into, "classes": rare},
+        "notes": [f"{len(rare)} rare classes are merged into {into!r}: {shown}"],
+    }
+
+
+def _check_quantity(preparation: Preparation, raw: pd.DataFrame) -> None:
+    rows = prepared.visible_rows(preparation, raw)
+    values = prepared.labels(preparation, raw)[rows]
+    if len(rows) < _MIN_QUANTITY_ROWS or len(np.unique(values)) < 2:
+        raise UsageError(
+            f"the target {preparation['target']!r} has {len(rows)} rows and "
+            f"{len(np.unique(values))} distinct numbers: too few for a regression"
+        )
+
+
+def _lost_rows(preparation: Preparation, raw: pd.DataFrame) -> list[str]:
+    target_column = {**preparation["reading"], "name": preparation["target"]}
+    lost = int(prepared.cells(target_column, raw).isna().sum())
+    return [f"{lost} of {len(raw)} rows have no target and are dropped"] if lost else []
+
+
+def _learn(preparation: Preparation, raw: pd.DataFrame) -> None:
+    """Adds to the columns what the array form needs, learnt from the rows not held out."""
+    visible = raw.iloc[prepared.visible_rows(preparation, raw)]
+    frame = prepared.convert(preparation, visible)
+    for column in preparation["columns"]:
+        if column["as"] == "dropped":
+            continue
+        values = frame[column["name"]]
+        if column["as"] in ("category", "text"):
+            occurring = sorted(text for text in values.unique() if text is not None)
+            column["categories"] = column.pop("declared", occurring)
+        elif column["as"] == "date":
+            present = values.dropna()
+            column["unit"] = "D" if (present == present.dt.normalize()).all() else "s"
+            column["fill"] = _median(prepared.dates_as_numbers(values, column["unit"]))
+        elif column["as"] == "number":
+            column["fill"] = _median(values)
+
+
+def _median(values: pd.Series) -> float:
+    return float(values.median()) if values.notna().any() else 0.0
+
+
+def _count_rows(preparation: Preparation, raw: pd.DataFrame) -> None:
+    labels = prepared.labels(preparation, raw)
+    visible = prepared.visible_rows(preparation, raw)
+    held_out = prepared.holdout_rows(preparation, raw)
+    used = len(visible) + len(held_out)
+    counts = np.bincount(labels[visible]) if preparation["classes"] else np.zeros(0)
+    preparation["profile"] = {
+        "rows": len(raw),
+        "visible": len(visible),
+        "holdout": len(held_out),
+        "classes": {
+            name: int(count) for name, count in zip(preparation["classes"], counts, strict=True)
+        },
+    }
+    if preparation["rows"]["max"] == used < len(raw):
+        preparation["notes"].append(
+            f"{used} of {len(raw)} rows are used, a fixed random choice (--max_rows)"
+        )

@@ -93,7 +93,7 @@ def test_changed_rows_in_a_folder_are_refused_with_both_checksums(raw_dir, tmp_p
     [
         ("balance_scal", {}, "unknown data set 'balance_scal'; did you mean balance_scale?"),
         ("zebra", {}, "known: pharyngitis kidney_stone"),
-        ("balance_scale", {"target": "class"}, "--target is for csv:PATH only"),
+        ("balance_scale", {"target": "class"}, "--target is for a file only"),
         ("balance_scale", {"data_dir": "/none/such"}, "--data_dir=/none/such: there is no such"),
         ("balance_scale", {"description": 'a """ b'}, "--task_description="),
         ("balance_scale", {"description": "two\nlines"}, "--task_description="),
@@ -103,11 +103,11 @@ def test_changed_rows_in_a_folder_are_refused_with_both_checksums(raw_dir, tmp_p
             {"num_splits": 2000},
             "balance_scale: class 'B' of the target has too few",
         ),
-        (
-            __file__,
-            {"target": "y"},
-            f"--dataset={__file__}: names a file; did you mean csv:{__file__}?",
-        ),
+        ("/none/such.csv", {}, "--dataset=/none/such.csv: there is no such file"),
+        (".", {}, "--dataset=.: names a folder"),
+        ("balance_scale", {"holdout": 1.0}, "--holdout=1: must be from 0 to 0.9"),
+        ("balance_scale", {"rare_classes": "none"}, "--rare_classes=none: must be one of refuse"),
+        ("balance_scale", {"regression": True}, "balance_scale: its target is a class"),
         (
             "csv:/none/such.csv",
             {"target": "y"},
@@ -136,11 +136,15 @@ def user_csv(tmp_path):
 
 
 def test_a_table_of_the_users(user_csv):
-    dataset = load_dataset(f"csv:{user_csv}", target="outcome", max_rows=50)
+    dataset = load_dataset(str(user_csv), target="outcome", max_rows=50)
     assert (dataset.name, dataset.description) == ("customer-churn_Q3", "Customer Churn Q3")
-    assert dataset.features.shape == (50, 2)
+    assert dataset.features.shape == (40, 2)
+    assert dataset.holdout.features.shape == (10, 2)
     assert dataset.class_names == ("left", "stayed")
     assert dataset.feature_names == ("months", "plan")
+    assert load_dataset(f"csv:{user_csv}", target="outcome", max_rows=50).checksum == (
+        dataset.checksum
+    )
     named = load_dataset(f"csv:{user_csv}", target="outcome", description="Telephone")
     assert named.description == "Telephone"
 

@@ -1,4 +1,4 @@
-"""CSV, ARFF and Parquet files, good and bad."""
+"""Published CSV and ARFF files, good and bad."""
 
 import numpy as np
 import pytest
@@ -61,39 +61,10 @@ def test_arff_keeps_declared_categories(tmp_path):
     assert table.columns[2].categories == ("hello", "w")
 
 
-def test_parquet_kinds_of_columns(tmp_path):
-    import pyarrow.parquet
-
-    columns = {
-        "i": pyarrow.array([1, None, 3]),
-        "f": pyarrow.array([0.5, 1.5, None]),
-        "b": pyarrow.array([True, False, None]),
-        "s": pyarrow.array(["v", None, "u"]),
-        "d": pyarrow.array(["q", "p", None]).dictionary_encode(),
-    }
-    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
-    table = readers.read_table(tmp_path / "t.parquet")
-    expected = {
-        "i": ([1, np.nan, 3], None),
-        "f": ([0.5, 1.5, np.nan], None),
-        "b": ([1, 0, np.nan], None),
-        "s": ([1, np.nan, 0], ("u", "v")),
-        "d": ([0, 1, np.nan], ("q", "p")),
-    }
-    for column in table.columns:
-        values, categories = expected[column.name]
-        np.testing.assert_array_equal(column.values, values)
-        assert column.categories == categories
-    dates = pyarrow.table({"when": pyarrow.array([0], pyarrow.timestamp("s"))})
-    pyarrow.parquet.write_table(dates, tmp_path / "d.parquet")
-    with pytest.raises(UsageError, match="'when' has the type timestamp"):
-        readers.read_table(tmp_path / "d.parquet")
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.txt", "a\n1\n", "must be a .csv, .tsv, .arff or .parquet file"),
+        ("t.txt", "a\n1\n", "must be a .csv, .tsv or .arff file"),
         ("t.csv", "", "there are no rows"),
         ("t.csv", "a,b\n", "there are no rows"),
         ("t.csv", "a,b\n1,2\n3\n", "line 3 has 1 cells and the header has 2"),
@@ -103,7 +74,6 @@ def test_parquet_kinds_of_columns(tmp_path):
         ("t.csv", 'a,b\n1,"x"y\n', "not a CSV file"),
         ("t.arff", "@relation r\n@attribute a {x}\n@data\ny\n", "not an ARFF file"),
         ("t.arff", "hello\n", "not an ARFF file"),
-        ("t.parquet", "hello", "not a Parquet file"),
     ],
 )
 def test_bad_files_are_refused_in_one_line(tmp_path, name, content, message):
