@@ -157,7 +157,20 @@ def _make_task(config: Config, opened: contextlib.ExitStack) -> Task:
     )
 
 
-def _make_executor(config: Config, dataset: Dataset, opened: contextlib.ExitStack) -> Executor:
+@contextlib.contextmanager
+def open_holdout(config: Config, dataset: Dataset) -> Iterator[Executor]:
+    """An executor on this machine that scores programs on the holdout; closed at the end.
+
+    Raises:
+      UsageError: the table has no holdout.
+    """
+    with contextlib.ExitStack() as opened:
+        yield _make_executor(config, dataset, opened, holdout=True)
+
+
+def _make_executor(
+    config: Config, dataset: Dataset, opened: contextlib.ExitStack, *, holdout: bool = False
+) -> Executor:
     execution = config.execution
     rules: dict[str, Any] = {
         "num_splits": config.task.num_splits,
@@ -166,7 +179,7 @@ def _make_executor(config: Config, dataset: Dataset, opened: contextlib.ExitStac
         "limits": _limits(execution),
     }
     executor: CodeExecutor | RayExecutor
-    if execution.executor.startswith("ray"):
+    if execution.executor.startswith("ray") and not holdout:
         executor = RayExecutor(
             dataset,
             address=execution.ray_options.get("address", ""),
@@ -180,13 +193,14 @@ def _make_executor(config: Config, dataset: Dataset, opened: contextlib.ExitStac
             dataset,
             num_workers=execution.num_workers or os.cpu_count() or 1,
             isolation=execution.isolation,
+            holdout=holdout,
             **rules,
         )
     opened.enter_context(executor)
     folder = execution.reward_cache
     if folder == "off":
         return executor
-    context = reward_cache.reward_context(dataset, **rules)
+    context = reward_cache.reward_context(dataset, holdout=holdout, **rules)
     return CachedExecutor(
         executor, reward_cache.default_folder() if folder == "auto" else folder, context
     )

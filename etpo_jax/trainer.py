@@ -384,13 +384,22 @@ class Trainer:
         self, path: Path, best: Best | None, opened: contextlib.AbstractContextManager[Task]
     ) -> None:
         """Writes `scores.json`, for a task about a table; a failure does not end the run."""
+        config = self.config
         try:
             with opened as task:
-                if isinstance(task, CodeTask):
-                    scores = final_scores.measure(
-                        task.dataset, task.executor, best, metric=self.config.task.metric
-                    )
-                    files.write_json(path / directory.SCORES, scores.to_json())
+                if not isinstance(task, CodeTask):
+                    return
+                dataset, metric = task.dataset, config.task.metric
+                if self._task is not None:  # the settings say nothing about a task made in Python
+                    dataset, metric = dataclasses.replace(dataset, holdout=None), "reward"
+                scores = final_scores.measure(
+                    dataset,
+                    task.executor,
+                    best,
+                    metric=metric,
+                    open_holdout=lambda: build.open_holdout(config, dataset),
+                )
+                files.write_json(path / directory.SCORES, scores.to_json())
         except Exception as error:  # the run itself is complete
             self._say(f"No final scores: {type(error).__name__}: {error}")
 

@@ -37,7 +37,7 @@ class Holdout:
         """The outcome of an executor of the holdout."""
         if result.error:
             return cls(None, error=result.error)
-        return cls(result.reward, getattr(result, "interval", None))
+        return cls(result.reward, result.interval)
 
     def __str__(self) -> str:
         if self.score is None:
@@ -121,7 +121,7 @@ def measure(
     best: Best | None,
     *,
     metric: str,
-    open_holdout: Callable[[], AbstractContextManager[Executor]] | None = None,
+    open_holdout: Callable[[], AbstractContextManager[Executor]],
 ) -> FinalScores:
     """Runs the baselines on the splits, and everything on the holdout, if the table has one.
 
@@ -130,14 +130,13 @@ def measure(
       executor: the executor of the run.
       best: the best program of the run, whose split scores are known.
       metric: name of the score.
-      open_holdout: makes an executor that scores programs on the holdout; None leaves it out.
+      open_holdout: makes an executor that scores programs on the holdout.
 
     Raises: whatever an executor raises that cannot run any program.
     """
     started = time.monotonic()
     bodies = baselines.bodies(
-        has_frame=getattr(dataset, "frame", None) is not None,
-        is_regression=getattr(dataset, "is_regression", False),
+        has_frame=dataset.frame is not None, is_regression=dataset.is_regression
     )
     programs = [
         Scored(name, None if result.error else result.reward, result.split_scores, result.error)
@@ -147,15 +146,14 @@ def measure(
     if best is not None:
         programs.insert(0, Scored(BEST, best.reward, best.split_scores))
         actions.insert(0, best.action)
-    holdout = getattr(dataset, "holdout", None)
-    if holdout is not None and open_holdout is not None:
+    if dataset.holdout is not None:
         with open_holdout() as holdout_executor:
             programs = _with_holdout(programs, holdout_executor.run(actions))
     return FinalScores(
         tuple(programs),
         metric,
         num_rows=len(dataset.labels),
-        num_holdout_rows=0 if holdout is None else len(holdout.labels),
+        num_holdout_rows=0 if dataset.holdout is None else len(dataset.holdout.labels),
         seconds=round(time.monotonic() - started, 2),
     )
 

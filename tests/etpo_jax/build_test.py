@@ -11,7 +11,7 @@ import pytest
 
 import models
 from env.base import UsageError
-from env.datasets import load_dataset
+from env.datasets import Dataset, load_dataset
 from env.executor import Limits
 from etpo_jax import build
 from etpo_jax.acting.rollout import Prompt
@@ -76,6 +76,7 @@ def test_limits_reach_the_executor(make):
         "num_workers": 3,
         "limits": Limits(4.0, 3, 64 * 2**20, 5, 6 * 2**10),
         "libraries": ["absl.flags", "tqdm"],
+        "holdout": False,
         "num_splits": 5,
         "isolation": "seccomp",
     }
@@ -143,6 +144,30 @@ def test_an_actor_draws_no_padding_of_the_vocabulary(tmp_path):
     prompts = [Prompt("import numpy", tokens)] * 8
     actions = actor.act(actor.weights({}), prompts, jax.random.key(0))
     assert max(max(action) for action in actions.tokens) < 1024
+
+
+def test_the_holdout_is_scored_on_its_own_rows_and_remembered_apart(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def table(num_rows, sign, holdout=None):
+        labels = np.arange(num_rows) % 2
+        features = sign * labels[:, None] + rng.normal(size=(num_rows, 1))
+        return Dataset("mine", "Mine", features, labels, ("a",), holdout=holdout)
+
+    # What the visible rows teach is wrong for the holdout.
+    dataset = table(200, 2.0, table(50, -2.0))
+    config = Config.from_dict({"reward_cache": str(tmp_path), "num_workers": 1})
+    body = "from sklearn.linear_model import LogisticRegression\n"
+    body += "    model = LogisticRegression().fit(x_train, y_train)"
+    with contextlib.ExitStack() as opened:
+        (reward,) = build._make_executor(config, dataset, opened).run([body])
+    for is_remembered in (False, True):
+        with build.open_holdout(config, dataset) as executor:
+            (held_out,) = executor.run([body])
+        assert held_out.cached == is_remembered
+        assert held_out.reward < 0.2 < 0.8 < reward.reward
+        low, high = held_out.interval
+        assert low < held_out.reward < high
 
 
 def test_the_executor_of_a_task_is_closed_with_it(executors):

@@ -32,12 +32,9 @@ SCORES_WITH_HOLDOUT = FinalScores(
 )
 
 
-def _dataset(num_rows: int, holdout: Dataset | None = None) -> Any:
-    made = Dataset("mine", "mine", np.zeros((num_rows, 1)), np.arange(num_rows) % 2, ("a",))
-    # The class has the field; a test of a table without one leaves it out.
-    if holdout is not None:
-        object.__setattr__(made, "holdout", holdout)
-    return made
+def _dataset(num_rows: int, holdout: Dataset | None = None) -> Dataset:
+    labels = np.arange(num_rows) % 2
+    return Dataset("mine", "mine", np.zeros((num_rows, 1)), labels, ("a",), holdout=holdout)
 
 
 @dataclasses.dataclass
@@ -46,6 +43,7 @@ class _Executor:
 
     reward: float
     asked: list[str] = dataclasses.field(default_factory=list)
+    interval: tuple[float, float] | None = None
     isolation: str = "none"
 
     def run(self, bodies: Any) -> list[ExecutionResult]:
@@ -53,7 +51,7 @@ class _Executor:
         return [
             ExecutionResult(-1.0, (), "ValueError: forest", 0.1)
             if "RandomForest" in body
-            else ExecutionResult(self.reward, (self.reward,), "", 0.1)
+            else ExecutionResult(self.reward, (self.reward,), "", 0.1, interval=self.interval)
             for body in bodies
         ]
 
@@ -62,7 +60,7 @@ class _Executor:
 
 
 def test_baselines_run_on_the_splits_and_everything_on_the_holdout() -> None:
-    executor, holdout = _Executor(0.5), _Executor(0.25)
+    executor, holdout = _Executor(0.5), _Executor(0.25, interval=(0.125, 0.375))
     found = final_scores.measure(
         _dataset(8, _dataset(3)),
         executor,
@@ -74,7 +72,7 @@ def test_baselines_run_on_the_splits_and_everything_on_the_holdout() -> None:
     assert BEST.action not in executor.asked
     best, logistic, forest, _ = found.programs
     assert (best.name, best.reward, best.split_scores) == ("best program", 0.9, (0.8, 1.0))
-    assert best.holdout == Holdout(0.25)
+    assert best.holdout == Holdout(0.25, (0.125, 0.375))
     assert (logistic.name, logistic.reward) == ("logistic regression", 0.5)
     assert (forest.reward, forest.error) == (None, "ValueError: forest")
     assert forest.holdout == Holdout(None, error="ValueError: forest")
