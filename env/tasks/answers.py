@@ -8,11 +8,11 @@ from typing import TypeGuard
 
 from env.execution.program import BUILD_MODEL, ProgramTemplate
 
-INSTRUCTIONS = (
+_INSTRUCTIONS = (
     "You write Python with scikit-learn. Reply with the whole function in one code block and "
-    "nothing else; in a file, <FILL_ME> stands for its body. x_train and y_train are NumPy arrays "
-    "and all the data there is: load, split and test nothing. The function fits one classifier "
-    "that has predict_proba and ends with `return model`."
+    "nothing else; in a file, <FILL_ME> stands for its body. {data} "
+    "and all the data there is: load, split and test nothing. The function fits one {model} "
+    "that has {method} and ends with `return model`."
 )
 ANY_TEXT = (
     "Reply with the text that replaces <FILL_ME> in the message, or, if it has no <FILL_ME>, with "
@@ -23,6 +23,21 @@ ANY_TEXT = (
 PROGRAM_BEGINS = "# The program " + 86 * "-"
 PROGRAM_ENDS = "# End of the program " + 79 * "-"
 """Lines around the program in the script that a run writes for its table."""
+
+
+def instructions(*, has_frame: bool = False, is_regression: bool = False) -> str:
+    """Returns the system message for programs on data frames or arrays, with classes or numbers."""
+    kind, method = ("regressor", "predict") if is_regression else ("classifier", "predict_proba")
+    if not has_frame:
+        data = "x_train and y_train are NumPy arrays"
+        return _INSTRUCTIONS.format(data=data, model=kind, method=method)
+    data = "x_train, a pandas DataFrame, and y_train, a NumPy array, are given"
+    model = f"pipeline of encoders and a {kind}"
+    return _INSTRUCTIONS.format(data=data, model=model, method=method)
+
+
+INSTRUCTIONS = instructions()
+"""Instructions of the paper's task."""
 
 _FENCE = re.compile(r"```+([^\n]*)(?:\n|\Z)")
 _THOUGHTS = re.compile(r"\A\s*<think>.*?(?:</think>|\Z)", re.DOTALL)

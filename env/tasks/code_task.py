@@ -6,7 +6,7 @@ limit.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,7 +23,8 @@ class CodeTask(Task):
     """Episodes of writing and repairing one program.
 
     Args:
-      dataset: table that programs are scored on; the task reads its description and shape only.
+      dataset: table that programs are scored on. The task reads its description and shape, and
+        where it has a frame, what `env.tasks.columns` tells about that.
       executor: runs and scores bodies; closed with the task.
       max_steps: largest number of steps of an episode.
       prompt_style: style of prompts, see `env.tasks.prompts.PromptStyle`; "" is `paper` for models
@@ -32,7 +33,6 @@ class CodeTask(Task):
     """
 
     max_shorten = prompts.MAX_SHORTEN
-    instructions = answers.INSTRUCTIONS
     action_end = "function"
 
     def __init__(
@@ -56,7 +56,11 @@ class CodeTask(Task):
         self.dataset = dataset
         self.executor = executor
         self._description = dataset.description
-        self._shape = dataset.features.shape
+        self._form = form = prompts.Form.of(dataset)
+        self._shape = (dataset.features if dataset.frame is None else dataset.frame).shape
+        self.instructions = answers.instructions(
+            has_frame=form.table is not None, is_regression=form.is_regression
+        )
         self._max_steps = max_steps
         self._given_style = prompt_style
         self._forbidden = tuple(forbidden_constructs)
@@ -82,29 +86,25 @@ class CodeTask(Task):
         """Returns eta(g), or eta(g, a, e) after a failure; `env.tasks.prompts` shortens prompts."""
         num_rows, num_features = self._shape
         shown = prompts.shown_rows(num_rows, self._style)
+        table = (self._description, shown, num_features)
+        options: dict[str, Any] = {"style": self._style, "form": self._form, "shorten": shorten}
         if not state.data:
-            return prompts.first_prompt(self._description, shown, num_features, style=self._style)
-        return prompts.reflective_prompt(
-            self._description,
-            shown,
-            num_features,
-            state.data["body"],
-            state.data["error"],
-            style=self._style,
-            shorten=shorten,
-        )
+            return prompts.first_prompt(*table, **options)
+        failed = (state.data["body"], state.data["error"])
+        return prompts.reflective_prompt(*table, *failed, **options)
 
     def messages(self, state: State, *, shorten: int = 0) -> list[dict[str, str]]:
         """Returns the state as a conversation: after a failure, the answer and its error follow."""
         num_rows, num_features = self._shape
         shown = prompts.shown_rows(num_rows, self._style)
-        request = prompts.first_turn(self._description, shown, num_features)
+        options: dict[str, Any] = {"form": self._form, "shorten": shorten}
+        request = prompts.first_turn(self._description, shown, num_features, **options)
         # A style that was asked for is the text that the user sends.
-        asked = self.render(State(0, {})) if self._given_style else request
+        asked = self.render(State(0, {}), shorten=shorten) if self._given_style else request
         turns = [("system", self.instructions), ("user", asked)]
         if state.data:
             body, error = state.data["body"], state.data["error"]
-            answer, report = prompts.reflective_turns(body, error, shorten=shorten)
+            answer, report = prompts.reflective_turns(body, error, **options)
             turns += [("assistant", answer), ("user", report)]
         return [{"role": role, "content": content} for role, content in turns]
 
@@ -125,7 +125,7 @@ class CodeTask(Task):
 
     def program(self, action: str) -> str:
         """Returns the body inside its function, as a Python file."""
-        return prompts.program(action)
+        return prompts.program(action, self._form)
 
     def action_of(self, answer: str) -> str:
         """Extracts the body from the answer of a chat model."""
