@@ -115,6 +115,8 @@ def open_dataset(config: TaskConfig, name: str) -> Dataset:
         description=config.task_description,
         max_rows=config.max_rows,
         num_splits=config.num_splits,
+        table_form=config.table_form,  # type: ignore[arg-type]
+        regression=config.metric in metrics.REGRESSION_METRICS,
         holdout=config.holdout,
         rare_classes=config.rare_classes,
         strict=config.strict_data,

@@ -79,7 +79,14 @@ class TaskConfig(Section):
     metric: str = option(
         "roc_auc",
         "Score of a split: roc_auc (the paper), accuracy, log_loss, average_precision, or your own "
-        "as module:function.",
+        "as module:function. r2, rmse and mae make the target of a table of your own a number to "
+        "predict instead of a class.",
+    )
+    table_form: str = option(
+        "array",
+        "Form in which programs get a table: array, numbers alone (the paper), or frame, a pandas "
+        "DataFrame with the table's own columns and types, which prompts then describe.",
+        choices=("array", "frame"),
     )
     max_rows: int = option(2000, "Rows kept of a table of your own.", lower=8)
     holdout: float | None = option(

@@ -40,7 +40,8 @@ class ScoredTable:
       labels: int64 `[n]` class codes 0..K-1, or float64 `[n]` where the target is a number.
       frame: the same rows as a pandas DataFrame, which programs get in place of the features.
       holdout: rows that no reward sees.
-      stratified: whether both halves of a split have the same shares of the classes.
+      stratified: whether both halves of a split have the same shares of the classes, or of small
+        and large numbers.
     """
 
     features: np.ndarray
@@ -135,13 +136,13 @@ class Scorer:
         self._headers = [self._header(split, function) for split in range(len(self.splits))]
 
     def _halves(self, table: ScoredTable, num_splits: int) -> Iterator[Split]:
-        labels, strata = table.labels, None
+        labels = table.labels
         if not self._is_regression:
-            strata = labels if table.stratified else None
             check_class_counts(
                 labels, num_splits=num_splits, min_rows=1, stratified=table.stratified
             )
         for seed in range(num_splits):
+            strata = labels if table.stratified else None
             train, validation = split_rows(len(labels), seed, strata)
             if self._is_regression:
                 _check_numbers(labels[validation], f"the validation half of split {seed}")

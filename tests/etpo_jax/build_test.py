@@ -191,3 +191,16 @@ def test_the_executor_is_closed_if_a_later_part_cannot_be_made(
         pytest.fail("a task was made")
     (executor,) = executors
     assert executor.is_closed
+
+
+def test_form_and_kind_of_target_reach_the_table(tmp_path):
+    rows = "".join(f"{color},{i},{i / 7}\n" for i, color in enumerate(["red", "blue"] * 30))
+    (tmp_path / "mine.csv").write_text("color,size,price\n" + rows)
+    name = str(tmp_path / "mine.csv")
+    settings = {"dataset": name, "target": "price", "metric": "rmse", "table_form": "frame"}
+    dataset = build.open_dataset(Config.from_dict(settings).task, name)
+    assert dataset.is_regression
+    assert dataset.frame.dtypes.astype(str).to_dict() == {"color": "object", "size": "int64"}
+    array = build.open_dataset(Config.from_dict({**settings, "table_form": "array"}).task, name)
+    assert array.frame is None
+    assert len({array.checksum, dataset.checksum}) == 2

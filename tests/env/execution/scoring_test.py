@@ -130,6 +130,14 @@ def test_stratified_halves_keep_the_shares():
         assert (np.diff(split.y_validation) < 0).any()
 
 
+def test_stratified_halves_of_numbers_have_neighbours():
+    table = _regression(stratified=True)
+    for split in Scorer(table, 5).splits:
+        pairs = np.sort(split.y_validation), np.sort(split.y_train)
+        np.testing.assert_array_equal(np.stack(pairs, 1).reshape(-1), np.sort(table.labels))
+        assert (np.diff(split.y_validation) < 0).any()
+
+
 def _held(num_rows: int = 12) -> ScoredTable:
     return ScoredTable(np.arange(2.0 * num_rows).reshape(num_rows, 2), np.arange(num_rows) % 3)
 
