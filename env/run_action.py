@@ -18,8 +18,10 @@ from env import command_line
 from env.base import UsageError
 from env.datasets import load_dataset
 from env.execution import metrics
-from env.executor import BUILD_MODEL, CodeExecutor, ExecutorError, Limits, ProgramTemplate
+from env.execution.program import ProgramTemplate, template_of
+from env.executor import CodeExecutor, ExecutorError, Limits
 from env.isolation import CHOICES
+from env.tables.loading import MAX_ROWS, RARE_CLASSES
 from env.tables.splits import NUM_SPLITS
 from env.tasks import answers
 
@@ -34,7 +36,22 @@ _TARGET = flags.DEFINE_string("target", None, "Target column of a table of your 
 _METRIC = flags.DEFINE_string(
     "metric",
     metrics.DEFAULT_METRIC,
-    f"Score of the predictions: {', '.join(metrics.METRICS)}, or module:function.",
+    f"Score of the predictions: {', '.join(metrics.METRICS + metrics.REGRESSION_METRICS)}, or "
+    "module:function.",
+)
+_TABLE_FORM = flags.DEFINE_enum(
+    "table_form", "array", ("array", "frame"), "Form in which programs get the table."
+)
+_MAX_ROWS = flags.DEFINE_integer("max_rows", MAX_ROWS, "Rows kept of a table of your own.")
+_HOLDOUT = flags.DEFINE_float(
+    "holdout",
+    None,
+    "Share of the rows that is left out; default: 0.2 for a table of your own, 0 for the paper's.",
+    lower_bound=0,
+    upper_bound=0.9,
+)
+_RARE_CLASSES = flags.DEFINE_enum(
+    "rare_classes", "refuse", RARE_CLASSES, "What is done with classes of too few rows."
 )
 _NUM_SPLITS = flags.DEFINE_integer(
     "num_splits", NUM_SPLITS, "Train/validation splits that the reward averages.", lower_bound=1
@@ -68,20 +85,24 @@ _ISOLATION = flags.DEFINE_enum(
     "Wall around the program; unsafe has only a process of its own. See docs/execution.md.",
 )
 
-_WHOLE = ProgramTemplate(before="", after="", function=BUILD_MODEL.function)
-
 
 def main() -> int:
     """Runs the program."""
     if _ACTION_FILE.value is None:
         raise UsageError("--action_file is missing: name the file with the program; - reads stdin")
-    program = answers.program_of(_read(_ACTION_FILE.value))
+    text = _read(_ACTION_FILE.value)
     dataset = load_dataset(
         _DATASET.value,
         data_dir=_DATA_DIR.value,
         target=_TARGET.value,
+        max_rows=_MAX_ROWS.value,
         num_splits=_NUM_SPLITS.value,
+        table_form=_TABLE_FORM.value,  # type: ignore[arg-type]
+        holdout=_HOLDOUT.value,
+        rare_classes=_RARE_CLASSES.value,
+        regression=_METRIC.value in metrics.REGRESSION_METRICS,
     )
+    template = template_of(dataset)
     try:
         with CodeExecutor(
             dataset,
@@ -97,9 +118,9 @@ def main() -> int:
             ),
             libraries=_LIBRARIES.value,
             metric=metrics.find(_METRIC.value),
-            template=_WHOLE,
+            template=ProgramTemplate("", "", template.function),
         ) as executor:
-            (result,) = executor.run([program])
+            (result,) = executor.run([answers.program_of(text, template)])
             isolation = executor.isolation
     except ValueError as error:
         raise UsageError(str(error)) from None

@@ -27,6 +27,7 @@ if (
 
 import argparse
 import contextlib
+import io
 import json
 import random
 import warnings
@@ -275,7 +276,10 @@ def versions():
 
 def save(bundle, path):
     """Saves a fitted model, with classes and functions that it defines itself."""
-    from joblib.externals import cloudpickle
+    try:
+        import cloudpickle  # of which joblib, a part of scikit-learn, brings its own copy at times
+    except ImportError:
+        from joblib.externals import cloudpickle
 
     with explained(f"--save={path}"), open(path, "wb") as file:
         cloudpickle.dump(bundle, file)
@@ -287,11 +291,15 @@ def load(path):
     import joblib
 
     with explained(f"--load={path}"):
-        bundle = joblib.load(path)
-    if not isinstance(bundle, dict) or "preparation" not in bundle:
-        raise ProblemError(f"--load={path}: is no model that best_code.py has saved")
-    if bundle["versions"] != versions():
-        print(f"note: {path} was saved with {bundle['versions']}", file=sys.stderr)
+        content = Path(path).read_bytes()
+    try:
+        bundle = joblib.load(io.BytesIO(content))
+        saved_with = bundle["versions"]
+    except Exception as error:  # of the many that other files lead to
+        raise ProblemError(f"--load={path}: is no model that --save wrote ({error})") from error
+    if saved_with != versions():
+        listed = ", ".join(f"{name} {version}" for name, version in saved_with.items())
+        print(f"note: {path} was saved with {listed}", file=sys.stderr)
     return bundle
 
 
