@@ -32,7 +32,6 @@ class CodeTask(Task):
       forbidden_constructs: texts that no body may contain; such a body fails without running.
     """
 
-    max_shorten = prompts.MAX_SHORTEN
     action_end = "function"
 
     def __init__(
@@ -57,6 +56,7 @@ class CodeTask(Task):
         self.executor = executor
         self._description = dataset.description
         self._form = form = prompts.Form.of(dataset)
+        self.max_shorten = form.max_shorten
         self._shape = (dataset.features if dataset.frame is None else dataset.frame).shape
         self.instructions = answers.instructions(
             has_frame=form.table is not None, is_regression=form.is_regression

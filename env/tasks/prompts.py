@@ -83,6 +83,11 @@ class Form:
         return SIGNATURE if self.table is None else FRAME_SIGNATURE
 
     @property
+    def max_shorten(self) -> int:
+        """The largest `shorten` that makes a prompt shorter."""
+        return MAX_SHORTEN if self.table is None else len(_TABLE_BYTES) - 1
+
+    @property
     def words(self) -> dict[str, str]:
         """The words that fill the texts of prompts."""
         kind, method = ("classifier", "predict_proba")
@@ -120,32 +125,28 @@ ARRAYS = Form()
 
 @dataclasses.dataclass(frozen=True)
 class _Limits:
-    """Limits on parts of a prompt; None is no limit.
+    """Limits on the part of the last failure that a reflective prompt shows; None is no limit."""
 
-    Attributes:
-      table_bytes: lines about the columns of a data frame.
-      error_chars, body_lines, line_chars: the last failure, in a reflective prompt.
-    """
-
-    table_bytes: int
     error_chars: int
     body_lines: int | None = None
     line_chars: int | None = None
 
 
 # Shortening drops the middle of the error first, then the middle lines of the previous body. The
-# name of the mistake and the lines next to signature and return stay longest. Of a data frame's
-# columns values are dropped first, then columns.
+# name of the mistake and the lines next to signature and return stay longest.
 _SHORTER = (
-    _Limits(2400, MAX_ERROR_CHARS),
-    _Limits(1600, 160),
-    _Limits(1100, 80),
-    _Limits(750, 80, body_lines=16, line_chars=120),
-    _Limits(500, 80, body_lines=8, line_chars=80),
-    _Limits(300, 80, body_lines=4, line_chars=60),
-    _Limits(0, 40, body_lines=0),
+    _Limits(MAX_ERROR_CHARS),
+    _Limits(160),
+    _Limits(80),
+    _Limits(80, body_lines=16, line_chars=120),
+    _Limits(80, body_lines=8, line_chars=80),
+    _Limits(80, body_lines=4, line_chars=60),
+    _Limits(40, body_lines=0),
 )
 MAX_SHORTEN = len(_SHORTER) - 1
+
+_TABLE_BYTES = (2400, 1700, 1200, 850, 600, 400, 250, 150, 0)
+"""Bytes of the lines about the columns of a data frame; 0 also leaves the longest words out."""
 
 
 def first_prompt(
@@ -165,9 +166,9 @@ def first_prompt(
       num_features: columns of `x_train`.
       style: see `PromptStyle`.
       form: what programs are given and return.
-      shorten: 0 shows everything, larger values up to `MAX_SHORTEN` ever less.
+      shorten: 0 shows everything, larger values up to `Form.max_shorten` ever less.
     """
-    request = _request(num_rows, num_features, style, form, _limits(shorten))
+    request = _request(num_rows, num_features, style, form, shorten)
     return _header(description, style, form) + _function(request, FILL_ME, style=style, form=form)
 
 
@@ -192,10 +193,12 @@ def reflective_prompt(
       error: its error, which `clean_error` cleans and bounds.
       style: see `PromptStyle`.
       form: what programs are given and return.
-      shorten: 0 shows everything, larger values up to `MAX_SHORTEN` ever less.
+      shorten: 0 shows everything, larger values up to `Form.max_shorten` ever less.
     """
     limits = _limits(shorten)
-    request = _request(num_rows, num_features, style, form, limits)
+    request = _request(num_rows, num_features, style, form, shorten)
+    if form.table and _table_bytes(shorten) == 0:
+        request = ""
     previous = _function(request, _shown_body(body, limits), style=style, form=form)
     if style != "official":
         previous = "".join(f"# {line}".rstrip() + "\n" for line in previous.splitlines()) + "\n"
@@ -218,7 +221,7 @@ def first_turn(
     words = form.words
     arguments = words.pop("arguments").format(shape=(num_rows, num_features))
     request = _CHAT_REQUEST.format(**words, arguments=arguments, description=_inline(description))
-    return "\n\n".join([request, *_about_columns(form, _limits(shorten))])
+    return "\n\n".join([request, *_about_columns(form, shorten)])
 
 
 def reflective_turns(
@@ -289,18 +292,22 @@ def _inline(description: str) -> str:
     return _MARKER.sub("", text).rstrip('"')
 
 
-def _request(
-    num_rows: int, num_features: int, style: PromptStyle, form: Form, limits: _Limits
-) -> str:
+def _request(num_rows: int, num_features: int, style: PromptStyle, form: Form, shorten: int) -> str:
     request = _SCORED_REQUEST if style == "scored" else _REQUEST
+    if _table_bytes(shorten) == 0:
+        form = dataclasses.replace(form, table=None)
     text = request.format(**form.words, shape=(num_rows, num_features))
-    about = "".join(_about_columns(form, limits))
+    about = "".join(_about_columns(form, shorten))
     return text if not about else f"{text}\n\n    {about.replace(chr(10), chr(10) + 4 * ' ')}\n    "
 
 
-def _about_columns(form: Form, limits: _Limits) -> list[str]:
+def _table_bytes(shorten: int) -> int:
+    return _TABLE_BYTES[min(shorten, len(_TABLE_BYTES) - 1)]
+
+
+def _about_columns(form: Form, shorten: int) -> list[str]:
     """Returns the lines about the columns of a data frame as one text, or nothing."""
-    lines = form.table.lines(limits.table_bytes) if form.table else []
+    lines = form.table.lines(_table_bytes(shorten)) if form.table else []
     return ["\n".join([_ABOUT_COLUMNS, *lines])] if lines else []
 
 
@@ -313,5 +320,5 @@ def _docstring(text: str, *, style: PromptStyle, space_after: bool = False) -> s
 def _function(
     docstring: str, body: str, *, style: PromptStyle, form: Form, space_after: bool = False
 ) -> str:
-    text = _docstring(docstring, style=style, space_after=space_after)
-    return f"{form.signature}    {text}\n    {body}\n{RETURN}"
+    text = docstring and f"    {_docstring(docstring, style=style, space_after=space_after)}\n"
+    return f"{form.signature}{text}    {body}\n{RETURN}"
