@@ -93,7 +93,7 @@ def load_dataset(
         raise UsageError(f"--holdout={holdout:g}: must be from 0 to {MAX_HOLDOUT}")
     if rare_classes not in RARE_CLASSES:
         raise UsageError(f"--rare_classes={rare_classes}: must be one of {', '.join(RARE_CLASSES)}")
-    path = _path_of(name)
+    path = path_of(name)
     if path is not None:
         if data_dir is not None:
             raise UsageError(f"{name}: --data_dir is for the paper's tables; PATH says it all here")
@@ -288,7 +288,7 @@ def _mismatch(entry: Entry, dataset: Dataset) -> str | None:
     )
 
 
-def _path_of(name: str) -> Path | None:
+def path_of(name: str) -> Path | None:
     """Returns the path that a name of a table means, None for a table of the paper."""
     prefix, _, rest = name.partition(":")
     if rest and prefix in _FILE_PREFIXES:
@@ -299,13 +299,18 @@ def _path_of(name: str) -> Path | None:
     return path
 
 
+def check_file(path: Path, said: str) -> None:
+    """Refuses a path that names no file; the message starts with `said`."""
+    if path.is_dir():
+        raise UsageError(f"{said}: names a folder; name the file in it")
+    if not path.is_file():
+        raise UsageError(f"{said}: there is no such file")
+
+
 def _load_file(
     path: Path, name: str, target: str | None, description: str | None, **options: Any
 ) -> Dataset:
-    if path.is_dir():
-        raise UsageError(f"--dataset={name}: names a folder; name the file in it")
-    if not path.is_file():
-        raise UsageError(f"--dataset={name}: there is no such file")
+    check_file(path, f"--dataset={name}")
     if description is None:
         words = [
             re.sub(r'["\\\\]', "", word) for word in re.split(r"[\s_.-]+", path.name.split(".")[0])

@@ -108,7 +108,9 @@ def read_column(
         reading.doubts.append(
             f"column {name!r} rises by one from row to row: drop it if it only numbers the rows"
         )
-    examples = itertools.islice(dict.fromkeys(t for t in texts if t not in entry["missing"]), 3)
+    examples = itertools.islice(
+        dict.fromkeys(t for t in texts if t not in entry["missing"]), _NUM_EXAMPLES
+    )
     entry["profile"] = {
         "missing": absent,
         "distinct": distinct,

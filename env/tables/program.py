@@ -1,7 +1,7 @@
-"""etpo datasets [list] | fetch NAME...|all | table
+"""etpo datasets [list] | describe PATH | fetch NAME...|all | table
 
-Lists the tables that programs can be scored on, puts the paper's tables into the cache, or prints
-Table 1 of the paper beside ours in Markdown.
+Lists the tables that programs can be scored on, says how a table of your own is read, puts the
+paper's tables into the cache, or prints Table 1 of the paper beside ours in Markdown.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from absl import flags
 
 from env import command_line
 from env.base import UsageError
-from env.tables import cache, registry
+from env.tables import cache, loading, registry
 from env.tables.loading import cache_folder, fetch
 from env.tables.sources import has_kaggle_credentials
 
@@ -30,6 +30,23 @@ _STRICT = flags.DEFINE_bool(
     None,
     "Refuse what is doubtful about a table; --nostrict_data caches tables of the paper even if "
     "their rows are not the paper's.",
+)
+_TARGET = flags.DEFINE_string("target", None, "Column that is to be predicted (describe).")
+_MAX_ROWS = flags.DEFINE_integer(
+    "max_rows", loading.MAX_ROWS, "Rows kept of a table (describe).", lower_bound=loading.MIN_ROWS
+)
+_HOLDOUT = flags.DEFINE_float(
+    "holdout",
+    loading.HOLDOUT,
+    "Share of the rows that no reward sees (describe).",
+    lower_bound=0,
+    upper_bound=loading.MAX_HOLDOUT,
+)
+_RARE_CLASSES = flags.DEFINE_enum(
+    "rare_classes",
+    "refuse",
+    loading.RARE_CLASSES,
+    "What is done with classes of too few rows (describe).",
 )
 
 
@@ -52,9 +69,32 @@ def _run_command(words: list[str]) -> int:
     if command == "table" and not names:
         print("\n".join(table_1()))
         return 0
+    if command == "describe" and len(names) == 1:
+        return _describe(names[0])
     if command == "fetch" and names:
         return _fetch(names)
-    raise UsageError(f"{' '.join(words)!r}: say list, table, fetch NAME... or fetch all")
+    raise UsageError(
+        f"{' '.join(words)!r}: say list, describe PATH, table, fetch NAME... or fetch all"
+    )
+
+
+def _describe(name: str) -> int:
+    from env.tables import listing, user_table
+
+    path = loading.path_of(name)
+    if path is None:
+        raise UsageError(f"describe {name}: name the file of a table of your own")
+    loading.check_file(path, f"describe {name}")
+    preparation = user_table.describe(
+        path,
+        _TARGET.value,
+        max_rows=_MAX_ROWS.value,
+        holdout=_HOLDOUT.value,
+        rare_classes=_RARE_CLASSES.value,
+        strict=_STRICT.value,
+    )
+    print("\n".join(listing.profile_lines(preparation)))
+    return 0
 
 
 def table_1() -> list[str]:
@@ -93,7 +133,7 @@ def _listing() -> list[str]:
         *lines,
         "",
         f"cache: {folder}",
-        "a table of your own: --dataset=csv:PATH --target=COLUMN",
+        "a table of your own: --dataset=PATH --target=COLUMN (etpo datasets describe PATH)",
     ]
 
 

@@ -71,5 +71,5 @@ def find(name: str, said_by: str = "") -> Entry:
     close = difflib.get_close_matches(name, REGISTRY, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known: {' '.join(REGISTRY)}"
     raise UsageError(
-        f"{said_by}unknown data set {name!r}; {hint} (or csv:PATH with --target=COLUMN)"
+        f"{said_by}unknown data set {name!r}; {hint} (or the path of a table, with --target=COLUMN)"
     )

@@ -16,6 +16,10 @@ _METRICS = "--metric=r2, rmse or mae"
 _MAX_LISTED = 40
 
 
+class QuantityError(UsageError):
+    """The target is a quantity, where classes were expected."""
+
+
 def find_target(raw: pd.DataFrame, target: str | None) -> str:
     """Returns the name of the target's column; raises `UsageError` if there is none."""
     names = list(raw.columns)
@@ -103,12 +107,12 @@ def _read_quantity(
 def _check_numeric_classes(target: str, names: set[str]) -> None:
     fractions = sorted(name for name in names if not re.fullmatch(r"-?\d+", name))
     if fractions:
-        raise UsageError(
+        raise QuantityError(
             f"the target {target!r} holds numbers such as {fractions[0]}: a quantity, for which "
             f"{_METRICS} scores a regression"
         )
     if len(names) > MAX_NUMERIC_CLASSES:
-        raise UsageError(
+        raise QuantityError(
             f"the target {target!r} holds {len(names)} distinct numbers, more than the "
             f"{MAX_NUMERIC_CLASSES} that are taken as classes: a quantity, for which {_METRICS} "
             "scores a regression"

@@ -96,6 +96,24 @@ def load_user_table(
     return assembly.assemble(Path(path).stem, description, preparation, raw)
 
 
+def describe(path: str | Path, target_name: str | None, **options: Any) -> Preparation:
+    """Returns the preparation of the table in a file, for a listing; without a target its columns.
+
+    Args: as for `load_user_table`; a numeric target of many values is taken as a quantity.
+    """
+    if target_name is None:
+        file, raw = read_file(path)
+        columns, doubts = read_columns(file, raw)
+        notes = [*doubts, "name the column to predict with --target to see classes and rows"]
+        return {"file": file, "columns": columns, "notes": notes}
+    options = {"num_splits": splits.NUM_SPLITS, **options}
+    try:
+        dataset = load_user_table(path, "", target_name, **options)
+    except target.QuantityError:
+        dataset = load_user_table(path, "", target_name, **options, regression=True)
+    return dict(dataset.preparation)
+
+
 def read_file(path: str | Path) -> tuple[Preparation, pd.DataFrame]:
     """Returns how a file is read, and its raw table; what is wrong with it is a `UsageError`."""
     try:

@@ -63,7 +63,7 @@ def test_fetch_goes_on_after_a_failure_and_resumes(cache_dir, raw_dir):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fetch"], "error: 'fetch': say list, table, fetch NAME... or fetch all"),
+        (["fetch"], "error: 'fetch': say list, describe PATH, table, fetch NAME... or fetch all"),
         (["steal", "cmc"], "error: 'steal cmc': say list"),
         (["fetch", "cmcc"], "error: unknown data set 'cmcc'; did you mean cmc?"),
         (["list", "--nosuchflag"], "error: unknown flag --nosuchflag"),
