@@ -71,7 +71,7 @@ def dates(texts, layout):
 def cells(column, raw):
     """Returns the texts of a column without white space around them, None where missing."""
     missing = set(column["missing"])
-    texts = (t.strip() if isinstance(t, str) else "" for t in raw[column["name"]])
+    texts = (t.strip() if isinstance(t, str) else "" for t in raw[column["name"]].tolist())
     return pd.Series([None if text in missing else text for text in texts], dtype=object)
 
 

@@ -7,6 +7,7 @@ since `--strict_data` refuses a table that has any. Nothing here looks at the ta
 
 import dataclasses
 import itertools
+import math
 import re
 from collections import Counter
 from typing import Any
@@ -42,7 +43,7 @@ _DISTINCT_INDEX_NAMES = re.compile(
 _ID_NAMES = re.compile(r"(?i:(.*[^a-zA-Z])?(id|uuid|guid))|.*[a-z](Id|ID)")
 
 _LOOKS_LIKE_DATE = re.compile(
-    r"\d{1,4}[-/. ][\w.]{1,9}[-/. ,]+\d{2,4}\b.*|[A-Za-z]{3,9}\.? \d{1,2},? \d{4}.*"
+    r"\d{1,4}[-/. ][\w.]{1,9}[-/. ,]+\d{2,4}(\b|T).*|[A-Za-z]{3,9}\.? \d{1,2},? \d{4}.*"
 )
 _ISO = re.compile(r"\d{4}-\d{2}-\d{2}([T ].*)?")
 _DAYS = (
@@ -81,7 +82,7 @@ def read_column(
         decimal mark.
       declared: categories that the file declares, in order.
     """
-    texts = [cell.strip() if isinstance(cell, str) else "" for cell in cells]
+    texts = [cell.strip() if isinstance(cell, str) else "" for cell in cells.tolist()]
     counts = Counter(texts)
     words = {text for text in counts if text.lower() in MISSING_WORDS}
     present = Counter({text: n for text, n in counts.items() if text not in words})
@@ -175,21 +176,20 @@ def read_numbers(name: str, present: Counter[str], separator: str) -> Reading | 
       present: texts that are no words for a missing value, and how often each occurs.
       separator: as for `read_column`.
 
-    Returns: None for a column that is no numbers, such as one of codes with leading zeros.
+    Returns: None for a column that is no numbers, such as one of codes with leading zeros, or of
+      identifiers that are too long for a number.
     """
-    if any(re.fullmatch(r"0\d+", text) for text in present):
+    if any(re.fullmatch(r"0\d+", text) or _is_too_long(text) for text in present):
         return None
     total = present.total()
-    read = {
-        mark: {
-            text for text in present if prepared.number(text, mark) == prepared.number(text, mark)
-        }
-        for mark in (".", ",")
-    }
+    plain = {text for text in present if prepared.PLAIN_NUMBER.fullmatch(text)}
+    read = {".": plain, ",": set[str]()}
+    if len(plain) < len(present) or separator == ";":
+        read = {mark: {t for t in present if _is_number(t, mark)} for mark in (".", ",")}
     points, commas = (sum(present[text] for text in read[mark]) for mark in (".", ","))
     entry: dict[str, Any] = {"name": name, "as": "number", "decimal": "."}
     reading = Reading(entry)
-    is_plain = all(prepared.PLAIN_NUMBER.fullmatch(text) for text in read["."])
+    is_plain = len(plain) == len(read["."])
     if commas > points:
         entry["decimal"] = ","
         reading.warnings.append("decimal comma")
@@ -219,6 +219,15 @@ def read_numbers(name: str, present: Counter[str], separator: str) -> Reading | 
     values = [prepared.number(text, entry["decimal"]) for text in numbers]
     entry["whole"] = not rest and all(v % 1 == 0 and abs(v) < 2**53 for v in values)
     return reading
+
+
+def _is_number(text: str, decimal: str) -> bool:
+    return not math.isnan(prepared.number(text, decimal))
+
+
+def _is_too_long(text: str) -> bool:
+    """True for a whole number that a float64 does not hold, such as an identifier of 19 digits."""
+    return re.fullmatch(r"[+-]?\d{16,}", text) is not None and int(float(text)) != int(text)
 
 
 def _say_how_commas_are_read(reading: Reading, name: str, numbers: set[str]) -> None:
@@ -321,4 +330,6 @@ def _category(
         reading.warnings.append(f"{num_distinct} categories")
     if any(re.fullmatch(r"0\d+", text) for text in present):
         reading.warnings.append("leading zeros: read as codes")
+    if any(_is_too_long(text) for text in present):
+        reading.warnings.append("numbers of too many digits: read as codes")
     return reading

@@ -8,6 +8,7 @@ needs pandas, and pyarrow, openpyxl or liac-arff for files of their kinds.
 """
 
 import bz2
+import contextlib
 import csv
 import datetime
 import gzip
@@ -45,7 +46,8 @@ def describe_file(path):
     if data.startswith(b"PAR1"):
         return {**file, "kind": "parquet"}
     if data.startswith(b"PK"):
-        return {**file, "kind": "xlsx", **_describe_sheets(data)}
+        with _explained(path, "an Excel file"):
+            return {**file, "kind": "xlsx", **_describe_sheets(data)}
     for magic, what in _FOREIGN.items():
         if data[:64].lower().startswith(magic.lower()):
             raise ValueError(f"{path}: {what}")
@@ -75,13 +77,8 @@ def read(preparation, path=None):
         file = describe_file(path)
     data, _ = _content(path)
     readers = {"parquet": _read_parquet, "xlsx": _read_xlsx, "json": _read_json, "arff": _read_arff}
-    try:
+    with _explained(path, file["kind"]):
         raw = readers.get(file["kind"], _read_csv)(data, file)
-    except ImportError as error:
-        raise ValueError(f"{path}: install the package {error.name} to read it") from None
-    except Exception as error:  # of the many that libraries raise for a damaged file
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: cannot be read as {file['kind']} ({reason})") from error
     repeated = [name for name, count in Counter(raw.columns).items() if name and count > 1]
     raw.attrs["repeated"] = [*file.get("repeated", ()), *repeated]
     raw.columns = unique_names(raw.columns)
@@ -90,12 +87,23 @@ def read(preparation, path=None):
     return raw
 
 
+@contextlib.contextmanager
+def _explained(path, what):
+    try:
+        yield
+    except ImportError as error:
+        raise ValueError(f"{path}: install the package {error.name} to read it") from None
+    except Exception as error:  # of the many that libraries raise for a damaged file
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: cannot be read as {what} ({reason})") from error
+
+
 def unique_names(names):
     """Returns names without white space around them, "Unnamed: 0" for none, repeated ones told
     apart by a number."""
     result, seen = [], set()
     for position, name in enumerate(names):
-        plain = "" if name is None else " ".join(str(name).split())
+        plain = "" if name is None or name != name else " ".join(str(name).split())
         plain = plain or f"Unnamed: {position}"
         candidates = (f"{plain}.{number}" for number in itertools.count(1))
         result.append(plain if plain not in seen else next(c for c in candidates if c not in seen))
@@ -270,8 +278,7 @@ def _describe_sheets(data):
 
 
 def _cells_of_sheet(book, name):
-    cells = book.parse(name, header=None, dtype=object, na_filter=False)
-    return cells.dropna(axis=1, how="all")
+    return pd.read_excel(book, name, header=None, dtype=object, na_filter=False)
 
 
 def _read_xlsx(data, file):

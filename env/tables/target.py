@@ -55,7 +55,7 @@ def read_target(
     Raises:
       UsageError: when the target is of the other kind.
     """
-    texts = [cell.strip() if isinstance(cell, str) else "" for cell in cells]
+    texts = [cell.strip() if isinstance(cell, str) else "" for cell in cells.tolist()]
     counts = Counter(text for text in texts if text)
     if not counts:
         raise UsageError(f"the target {target!r} is empty")

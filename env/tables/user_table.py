@@ -121,8 +121,6 @@ def read_file(path: str | Path) -> tuple[Preparation, pd.DataFrame]:
         if file["kind"] == "csv":
             file["short_rows"] = _count_short_rows(path, file)
         return file, prepared.read({"file": file})
-    except ImportError as error:
-        raise UsageError(f"{path}: install the package {error.name} to read it") from None
     except UsageError:
         raise
     except ValueError as error:

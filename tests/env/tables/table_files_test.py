@@ -1,0 +1,222 @@
+"""Files of every kind that people keep tables in become frames of texts, or are refused."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from env.base import UsageError
+from env.tables import prepared, table_files, user_table
+
+PLAIN = b"name,n,y\nAnna,1,a\nJos\xc3\xa9,2,b\n"
+TEXTS = {"name": ["Anna", "José"], "n": ["1", "2"], "y": ["a", "b"]}
+
+
+def read(tmp_path, name, content):
+    """Reads a file of that content; returns what was found out and the raw table as lists."""
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    file, raw = user_table.read_file(path)
+    texts = raw.astype(object).where(raw.notna(), None)
+    return file, {column: texts[column].tolist() for column in texts}
+
+
+def zipped(**members):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.csv", PLAIN),
+        ("t.csv", PLAIN.replace(b"\n", b"\r\n")),
+        ("t.txt", PLAIN.replace(b",", b"\t")),
+        ("t.tsv", PLAIN.replace(b",", b"\t")),
+        ("t.dat", PLAIN.replace(b",", b"|")),
+        ("t.csv", PLAIN.replace(b",", b";")),
+        ("t.csv", b"sep=;\r\n" + PLAIN.replace(b",", b";")),
+        ("t.csv", b"\xef\xbb\xbf" + PLAIN),
+        ("t.csv", PLAIN.decode().encode("utf-16")),
+        ("t.csv", PLAIN.decode().encode("utf-16-le")),
+        ("t.csv", PLAIN.decode().encode("cp1252")),
+        ("t.csv", PLAIN.replace(b",", b", ")),
+        ("t.csv", b'"name","n","y"\n"Anna","1","a"\n"Jos\xc3\xa9","2","b"\n\n'),
+        ("t.csv.gz", gzip.compress(PLAIN)),
+        ("t.csv.bz2", bz2.compress(PLAIN)),
+        ("t.csv.xz", lzma.compress(PLAIN)),
+        ("t.zip", zipped(**{"in/t.csv": PLAIN, "__MACOSX/._t.csv": b"x"})),
+        ("t", PLAIN),
+        ("t.jsonl", "\n".join(json.dumps(r) for r in pd.DataFrame(TEXTS).to_dict("records"))),
+        ("t.jsonl.gz", gzip.compress(pd.DataFrame(TEXTS).to_json(orient="records").encode())),
+        ("t.json", pd.DataFrame(TEXTS).to_json()),
+        (
+            "t.arff",
+            "@RELATION r\n@ATTRIBUTE name STRING\n@attribute n INTEGER\n@attribute y {b, a}\n"
+            "@DATA\nAnna,1,a\nJosé,2,b\n",
+        ),
+    ],
+)
+def test_the_same_table_in_many_kinds_of_files(tmp_path, name, content):
+    assert read(tmp_path, name, content)[1] == TEXTS
+
+
+def test_an_encoding_that_is_guessed_is_said(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_bytes(PLAIN.decode().encode("cp1252"))
+    file, raw = user_table.read_file(path)
+    assert user_table.read_columns(file, raw)[1][0] == "the file is not UTF-8; it is read as cp1252"
+
+
+def test_excel_sheets_with_a_title_numbers_dates_and_another_sheet(tmp_path):
+    path = tmp_path / "t.xlsx"
+    frame = pd.DataFrame(
+        {
+            "name": ["Anna", None, "Zoë"],
+            "n": [1, 2, 3],
+            "half": [0.5, np.nan, 2.0],
+            "when": pd.to_datetime(["2024-01-02", "2024-03-04", None]),
+            "flag": [True, False, True],
+        }
+    )
+    with pd.ExcelWriter(path) as writer:
+        frame.to_excel(writer, sheet_name="Data", index=False, startrow=2)
+        writer.sheets["Data"].cell(1, 1, "Customers of 2024")
+        frame.to_excel(writer, sheet_name="Copy")
+        writer.book.create_sheet("Empty")
+    file, raw = user_table.read_file(path)
+    assert (file["sheet"], file["other_sheets"]) == ("Data", ["Copy"])
+    rows = raw.astype(object).where(raw.notna(), None)
+    assert rows.values.tolist() == [
+        ["Anna", "1", "0.5", "2024-01-02T00:00:00", "True"],
+        [None, "2", None, "2024-03-04T00:00:00", "False"],
+        ["Zoë", "3", "2", None, "True"],
+    ]
+
+
+def test_parquet_kinds_of_columns(tmp_path):
+    import pyarrow.parquet
+
+    columns = {
+        "i": pyarrow.array([2**60 + 1, None, 3]),
+        "f": pyarrow.array([0.5, 2.0, float("nan")]),
+        "b": pyarrow.array([True, False, None]),
+        "s": pyarrow.array(["v", None, ""]),
+        "d": pyarrow.array(["q", "p", None]).dictionary_encode(),
+        "t": pyarrow.array([0, None, 86_400], pyarrow.timestamp("s")),
+        "day": pyarrow.array([0, None, 1], pyarrow.date32()),
+        "null": pyarrow.nulls(3),
+        "list": pyarrow.array([[1, 2], None, []]),
+        "bytes": pyarrow.array([b"x", None, b"\xff"]),
+        "money": pyarrow.array(["1.50", None, "2.00"]).cast(pyarrow.decimal128(5, 2)),
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    _, raw = user_table.read_file(tmp_path / "t.parquet")
+    texts = raw.astype(object).where(raw.notna(), None)
+    assert {name: texts[name].tolist() for name in texts} == {
+        "i": [str(2**60 + 1), None, "3"],
+        "f": ["0.5", "2", None],
+        "b": ["True", "False", None],
+        "s": ["v", None, None],
+        "d": ["q", "p", None],
+        "t": ["1970-01-01 00:00:00.000", None, "1970-01-02 00:00:00.000"],
+        "day": ["1970-01-01", None, "1970-01-02"],
+        "null": [None, None, None],
+        "list": ["[1, 2]", None, "[]"],
+        "bytes": ["b'x'", None, "b'\\xff'"],
+        "money": ["1.50", None, "2.00"],
+    }
+    assert raw.attrs["categories"] == {"d": ["q", "p"]}
+
+
+def test_an_index_that_pandas_stored_in_parquet_is_left_out(tmp_path):
+    frame = pd.DataFrame({"a": [1, 2, 3], "y": [0, 1, 0]}, index=pd.Index([2, 0, 1], name="key"))
+    frame.to_parquet(tmp_path / "t.parquet")
+    _, raw = user_table.read_file(tmp_path / "t.parquet")
+    assert list(raw.columns) == ["a", "y"]
+    assert raw.attrs["index"] == ["key"]
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (b"a,a,b,a\n1,2,3,4\n", ["a", "a.1", "b", "a.2"]),
+        (b",a,,\n0,1,2,3\n", ["Unnamed: 0", "a", "Unnamed: 2", "Unnamed: 3"]),
+        (b'" a\nb",c\n1,2\n', ["a b", "c"]),
+        (b'"Height, cm";"Weight, kg"\n1;2\n', ["Height, cm", "Weight, kg"]),
+        (b"a,b,\n1,2,\n3,4,\n", ["a", "b", "Unnamed: 2"]),
+        (b'"a","b"\n"r1",1,2\n"r2",3,4\n', ["Unnamed: 0", "a", "b"]),  # write.table of R
+    ],
+)
+def test_names_are_unique_and_complete(tmp_path, content, names):
+    assert list(read(tmp_path, "t.csv", content)[1]) == names
+
+
+def test_quoted_cells_may_hold_separators_quotes_and_lines(tmp_path):
+    content = b'a;b\n"x;1";"say ""hi"""\n"two\nlines";plain\n'
+    assert read(tmp_path, "t.csv", content)[1] == {
+        "a": ["x;1", "two\nlines"],
+        "b": ['say "hi"', "plain"],
+    }
+
+
+def test_a_few_short_rows_count_as_incomplete(tmp_path):
+    content = "a,b,c\n" + "1,2,3\n" * 40 + "1,2\n"
+    file, rows = read(tmp_path, "t.csv", content)
+    assert file["short_rows"] == 1
+    assert rows["c"][-1] == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", b"", "the file is empty"),
+        ("t.csv", b" \n\n", "the file is empty"),
+        ("t.csv", b"a,b\n", "there are no rows"),
+        ("t.csv", b"a,b\n1,2\n3\n", "1 of 2 rows have too few cells: line 3 has 1"),
+        ("t.csv", b"a,b\n1,2\n3,4,5\n6,7,8,9\n", "line 4 has 4 cells and the header has 2: quote"),
+        ("t.csv", b"a,b\n1,2\n3,4,5\n", "t.csv: cannot be read as csv"),
+        ("t.csv", b'a,b\n1,"x\n2,3\n', "t.csv: "),
+        ("t.csv", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "neither text, Parquet nor Excel"),
+        ("t.csv", b"<!DOCTYPE html>\n<html></html>", "a web page: download the table itself"),
+        ("t.csv", b"version https://git-lfs.github.com/spec/v1\noid", "a pointer to a file in Git"),
+        ("t.xls", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), "save it as .xlsx or .csv"),
+        ("t.parquet", b"PAR1hello", "cannot be read as parquet"),
+        ("t.csv.gz", gzip.compress(PLAIN)[:20], "cannot be unpacked"),
+        ("t.zip", zipped(a="1", b="2"), "holds 2 files (a, b): unpack the one to read"),
+        ("t.zip", zipped(**{"t.csv": PLAIN})[:60], "t.zip: "),
+        ("t.xlsx", zipped(**{"xl/workbook.xml": "<x/>"}), "t.xlsx: "),
+        ("t.jsonl", b'{"a": 1}\n{"a": \n', "cannot be read as json"),
+        ("t.jsonl", b'{"a": 1}\n[1, 2]\n', "each row must be an object of names and values"),
+        ("t.arff", b"@relation r\n@attribute a {x}\n@data\ny\n", "cannot be read as arff"),
+    ],
+)
+def test_broken_files_are_refused_in_one_line_that_names_them(tmp_path, name, content, message):
+    with pytest.raises(UsageError) as caught:
+        read(tmp_path, name, content)
+    assert message in str(caught.value)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(table_files, "MAX_FILE_BYTES", 1 << 20)
+    bomb = gzip.compress(b"a,b\n" + b"1,2\n" * (1 << 19))
+    with pytest.raises(UsageError, match="more than the 1 MiB that are read"):
+        read(tmp_path, "t.csv.gz", bomb)
+
+
+def test_another_file_is_read_by_its_own_form(tmp_path):
+    read(tmp_path, "train.csv", PLAIN)
+    (tmp_path / "new.csv").write_bytes(PLAIN.replace(b",", b";"))
+    preparation = {"file": table_files.describe_file(tmp_path / "train.csv")}
+    raw = prepared.read(preparation, tmp_path / "new.csv")
+    assert {name: list(raw[name]) for name in raw} == TEXTS
