@@ -119,6 +119,7 @@ def _page(log: RunLog) -> str:
         report_sections.scores(log),
         report_sections.leaderboard(log),
         report_sections.next_steps(log),
+        report_sections.table(log),
         '<h2>Learning curves</h2><div class="charts">',
         _line_chart(x, _reward_lines(log), _Metric("Reward", "mean of a batch, failure -1")),
         *(_metric_chart(log, x, name, metric) for name, metric in _LEADING.items()),
@@ -153,7 +154,7 @@ def _tiles(log: RunLog) -> str:
     if fifths is not None:
         note = f"in the last fifth of the steps; {fifths[0]:.3f} in the first"
         tiles.append(("Mean reward", f"{fifths[1]:.3f}", note))
-    for name in ("runnable_rate", "kl_to_reference", "entropy"):
+    for name in ("runnable_rate", "kl_to_reference"):
         title, unit, _, is_share = _LEADING[name]
         values = log.column(name)
         values = values[np.isfinite(values)][-max(1, len(values) // 5) :]

@@ -3,7 +3,8 @@
 import html
 import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from etpo_jax.runs import directory, html_page
 from etpo_jax.runs.final_scores import FinalScores, Holdout, Scored
@@ -11,6 +12,8 @@ from etpo_jax.runs.run_log import RunLog, common_errors
 
 _MAX_ERRORS = 6
 _MAX_MESSAGE = 300
+_MAX_COLUMNS, _MAX_OPEN_COLUMNS = 200, 15
+_FORMS = {"array": "an array of numbers", "frame": "a pandas DataFrame"}
 
 
 def scores(log: RunLog) -> str:
@@ -20,8 +23,8 @@ def scores(log: RunLog) -> str:
         return ""
     header = ["", f"mean {found.metric}", "by split"]
     if found.num_holdout_rows:
-        header.append("holdout (95 % interval)")
-    rows = [_scores_of(program, found) for program in found.programs]
+        header.insert(2, "holdout (95 % interval)")
+    rows = [_scores_of(program) for program in found.programs]
     return "\n".join(
         [
             "<h2>Scores beside baselines</h2>",
@@ -32,12 +35,16 @@ def scores(log: RunLog) -> str:
     )
 
 
-def _scores_of(program: Scored, found: FinalScores) -> list[str]:
+def _scores_of(program: Scored) -> list[str]:
     row = [program.name, "failed" if program.reward is None else f"{program.reward:.4f}"]
-    row.append(program.error or _numbers(program.split_scores))
-    if found.num_holdout_rows:
-        row.append(str(program.holdout or "not measured"))
-    return row
+    if program.holdout is not None:
+        row.append(program.holdout.error or _unbroken(str(program.holdout)))
+    return [*row, program.error or _unbroken(_numbers(program.split_scores))]
+
+
+def _unbroken(numbers: str) -> str:
+    """Numbers that stay on one line, which a narrow screen scrolls."""
+    return numbers.replace(" ", "\u00a0")
 
 
 def _explanation(log: RunLog, found: FinalScores) -> list[str]:
@@ -75,20 +82,20 @@ def leaderboard(log: RunLog) -> str:
     for place, row in enumerate(found, 1):
         is_best = place == 1
         cells = [str(place), f"{float(row['reward']):.4f}", str(row["env_step"])]
+        cells.append(_numbers(row["split_scores"]))
         if holdout is not None:
             cells.append(str(holdout) if is_best else "")
-        cells.append(_numbers(row["split_scores"]))
         text = log.best.program if is_best else _dedented(row["action"])
         rows.append((cells, f"<pre>{html.escape(text.rstrip())}</pre>"))
-    header, columns = ["", "reward", "step"], "1.5rem 4rem 4rem"
+    header, columns = ["", "reward", "step", "scores by split"], "1.5rem 4rem 4rem minmax(0, 1fr)"
     if holdout is not None:
         header.append("holdout (95 % interval)")
-        columns += " 13rem"
+        columns += " minmax(0, 13rem)"
     title = "Best program" if len(found) == 1 else f"The {len(found)} best programs"
     return (
         f"<h2>{title}</h2><p>Each program is listed once, with the step that found it. A row opens "
         f"to show its program; <code>{directory.TOP_PROGRAMS}</code> has them as files.</p>"
-        + html_page.folded_table(f"{columns} 1fr", [*header, "scores by split"], rows)
+        + html_page.folded_table(columns, header, rows)
     )
 
 
@@ -114,8 +121,62 @@ def errors(log: RunLog) -> str:
     return (
         f"<h2>Commonest errors</h2><p>{failed} of {total} programs failed. Messages that differ in "
         "numbers only are counted together. A row opens to show the shortest such program.</p>"
-        + html_page.folded_table("3rem 3.5rem 1fr", ("count", "share", "error"), rows)
+        + html_page.folded_table("3rem 3.5rem minmax(0, 1fr)", ("count", "share", "error"), rows)
     )
+
+
+def table(log: RunLog) -> str:
+    """How the columns of a table were read, and what is doubtful; "" without a user's own table."""
+    preparation = log.preparation or {}
+    if "path" not in preparation.get("file", {}):
+        return ""
+    file, counts, columns = (preparation[name] for name in ("file", "profile", "columns"))
+    facts = [f"{file['path']}: {file['kind']}"]
+    if file.get("encoding", "utf-8") != "utf-8":
+        facts.append(f"encoding {file['encoding']}")
+    if file.get("separator"):
+        facts.append(f"separator {file['separator']!r}")
+    rows = f"{counts['visible']} for rewards, {counts['holdout']} in the holdout"
+    lines = [
+        ", ".join(facts) + ".",
+        f"{counts['rows']} rows: {rows}.",
+        f"The target {preparation['target']!r} {_classes(preparation)}.",
+        f"{len(columns)} other columns; programs get them as {_FORMS[preparation['form']]}.",
+    ]
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in preparation["notes"])
+    shown = html_page.table(
+        ("column", "read as", "missing", "distinct", "examples", "remarks"),
+        [_column(column) for column in columns[:_MAX_COLUMNS]],
+    )
+    if len(columns) > _MAX_COLUMNS:
+        title = f"<p>The first {_MAX_COLUMNS} columns; {directory.PREPARATION} has all.</p>"
+        shown = title + shown
+    if len(columns) > _MAX_OPEN_COLUMNS:
+        shown = html_page.details("Columns", shown)
+    return (
+        f"<h2>The table</h2><p>{html.escape(' '.join(lines))}</p>"
+        + (f"<p>What to know about how it was read:</p><ul>{notes}</ul>" if notes else "")
+        + shown
+    )
+
+
+def _classes(preparation: Mapping[str, Any]) -> str:
+    counts = preparation["profile"].get("classes")
+    if not counts:
+        return "is a number"
+    shown = ", ".join(f"{name} ({count} rows)" for name, count in list(counts.items())[:12])
+    return f"has {len(counts)} classes: {shown}{', ...' if len(counts) > 12 else ''}"
+
+
+def _column(column: Mapping[str, Any]) -> list[str]:
+    profile = column.get("profile", {})
+    return [
+        column["name"],
+        column["as"],
+        *(str(profile.get(name, "")) for name in ("missing", "distinct")),
+        ", ".join(profile.get("examples", ())),
+        "; ".join(profile.get("warnings", ())),
+    ]
 
 
 def next_steps(log: RunLog) -> str:
