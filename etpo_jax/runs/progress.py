@@ -104,6 +104,8 @@ def summary(run_path: Path) -> str:
     if (best := log.best) is not None:
         place = f"at environment step {best.env_step} of {log.env_steps}"
         lines.append(f"  best reward     {best.reward:.4f} {place}")
+    else:
+        lines.append("  best reward     none: no program has run without an error")
     fifths = log.episodes.fifths()
     # The fifths of fewer updates than five are from the same policy.
     if fifths is not None and len(log.metrics) >= 5:

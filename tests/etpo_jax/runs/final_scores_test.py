@@ -15,7 +15,7 @@ from env.execution.results import ExecutionResult
 from env.tables.table import Dataset
 from etpo_jax.runs import final_scores, progress, report
 from etpo_jax.runs.best import Best
-from etpo_jax.runs.directory import SCORES, RunDirectory
+from etpo_jax.runs.directory import PREPARATION, SCORES, RunDirectory
 from etpo_jax.runs.final_scores import FinalScores, Holdout, Scored
 
 BEST = Best(0.9, (0.8, 1.0), 6, "mine", 0, "model = 1", "def build_model(): ...\n")
@@ -176,6 +176,51 @@ def test_the_page_lists_the_best_programs_and_counts_equal_errors_together(tmp_p
     # The shortest of both programs stands for them.
     assert "2 33.3% ValueError: 3 < 5 At environment step 3: short" in words
     assert "1 16.7% TypeError: 'a' At environment step 4: c" in words
+
+
+def _preparation(num_columns: int) -> dict[str, Any]:
+    profile = {"missing": 7, "distinct": 3, "examples": ["<b>", "x"], "warnings": ["free text"]}
+    column = {"name": "remark", "as": "text", "profile": profile}
+    return {
+        "file": {"path": "my.csv", "kind": "csv", "encoding": "cp1252", "separator": ";"},
+        "target": "churn",
+        "profile": {"rows": 10, "visible": 8, "holdout": 2, "classes": {"no": 5, "yes": 3}},
+        "columns": [{**column, "name": f"c{i}"} for i in range(num_columns)],
+        "form": "frame",
+        "notes": ["column 'id' numbers the rows: dropped"],
+    }
+
+
+def test_the_page_shows_how_a_table_was_read(tmp_path: Path) -> None:
+    _make_run(tmp_path, None)
+    (tmp_path / PREPARATION).write_text(json.dumps(_preparation(2)))
+    page = report.write_report(tmp_path).read_text()
+    words = _words(page)
+    for part in (
+        "my.csv: csv, encoding cp1252, separator ';'. 10 rows: 8 for rewards, 2 in the holdout.",
+        "The target 'churn' has 2 classes: no (5 rows), yes (3 rows).",
+        "2 other columns; programs get them as a pandas DataFrame.",
+        "column 'id' numbers the rows: dropped",
+        "c1 text 7 3 <b>, x free text",
+    ):
+        assert part in words
+    assert "<summary>Columns</summary>" not in page
+
+
+def test_a_wide_table_is_folded_and_cut(tmp_path: Path) -> None:
+    _make_run(tmp_path, None)
+    (tmp_path / PREPARATION).write_text(json.dumps(_preparation(300)))
+    page = report.write_report(tmp_path).read_text()
+    assert "<summary>Columns</summary>" in page
+    assert "The first 200 columns; preparation.json has all." in _words(page)
+    assert page.count("free text") == 200
+
+
+def test_a_table_of_the_paper_needs_no_profile(tmp_path: Path) -> None:
+    _make_run(tmp_path, None)
+    preparation = _preparation(2) | {"file": {"kind": "csv", "csv": "a,b\n1,2\n"}}
+    (tmp_path / PREPARATION).write_text(json.dumps(preparation))
+    assert "The table" not in _words(report.write_report(tmp_path).read_text())
 
 
 def test_going_on_from_a_checkpoint_forgets_the_scores(tmp_path: Path) -> None:

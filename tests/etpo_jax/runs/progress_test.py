@@ -155,7 +155,9 @@ def test_a_few_updates_have_no_fifths(tmp_path: Path) -> None:
 def test_summary_of_a_run_that_did_nothing(tmp_path: Path) -> None:
     config = {"algorithm": "etpo", "dataset": "toy", "seed": 3, "num_env_steps": 10}
     RunDirectory.open(tmp_path, config, may_differ=frozenset(), overwrite=False).close()
-    assert progress.summary(tmp_path).startswith("Stopped after 0 of 10 environment steps")
+    text = progress.summary(tmp_path)
+    assert text.startswith("Stopped after 0 of 10 environment steps")
+    assert "best reward     none: no program has run" in text
 
 
 def test_summary_needs_a_run(tmp_path: Path) -> None:
