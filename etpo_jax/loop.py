@@ -137,8 +137,10 @@ class Loop:
     def resume(self) -> None:
         """Restores the last committed checkpoint, if any, and cuts the logs back to it."""
         if isinstance(self._task, CodeTask) and self._task.dataset.preparation:
-            preparation = self._task.dataset.preparation
-            self._run.write_preparation({"metric": self._config.task.metric, **preparation})
+            table, metric = self._task.dataset, self._config.task.metric
+            self._run.write_preparation(
+                {"metric": metric, "checksum": table.checksum, **table.preparation}
+            )
         update = self._checkpoints.latest
         if update is None:
             self._cut_back(update=-1, env_step=-1)

@@ -12,6 +12,7 @@ import sys
 import pytest
 
 import etpo_jax
+from env.datasets import load_dataset
 
 ROOT = pathlib.Path(__file__).parents[1]
 CACHE = ROOT / ".pytest_cache" / "compiled"
@@ -151,6 +152,18 @@ def test_task_and_algorithm_of_the_examples_work_on_the_command_line(tmp_path):
     assert "advantage_size" in json.loads(row)
     settings = json.loads((tmp_path / "run" / "config.json").read_text())
     assert settings["kl_weight"] == 0.5
+
+
+def test_five_tables_are_files_that_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module_of("five_tables").main()
+    tables = {"wine.csv": 3, "cancer.parquet": 2, "iris.csv": 3, "visits.xlsx": 2}
+    for name, num_classes in tables.items():
+        target = "bought" if name == "visits.xlsx" else "target"
+        table = load_dataset(name, target=target)
+        assert (table.num_classes, table.holdout.num_classes) == (num_classes, num_classes)
+    assert load_dataset("diabetes.csv.gz", target="target", regression=True).is_regression
+    assert len(list(tmp_path.glob("new_*"))) == 5
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -3,8 +3,10 @@
 import dataclasses
 from collections.abc import Mapping
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
+from env.base import UsageError
 from env.tables.script_text import script_text
 from env.tasks.answers import PROGRAM_BEGINS, PROGRAM_ENDS
 from etpo_jax.runs import files
@@ -65,6 +67,25 @@ class Best:
         script = _filled(script, READING_BEGINS, READING_ENDS, script_text())
         scores = ", ".join(f"{score:.9f}" for score in self.split_scores)
         return script.replace("\nRUN_SCORES = ()\n", f"\nRUN_SCORES = ({scores},)\n", 1)
+
+
+def write_preparation(path: Path, preparation: Mapping[str, Any]) -> None:
+    """Writes what turns `best_code.py` into a script: how the table of a run is read.
+
+    Args:
+      path: the file.
+      preparation: as of `env.datasets.Dataset`, with its `checksum` and the `metric`.
+    Raises:
+      UsageError: the file is there with another checksum, so that rewards before and after a
+        resume would not be of the same rows.
+    """
+    stored = files.read_json(path) if path.exists() else preparation
+    if stored["checksum"] != preparation["checksum"]:
+        raise UsageError(
+            f"the table {preparation['file'].get('path', '')} has changed since the run in "
+            f"{path.parent} began: put the old one back, or --overwrite starts the run anew"
+        )
+    files.write_json(path, preparation)
 
 
 READING_BEGINS = "# How a table is read " + 78 * "-"

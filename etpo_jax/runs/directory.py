@@ -21,7 +21,7 @@ from absl import logging
 
 from env.base import UsageError
 from etpo_jax.runs import files, top_programs, versions
-from etpo_jax.runs.best import Best
+from etpo_jax.runs.best import Best, write_preparation
 
 FLAGS = "flags.cfg"
 CONFIG = "config.json"
@@ -205,8 +205,8 @@ class RunDirectory:
         top_programs.write(self.path / TOP_PROGRAMS, programs, is_script=is_script)
 
     def write_preparation(self, preparation: Mapping[str, Any]) -> None:
-        """Replaces `preparation.json`, which turns `best_code.py` into a script for a table."""
-        files.write_json(self.path / PREPARATION, preparation)
+        """Replaces `preparation.json`; a run that began with other rows raises UsageError."""
+        write_preparation(self.path / PREPARATION, preparation)
 
     def write_tokens(self, actions: Sequence[Mapping[str, Any]]) -> None:
         """Replaces `tokens.jsonl`: one row per action, as `inspection.to_rows` makes them."""

@@ -448,6 +448,18 @@ def test_a_data_set_name_cannot_leave_the_comment() -> None:
     assert "\nimport os" not in best.code()
 
 
+def test_a_run_whose_table_has_changed_does_not_go_on(tmp_path: Path) -> None:
+    preparation = {"checksum": "a", "file": {"path": "churn.csv"}}
+    with _open(tmp_path) as run:
+        run.write_preparation(preparation)
+        run.write_preparation({**preparation, "notes": ["of a later version"]})
+        with pytest.raises(UsageError, match=r"table churn.csv has changed .* --overwrite"):
+            run.write_preparation({**preparation, "checksum": "b"})
+        assert "later version" in (tmp_path / "preparation.json").read_text()
+    with _open(tmp_path, overwrite=True) as run:
+        run.write_preparation({**preparation, "checksum": "b"})
+
+
 # Kills and full disks -----------------------------------------------------------------------------
 
 # Kills a process at its n-th change of the file system, for every n, and resumes what is left. A
