@@ -22,20 +22,18 @@ def assemble(
       raw: table of texts that `prepared.read` returned.
     """
     labels = prepared.labels(preparation, raw)
-    array_form = {**preparation, "form": "array"}
+    is_frame = preparation["form"] == "frame"
 
     def part(rows: np.ndarray, holdout: Dataset | None = None) -> Dataset:
-        taken = raw.iloc[rows]
-        columns = [c["name"] for c in preparation["columns"] if c["as"] != "dropped"]
-        is_frame = preparation["form"] == "frame"
+        frame = prepared.convert(preparation, raw.iloc[rows])
         return Dataset(
             name,
             description,
-            prepared.features(array_form, taken),
+            prepared.as_array(preparation, frame),
             labels[rows],
-            tuple(columns),
+            tuple(frame.columns),
             tuple(preparation["classes"]),
-            frame=prepared.convert(preparation, taken) if is_frame else None,
+            frame=frame if is_frame else None,
             holdout=holdout,
             preparation=preparation,
             stratified=preparation["splits"]["stratified"],

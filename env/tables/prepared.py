@@ -35,7 +35,8 @@ _NUMBERS = {
 }
 PLAIN_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _SIGNS = re.compile(
-    r"[%$€£¥₹]|^(?:USD|EUR|GBP|CHF)\b|\b(?:USD|EUR|GBP|CHF)$|(?<=\d)[  ’'](?=\d{3})"
+    r"[%$€£¥₹]|^(?:USD|EUR|GBP|CHF)\b|\b(?:USD|EUR|GBP|CHF)$|"
+    r"(?<=\d)[ \u00a0\u2009\u202f\u2019'](?=\d{3})"
 )
 
 
@@ -44,25 +45,26 @@ def number(text, decimal="."):
 
     Signs of currencies and percent are left out, and brackets around a number make it negative.
     """
-    if decimal == "." and PLAIN_NUMBER.fullmatch(text):
-        return float(text)
-    if text.startswith("(") and text.endswith(")"):
-        text = "-" + text[1:-1]
-    text = re.sub(r"^([+-])\s+", r"\1", _SIGNS.sub("", text).strip())
-    if not _NUMBERS[decimal].fullmatch(text):
-        return np.nan
-    return float(
-        text.replace(",", "") if decimal == "." else text.replace(".", "").replace(",", ".")
-    )
+    if decimal != "." or not PLAIN_NUMBER.fullmatch(text):
+        if text.startswith("(") and text.endswith(")"):
+            text = "-" + text[1:-1]
+        text = _SIGNS.sub("", text.replace("\u2212", "-")).strip()
+        text = re.sub(r"^([+-])\s+", r"\1", text)
+        if not _NUMBERS[decimal].fullmatch(text):
+            return np.nan
+        text = text.replace(",", "") if decimal == "." else text.replace(".", "").replace(",", ".")
+    value = float(text)
+    return value if abs(value) < np.inf else np.nan
 
 
 def dates(texts, layout):
     """Returns datetime64[ns] of texts, NaT where they do not follow `layout` or lie out of reach.
 
     Args:
-      texts: Series of texts, None where missing.
+      texts: texts, None where missing.
       layout: "ISO8601", or a format of `datetime.strptime`.
     """
+    texts = pd.Series(texts, dtype=object)
     parsed = pd.to_datetime(texts, format=layout, errors="coerce", utc=True).dt.tz_localize(None)
     is_in_reach = parsed.dt.year.between(1678, 2261)
     return parsed.where(is_in_reach).astype("datetime64[ns]")
@@ -72,7 +74,7 @@ def cells(column, raw):
     """Returns the texts of a column without white space around them, None where missing."""
     missing = set(column["missing"])
     texts = (t.strip() if isinstance(t, str) else "" for t in raw[column["name"]].tolist())
-    return pd.Series([None if text in missing else text for text in texts], dtype=object)
+    return [None if text in missing else text for text in texts]
 
 
 def convert(preparation, raw):
@@ -85,34 +87,37 @@ def convert(preparation, raw):
     lacking = [column["name"] for column in columns if column["name"] not in raw.columns]
     if lacking:
         raise ValueError(f"the table lacks the columns {', '.join(map(repr, lacking))}")
-    frame = pd.DataFrame(index=range(len(raw)))
     values = {column["name"]: _converted(column, cells(column, raw)) for column in columns}
-    return pd.concat([frame, pd.DataFrame(values)], axis=1)
+    return pd.DataFrame(values, index=range(len(raw)))
 
 
 def _converted(column, texts):
     if column["as"] == "date":
         return dates(texts, column["layout"])
     if column["as"] == "boolean":
-        return texts.fillna(column["common"]).str.lower() == "true"
+        return np.array([(text or column["common"]).lower() == "true" for text in texts], np.bool_)
     if column["as"] != "number":
-        return texts
-    read = {text: number(text, column["decimal"]) for text in texts.unique() if text is not None}
-    values = texts.map(read).astype(np.float64)
-    is_whole = column["whole"] and (values.abs() < 2**53).all() and (values % 1 == 0).all()
+        return pd.Series(texts, dtype=object)
+    decimal = column["decimal"]
+    read = [np.nan if text is None else number(text, decimal) for text in texts]
+    values = np.array(read, np.float64)
+    is_whole = column["whole"] and (np.abs(values) < 2**53).all() and (values % 1 == 0).all()
     return values.astype(np.int64) if is_whole else values
 
 
 def features(preparation, raw):
-    """Returns what programs get of a raw table: a frame, or float64 [n, f] in the array form.
-
-    In the array form a missing number or date becomes the column's median, dates are days or
-    seconds since 1970, and other values their position in the column's list of categories, with a
-    missing or unknown one at the end.
-    """
+    """Returns what programs get of a raw table: a frame, or float64 [n, f] in the array form."""
     frame = convert(preparation, raw)
-    if preparation["form"] == "frame":
-        return frame
+    return frame if preparation["form"] == "frame" else as_array(preparation, frame)
+
+
+def as_array(preparation, frame):
+    """Returns the float64 [n, f] array form of a frame.
+
+    A missing number or date becomes the column's median, dates are days or seconds since 1970, and
+    other values their position in the column's list of categories, with a missing or unknown one
+    at the end.
+    """
     columns = [column for column in preparation["columns"] if column["as"] != "dropped"]
     return np.stack([coded(column, frame[column["name"]]) for column in columns], axis=1)
 
@@ -142,12 +147,12 @@ def labels(preparation, raw):
     reading = {**preparation["reading"], "name": target}
     texts = cells(reading, raw)
     if preparation["task"] == "regression":
-        return _converted({**reading, "whole": False}, texts).to_numpy(np.float64)
+        return _converted({**reading, "whole": False}, texts)
     codes = {name: code for code, name in enumerate(preparation["classes"])}
     for name in preparation.get("merged", {}).get("classes", ()):
         codes[name] = codes[preparation["merged"]["into"]]
-    known = {text: codes.get(class_name(reading, text), -1) for text in texts.unique()}
-    return texts.map(known).to_numpy(np.int64)
+    known = {text: codes.get(class_name(reading, text), -1) for text in set(texts)}
+    return np.array([known[text] for text in texts], np.int64)
 
 
 def class_name(reading, text):

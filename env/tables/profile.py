@@ -46,6 +46,7 @@ _LOOKS_LIKE_DATE = re.compile(
     r"\d{1,4}[-/. ][\w.]{1,9}[-/. ,]+\d{2,4}(\b|T).*|[A-Za-z]{3,9}\.? \d{1,2},? \d{4}.*"
 )
 _ISO = re.compile(r"\d{4}-\d{2}-\d{2}([T ].*)?")
+_NEVER = re.compile(r"(9\d{3}|0\d{3})-\d{2}-\d{2}([T ].*)?|00?[./]00?[./]0000")
 _DAYS = (
     *("%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y", "%Y/%m/%d", "%d-%m-%Y", "%m-%d-%Y", "%Y.%m.%d"),
     *("%d %b %Y", "%d-%b-%Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y"),
@@ -266,7 +267,7 @@ def _say_unread(reading: Reading, name: str, bad: dict[str, int], kind: str) -> 
 
 
 def _dates(name: str, present: Counter[str], separator: str) -> Reading | None:
-    words = {text for text in present if text.lower() in MISSING_NUMBERS}
+    words = {text for text in present if text.lower() in MISSING_NUMBERS or _NEVER.fullmatch(text)}
     texts = [text for text in present if text not in words]
     sample = texts[:: max(1, len(texts) // 200)]
     if (
@@ -278,12 +279,14 @@ def _dates(name: str, present: Counter[str], separator: str) -> Reading | None:
         layout
         for layout in ("ISO8601", *_LAYOUTS)
         if layout != "ISO8601" or sum(bool(_ISO.fullmatch(t)) for t in sample) >= len(sample) / 2
-        if prepared.dates(pd.Series(sample, dtype=object), layout).notna().mean() >= _MOSTLY
+        if prepared.dates(sample, layout).notna().mean() >= _MOSTLY
     ]
     if not layouts:
         return None
-    all_texts = pd.Series(texts, dtype=object)
-    unread = {layout: all_texts[prepared.dates(all_texts, layout).isna()] for layout in layouts}
+    unread = {
+        layout: list(itertools.compress(texts, prepared.dates(texts, layout).isna()))
+        for layout in layouts
+    }
     fewest = min(len(bad) for bad in unread.values())
     layouts = [layout for layout in layouts if len(unread[layout]) == fewest]
     if separator == ";":  # where commas are decimal marks, days come first
@@ -294,10 +297,12 @@ def _dates(name: str, present: Counter[str], separator: str) -> Reading | None:
     reading = Reading({"name": name, "as": "date", "layout": layouts[0]})
     reading.entry["missing"] = [*words, *bad]
     reading.warnings.append("date")
+    never = [text for text in words if _NEVER.fullmatch(text)]
+    _say_unread(reading, name, {text: present[text] for text in never}, "dates of any use")
     _say_unread(reading, name, bad, "dates")
     if len(layouts) > 1:
-        first = prepared.dates(all_texts, layouts[0])
-        if not first.equals(prepared.dates(all_texts, layouts[1])):
+        first = prepared.dates(texts, layouts[0])
+        if not first.equals(prepared.dates(texts, layouts[1])):
             reading.doubts.append(
                 f"column {name!r}: {texts[0]!r} is read as {first[0]:%d %B %Y}; day and month "
                 "could be the other way round"

@@ -30,9 +30,11 @@ _FOREIGN = {
     b"version https://git-lfs": "a pointer to a file in Git LFS: fetch the file itself",
     b"<!doctype": "a web page: download the table itself",
     b"<html": "a web page: download the table itself",
+    b"<table": "a web page: save its table as .csv",
     b"<?xml": "an XML file: save it as .csv",
 }
-_SEPARATORS = ",;\t|"
+_SEPARATORS = ",;\t| "
+csv.field_size_limit(MAX_FILE_BYTES)  # free texts may be long
 _SAMPLE_CHARS = 2**20
 
 
@@ -178,6 +180,7 @@ def _encoding(data, path):
 
 def _describe_csv(head, is_whole):
     skip = 1 if re.match(r"sep=.\r?\n", head) else 0
+    skip = skip or _count_comments(head.split("\n", 100))
     lines = head.split("\n", skip)[skip]
     found: list = [(-1.0, 0, ",", [])]
     for separator in _SEPARATORS:
@@ -186,14 +189,16 @@ def _describe_csv(head, is_whole):
         )
         try:
             rows = [row for row in itertools.islice(reader, 200) if row]
-        except csv.Error:  # a cell of more than 128 KiB: quotes that do not close, say
+        except csv.Error:
             continue
         if len(rows) > 2 and len(rows) < 200 and not is_whole:
             rows.pop()
         width = len(rows[0])
         fitting = sum(len(row) in (width, width + 1) for row in rows[1:])
         share = fitting / max(1, len(rows) - 1) if width > 1 else -0.5
-        found.append((round(share, 1), width, separator, rows))
+        # Words are separated by spaces in most texts: every line must have as many.
+        if separator != " " or (max(found)[0] < 0 and share == 1 and len(rows) > 2):
+            found.append((round(share, 1), width, separator, rows))
     _, width, separator, rows = max(found, key=lambda candidate: candidate[:2])
     longer = [row for row in rows[1:] if len(row) == width + 1]
     # R writes names of rows without a name in the header; others end each line by a separator.
@@ -205,6 +210,14 @@ def _describe_csv(head, is_whole):
         "row_names": has_names,
         "repeated": [name for name, count in header.items() if name and count > 1],
     }
+
+
+def _count_comments(lines):
+    """Returns the number of lines of comment before the header, which has more separators."""
+    count = 0
+    while count < len(lines) - 1 and lines[count].startswith("#"):
+        count += 1
+    return count if count > 1 or (count and not re.search(r"[,;\t|]", lines[0])) else 0
 
 
 def widths(path, file):
@@ -269,7 +282,9 @@ def _arrow_texts(column):
 def _describe_sheets(data):
     with pd.ExcelFile(io.BytesIO(data), engine="openpyxl") as book:
         filled = [name for name in book.sheet_names if len(_cells_of_sheet(book, name))]
-        name = (filled or book.sheet_names)[0]
+        if not filled:
+            raise ValueError("its sheets are empty")
+        name = filled[0]
         cells = _cells_of_sheet(book, name)
     # A title above the table fills fewer cells than its header.
     is_header = (cells != "").sum(axis=1) > cells.shape[1] / 2
@@ -297,11 +312,18 @@ def _read_json(data, file):
         rows = json.loads(text)
     else:
         rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    if len(rows) == 1 and all(isinstance(value, dict | list) for value in rows[0].values()):
-        rows = rows[0]  # one object of columns, as `to_json` writes by default
+    if len(rows) == 1 and isinstance(rows[0], dict):
+        (rows,) = rows
+        if "data" in rows:  # the orientations "table" and "split" of pandas
+            return _json_texts(rows["data"], rows.get("columns"))
     elif not all(isinstance(row, dict) for row in rows):
         raise ValueError("each row must be an object of names and values")
-    return pd.DataFrame(rows, dtype=object).reset_index(drop=True).map(text_of).astype(object)
+    return _json_texts(rows)
+
+
+def _json_texts(rows, names=None):
+    raw = pd.DataFrame(rows, columns=names, dtype=object).reset_index(drop=True)
+    return raw.map(text_of).astype(object)
 
 
 def _read_arff(data, file):

@@ -120,11 +120,13 @@ def read_file(path: str | Path) -> tuple[Preparation, pd.DataFrame]:
         file = table_files.describe_file(os.path.abspath(path))
         if file["kind"] == "csv":
             file["short_rows"] = _count_short_rows(path, file)
-        return file, prepared.read({"file": file})
+        raw = prepared.read({"file": file})
     except UsageError:
         raise
     except ValueError as error:
         raise UsageError(str(error)) from None
+    _check_names(raw, path)
+    return file, raw
 
 
 def _count_short_rows(path: str | Path, file: Mapping[str, Any]) -> int:
@@ -158,7 +160,6 @@ def read_columns(
     file: Mapping[str, Any], raw: pd.DataFrame, without: str | None = None
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Returns how the columns are read, but for the target `without`, and what is doubtful."""
-    _check_names(list(raw.columns))
     doubts = _doubts_of_file(file, raw)
     columns = []
     for name in raw.columns:
@@ -178,18 +179,19 @@ def read_columns(
     return columns, doubts
 
 
-def _check_names(names: list[str]) -> None:
-    unnamed = [name for name in names if re.fullmatch(r"Unnamed: \d+", name)]
+def _check_names(raw: pd.DataFrame, path: str | Path) -> None:
+    names = list(raw.columns)
+    unnamed = [n for n in names if re.fullmatch(r"Unnamed: \d+", n) and any(raw[n].tolist())]
     if len(unnamed) > max(1, len(names) / 2):
         raise UsageError(
-            f"{len(unnamed)} of {len(names)} columns have no name: the first row must hold the "
-            "names of the columns"
+            f"{path}: {len(unnamed)} of {len(names)} columns have no name: the first row must hold "
+            "the names of the columns"
         )
     numbers = [name for name in names if prepared.PLAIN_NUMBER.fullmatch(name)]
     if len(numbers) >= len(names) / 2 and any(not name.isdigit() for name in numbers):
         raise UsageError(
-            f"the first row holds values ({', '.join(names[:4])}), not names: add a row with the "
-            "names of the columns"
+            f"{path}: the first row holds values ({', '.join(names[:4])}), not names: add a row "
+            "with the names of the columns"
         )
 
 
@@ -284,7 +286,7 @@ def _check_quantity(preparation: Preparation, raw: pd.DataFrame) -> None:
 
 def _lost_rows(preparation: Preparation, raw: pd.DataFrame) -> list[str]:
     target_column = {**preparation["reading"], "name": preparation["target"]}
-    lost = int(prepared.cells(target_column, raw).isna().sum())
+    lost = prepared.cells(target_column, raw).count(None)
     return [f"{lost} of {len(raw)} rows have no target and are dropped"] if lost else []
 
 

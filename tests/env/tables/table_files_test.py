@@ -51,6 +51,9 @@ def zipped(**members):
         ("t.csv", PLAIN.decode().encode("cp1252")),
         ("t.csv", PLAIN.replace(b",", b", ")),
         ("t.csv", b'"name","n","y"\n"Anna","1","a"\n"Jos\xc3\xa9","2","b"\n\n'),
+        ("t.csv", b"# exported\n# by hand\n" + PLAIN),
+        ("t.csv", PLAIN.replace(b"\n", b"\r")),
+        ("t.dat", PLAIN.replace(b",", b"   ")),
         ("t.csv.gz", gzip.compress(PLAIN)),
         ("t.csv.bz2", bz2.compress(PLAIN)),
         ("t.csv.xz", lzma.compress(PLAIN)),
@@ -59,6 +62,7 @@ def zipped(**members):
         ("t.jsonl", "\n".join(json.dumps(r) for r in pd.DataFrame(TEXTS).to_dict("records"))),
         ("t.jsonl.gz", gzip.compress(pd.DataFrame(TEXTS).to_json(orient="records").encode())),
         ("t.json", pd.DataFrame(TEXTS).to_json()),
+        ("t.json", pd.DataFrame(TEXTS).to_json(orient="split")),
         (
             "t.arff",
             "@RELATION r\n@ATTRIBUTE name STRING\n@attribute n INTEGER\n@attribute y {b, a}\n"
@@ -150,7 +154,7 @@ def test_an_index_that_pandas_stored_in_parquet_is_left_out(tmp_path):
     ("content", "names"),
     [
         (b"a,a,b,a\n1,2,3,4\n", ["a", "a.1", "b", "a.2"]),
-        (b",a,,\n0,1,2,3\n", ["Unnamed: 0", "a", "Unnamed: 2", "Unnamed: 3"]),
+        (b",a,,\n0,1,,\n", ["Unnamed: 0", "a", "Unnamed: 2", "Unnamed: 3"]),
         (b'" a\nb",c\n1,2\n', ["a b", "c"]),
         (b'"Height, cm";"Weight, kg"\n1;2\n', ["Height, cm", "Weight, kg"]),
         (b"a,b,\n1,2,\n3,4,\n", ["a", "b", "Unnamed: 2"]),
@@ -197,6 +201,9 @@ def test_a_few_short_rows_count_as_incomplete(tmp_path):
         ("t.xlsx", zipped(**{"xl/workbook.xml": "<x/>"}), "t.xlsx: "),
         ("t.jsonl", b'{"a": 1}\n{"a": \n', "cannot be read as json"),
         ("t.jsonl", b'{"a": 1}\n[1, 2]\n', "each row must be an object of names and values"),
+        ("t.json", b"3", "each row must be an object"),
+        ("t.csv", b"5.1,3.5,Iris\n4.9,3.0,Iris\n", "the first row holds values (5.1, 3.5, Iris)"),
+        ("t.csv", b",,,y\n1,2,3,4\n", "3 of 4 columns have no name"),
         ("t.arff", b"@relation r\n@attribute a {x}\n@data\ny\n", "cannot be read as arff"),
     ],
 )
