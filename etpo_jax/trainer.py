@@ -16,6 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from env.base import Task, UsageError
+from env.tables.listing import profile_lines
 from env.tasks.code_task import CodeTask
 from env.tasks.function_task import FunctionTask
 from env.tasks.loading import check_task
@@ -47,6 +48,8 @@ from etpo_jax.runs.trackers import TensorBoard
 CHECKPOINTS_TO_KEEP = 2
 INSPECTED_ACTIONS = 8
 """Number of the newest actions that the report shows token by token."""
+_SHOWN_COLUMNS = 20
+"""Number of columns of a user's table that a run lists at its start."""
 
 Row = dict[str, Any]
 Callback = Callable[[Row], bool | None]
@@ -298,6 +301,7 @@ class Trainer:
                 isolation=build.isolation_of(task),
                 devices=[str(device) for device in self._mesh.devices.flat],
             )
+            self._introduce(task)
             self._algorithm = None  # of an earlier call, whose arrays make room
             agent = self._make_agent(run, task)
             tokenizer = agent.language.tokenizer if agent.language else None
@@ -326,6 +330,15 @@ class Trainer:
                 run.mark_finished({"env_step": loop.env_step, "update": loop.counters.update})
             report.write_curve(run.path)
             report.write_report(run.path)
+
+    def _introduce(self, task: Task) -> None:
+        """Says what table the task is about."""
+        if isinstance(task, CodeTask):
+            dataset = task.dataset
+            num_rows, num_features = dataset.features.shape
+            profile = profile_lines(dataset.preparation, max_columns=_SHOWN_COLUMNS)
+            plain = f"table: {dataset.name}, {num_rows} rows, {num_features} features"
+            self._say("\n".join(profile) + "\n" if profile else plain)
 
     def _run(self, run: RunDirectory, loop: Loop, stop: StopSignals) -> None:
         """The loop with all that watches it; of several hosts the first one's watchers speak."""

@@ -3,40 +3,55 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_MAX_COLUMNS = 60
+HEADER = ("column", "read as", "missing", "distinct", "examples", "remarks")
+"""Header of `column_rows`."""
+
 _MAX_CLASSES = 12
 
 
-def profile_lines(preparation: Mapping[str, Any]) -> list[str]:
+def profile_lines(preparation: Mapping[str, Any], *, max_columns: int = 60) -> list[str]:
     """Returns the profile of a user's table in lines; none for a table of the paper.
 
     Args:
       preparation: see `env.tables.prepared`; one without a target has columns alone.
+      max_columns: number of columns, and of notes, that are shown of a wide table.
     """
-    columns = [column for column in preparation["columns"] if "profile" in column]
-    if not columns:
+    rows = column_rows(preparation)
+    if not rows:
         return []
-    lines = [_file_line(preparation["file"], columns, preparation.get("profile"))]
-    if "target" in preparation:
-        lines += _target_lines(preparation)
-    rows = [("column", "read as", "missing", "distinct", "examples", "remarks")]
-    for column in columns[:_MAX_COLUMNS]:
-        profile = column["profile"]
-        remarks = "; ".join(profile["warnings"])
-        rows.append(
-            (
-                column["name"],
-                column["as"],
-                str(profile["missing"]),
-                str(profile["distinct"]),
-                " | ".join(profile["examples"]),
-                remarks,
-            )
+    lines = about_lines(preparation) + _aligned([HEADER, *rows[:max_columns]])
+    if len(rows) > max_columns:
+        lines.append(f"... and {len(rows) - max_columns} more columns")
+    notes = preparation["notes"]
+    lines += [f"note: {note}" for note in notes[:max_columns]]
+    if len(notes) > max_columns:
+        lines.append(f"... and {len(notes) - max_columns} more notes")
+    return lines
+
+
+def about_lines(preparation: Mapping[str, Any]) -> list[str]:
+    """Returns lines about the file, the target and the rows of a user's table."""
+    lines = [_file_line(preparation["file"], _columns(preparation), preparation.get("profile"))]
+    return lines + (_target_lines(preparation) if "target" in preparation else [])
+
+
+def column_rows(preparation: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Returns a row of texts for each column of a user's table; none for a table of the paper."""
+    return [
+        (
+            column["name"],
+            column["as"],
+            str(column["profile"]["missing"]),
+            str(column["profile"]["distinct"]),
+            " | ".join(column["profile"]["examples"]),
+            "; ".join(column["profile"]["warnings"]),
         )
-    lines += _aligned(rows)
-    if len(columns) > _MAX_COLUMNS:
-        lines.append(f"... and {len(columns) - _MAX_COLUMNS} more columns")
-    return lines + [f"note: {note}" for note in preparation["notes"]]
+        for column in _columns(preparation)
+    ]
+
+
+def _columns(preparation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [column for column in preparation.get("columns", ()) if "profile" in column]
 
 
 def _file_line(

@@ -3,9 +3,9 @@
 import html
 import shlex
 import textwrap
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from env.tables import listing
 from etpo_jax.runs import directory, html_page
 from etpo_jax.runs.final_scores import FinalScores, Holdout, Scored
 from etpo_jax.runs.run_log import RunLog, common_errors
@@ -127,56 +127,22 @@ def errors(log: RunLog) -> str:
 
 def table(log: RunLog) -> str:
     """How the columns of a table were read, and what is doubtful; "" without a user's own table."""
-    preparation = log.preparation or {}
-    if "path" not in preparation.get("file", {}):
+    rows = listing.column_rows(log.preparation) if log.preparation else []
+    if log.preparation is None or not rows:
         return ""
-    file, counts, columns = (preparation[name] for name in ("file", "profile", "columns"))
-    facts = [f"{file['path']}: {file['kind']}"]
-    if file.get("encoding", "utf-8") != "utf-8":
-        facts.append(f"encoding {file['encoding']}")
-    if file.get("separator"):
-        facts.append(f"separator {file['separator']!r}")
-    rows = f"{counts['visible']} for rewards, {counts['holdout']} in the holdout"
-    lines = [
-        ", ".join(facts) + ".",
-        f"{counts['rows']} rows: {rows}.",
-        f"The target {preparation['target']!r} {_classes(preparation)}.",
-        f"{len(columns)} other columns; programs get them as {_FORMS[preparation['form']]}.",
-    ]
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in preparation["notes"])
-    shown = html_page.table(
-        ("column", "read as", "missing", "distinct", "examples", "remarks"),
-        [_column(column) for column in columns[:_MAX_COLUMNS]],
-    )
-    if len(columns) > _MAX_COLUMNS:
-        title = f"<p>The first {_MAX_COLUMNS} columns; {directory.PREPARATION} has all.</p>"
-        shown = title + shown
-    if len(columns) > _MAX_OPEN_COLUMNS:
-        shown = html_page.details("Columns", shown)
+    about = "".join(f"<p>{html.escape(line)}</p>" for line in listing.about_lines(log.preparation))
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in log.preparation["notes"])
+    shown = html_page.table(listing.HEADER, rows[:_MAX_COLUMNS])
+    if len(rows) > _MAX_COLUMNS:
+        shown += f"<p>and {len(rows) - _MAX_COLUMNS} more in {directory.PREPARATION}</p>"
+    if len(rows) > _MAX_OPEN_COLUMNS:
+        shown = html_page.details(f"{len(rows)} columns", shown)
+    form = log.preparation["form"]
     return (
-        f"<h2>The table</h2><p>{html.escape(' '.join(lines))}</p>"
+        f"<h2>The table</h2>{about}<p>Programs get its columns as {_FORMS[form]}.</p>"
         + (f"<p>What to know about how it was read:</p><ul>{notes}</ul>" if notes else "")
         + shown
     )
-
-
-def _classes(preparation: Mapping[str, Any]) -> str:
-    counts = preparation["profile"].get("classes")
-    if not counts:
-        return "is a number"
-    shown = ", ".join(f"{name} ({count} rows)" for name, count in list(counts.items())[:12])
-    return f"has {len(counts)} classes: {shown}{', ...' if len(counts) > 12 else ''}"
-
-
-def _column(column: Mapping[str, Any]) -> list[str]:
-    profile = column.get("profile", {})
-    return [
-        column["name"],
-        column["as"],
-        *(str(profile.get(name, "")) for name in ("missing", "distinct")),
-        ", ".join(profile.get("examples", ())),
-        "; ".join(profile.get("warnings", ())),
-    ]
 
 
 def next_steps(log: RunLog) -> str:

@@ -197,28 +197,29 @@ def test_the_page_shows_how_a_table_was_read(tmp_path: Path) -> None:
     page = report.write_report(tmp_path).read_text()
     words = _words(page)
     for part in (
-        "my.csv: csv, encoding cp1252, separator ';'. 10 rows: 8 for rewards, 2 in the holdout.",
-        "The target 'churn' has 2 classes: no (5 rows), yes (3 rows).",
-        "2 other columns; programs get them as a pandas DataFrame.",
+        "my.csv: csv, separator ';', cp1252; 10 rows, 2 columns beside the target",
+        "target churn: 2 classes: no (5), yes (3)",
+        "rows: 8 for rewards, 2 held out",
+        "Programs get its columns as a pandas DataFrame.",
         "column 'id' numbers the rows: dropped",
-        "c1 text 7 3 <b>, x free text",
+        "c1 text 7 3 <b> | x free text",
     ):
         assert part in words
-    assert "<summary>Columns</summary>" not in page
+    assert "<summary>2 columns" not in page
 
 
 def test_a_wide_table_is_folded_and_cut(tmp_path: Path) -> None:
     _make_run(tmp_path, None)
     (tmp_path / PREPARATION).write_text(json.dumps(_preparation(300)))
     page = report.write_report(tmp_path).read_text()
-    assert "<summary>Columns</summary>" in page
-    assert "The first 200 columns; preparation.json has all." in _words(page)
+    assert "<summary>300 columns</summary>" in page
+    assert "and 100 more in preparation.json" in _words(page)
     assert page.count("free text") == 200
 
 
 def test_a_table_of_the_paper_needs_no_profile(tmp_path: Path) -> None:
     _make_run(tmp_path, None)
-    preparation = _preparation(2) | {"file": {"kind": "csv", "csv": "a,b\n1,2\n"}}
+    preparation = _preparation(2) | {"columns": [{"name": "a", "as": "number"}]}
     (tmp_path / PREPARATION).write_text(json.dumps(preparation))
     assert "The table" not in _words(report.write_report(tmp_path).read_text())
 
