@@ -60,10 +60,10 @@ class TaskConfig(Section):
     )
     dataset: str = option(
         "balance_scale",
-        "Table of the code task (etpo datasets lists them), csv:PATH for a table of your "
-        "own, questions:NAME for questions about a table, or toy.",
+        "Table of the code task (etpo datasets lists them), the path of a table of your own, "
+        "questions:NAME for questions about a table, or toy.",
     )
-    target: str | None = option(None, "Target column of a table of your own (csv:PATH).")
+    target: str | None = option(None, "Target column of a table of your own.")
     task_description: str | None = option(
         None, "Description of a table of your own for the prompt, such as 'Churn of Customers'."
     )

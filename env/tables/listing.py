@@ -1,5 +1,6 @@
 """The profile of a table as lines of text: how each column is read, and what is noteworthy."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,7 +63,7 @@ def _file_line(
         details.append(f"separator {file['separator']!r}")
     details += [file[key] for key in ("encoding", "sheet") if key in file]
     rows = f"{profile['rows']} rows, " if profile else ""
-    return f"{file['path']}: {', '.join(details)}; {rows}{len(columns)} columns beside the target"
+    return f"{os.path.basename(file['path'])}: {', '.join(details)}; {rows}{len(columns)} columns beside the target"
 
 
 def _target_lines(preparation: Mapping[str, Any]) -> list[str]:

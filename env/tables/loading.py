@@ -323,8 +323,13 @@ def _load_file(
     try:
         return load_user_table(path, description, target, **options)
     except UsageError as error:
-        said = str(error)
-        raise UsageError(said if str(path) in said else f"{name}: {said}") from None
+        raise naming(error, path, name) from None
+
+
+def naming(error: UsageError, path: Path, name: str) -> UsageError:
+    """Returns the error with the name of the table before it, if it does not hold the path."""
+    said = str(error)
+    return UsageError(said if str(path) in said else f"{name}: {said}")
 
 
 def _check_description(description: str) -> None:

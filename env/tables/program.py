@@ -85,14 +85,17 @@ def _describe(name: str) -> int:
     if path is None:
         raise UsageError(f"describe {name}: name the file of a table of your own")
     loading.check_file(path, f"describe {name}")
-    preparation = user_table.describe(
-        path,
-        _TARGET.value,
-        max_rows=_MAX_ROWS.value,
-        holdout=_HOLDOUT.value,
-        rare_classes=_RARE_CLASSES.value,
-        strict=_STRICT.value,
-    )
+    try:
+        preparation = user_table.describe(
+            path,
+            _TARGET.value,
+            max_rows=_MAX_ROWS.value,
+            holdout=_HOLDOUT.value,
+            rare_classes=_RARE_CLASSES.value,
+            strict=_STRICT.value,
+        )
+    except UsageError as error:
+        raise loading.naming(error, path, name) from None
     print("\n".join(listing.profile_lines(preparation)))
     return 0
 

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from env.tables import registry
+from tests.env.tables import realistic
+
+ROOT = Path(__file__).parents[3]
 
 
 def run(*arguments, cache_dir):
@@ -87,3 +90,68 @@ def test_help_names_the_flags(cache_dir):
     assert done.returncode == 0
     for flag in ("--cache_dir", "--data_dir", "strict_data"):
         assert flag in done.stdout
+
+
+def run_in(folder, *arguments, cache_dir):
+    """Runs `describe` as a person does who works in that folder."""
+    done = subprocess.run(
+        [sys.executable, "-m", "env.datasets", "describe", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "ETPO_DATA_CACHE": str(cache_dir), "PYTHONPATH": str(ROOT)},
+        timeout=120,
+    )
+    return done.returncode, done.stdout or done.stderr
+
+
+def test_the_documentation_shows_profiles_as_printed(tmp_path, cache_dir):
+    realistic.write(realistic.missing_everywhere, tmp_path)
+    realistic.write(realistic.many_rare_classes, tmp_path)
+    subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "five_tables.py")], cwd=tmp_path, check=True
+    )
+    documented = (ROOT / "docs" / "tables.md").read_text()
+    code, printed = run_in(tmp_path, "visits.xlsx", "--target=bought", cache_dir=cache_dir)
+    assert code == 0
+    assert printed in documented
+    code, printed = run_in(tmp_path, "clinic.csv", "--target=target", cache_dir=cache_dir)
+    assert code == 0
+    assert printed in documented
+    target = ("products.csv.gz", "--target=target")
+    code, printed = run_in(tmp_path, *target, cache_dir=cache_dir)
+    assert code == 2
+    assert printed in documented
+    merged = run_in(tmp_path, *target, "--rare_classes=merge+stratify", cache_dir=cache_dir)
+    assert merged[0] == 0
+    assert merged[1] in documented
+
+
+def test_describe_without_a_target_and_of_a_quantity(tmp_path, cache_dir):
+    path = realistic.write(realistic.house_prices, tmp_path)
+    code, printed = run_in(tmp_path, path.name, cache_dir=cache_dir)
+    assert code == 0
+    assert "note: name the column to predict with --target to see classes and rows" in printed
+    code, printed = run_in(tmp_path, path.name, "--target=target", cache_dir=cache_dir)
+    assert code == 0
+    assert "target target: a quantity\nrows: 240 for rewards, 60 held out\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("none.csv",), "error: describe none.csv: there is no such file\n"),
+        (("balance_scale",), "error: describe balance_scale: name the file of a table of your own"),
+        (("clinic.csv", "--target=x"), "error: clinic.csv: there is no column 'x'"),
+        (
+            ("clinic.csv", "--target=target", "--strict_data"),
+            "error: clinic.csv: --strict_data refuses what is doubtful: column 'pressure': 10 cells",
+        ),
+    ],
+)
+def test_what_cannot_be_described_is_one_line(tmp_path, cache_dir, arguments, message):
+    realistic.write(realistic.missing_everywhere, tmp_path)
+    code, printed = run_in(tmp_path, *arguments, cache_dir=cache_dir)
+    assert code == 2
+    assert printed.startswith(message)
+    assert printed.count("\n") == 1
