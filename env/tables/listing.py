@@ -63,7 +63,8 @@ def _file_line(
         details.append(f"separator {file['separator']!r}")
     details += [file[key] for key in ("encoding", "sheet") if key in file]
     rows = f"{profile['rows']} rows, " if profile else ""
-    return f"{os.path.basename(file['path'])}: {', '.join(details)}; {rows}{len(columns)} columns beside the target"
+    name = os.path.basename(file["path"])
+    return f"{name}: {', '.join(details)}; {rows}{len(columns)} columns beside the target"
 
 
 def _target_lines(preparation: Mapping[str, Any]) -> list[str]:
