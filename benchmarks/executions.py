@@ -2,9 +2,11 @@
 
     python -m benchmarks.executions
     python -m benchmarks.executions --tiers=seccomp --num_workers=8
+    python -m benchmarks.executions --what=forms
 
-Prints a table in Markdown. Times are medians. Processor time counts the executor's processes and
-the trusted side. The column "in process" is the published procedure in one process.
+Prints tables in Markdown. Times are medians. Processor time counts the executor's processes and the
+trusted side. The column "in process" is the published procedure in one process. `forms` compares
+programs on data frames with programs on arrays of the same rows, which take turns.
 """
 
 import contextlib
@@ -16,15 +18,20 @@ import time
 import warnings
 from collections.abc import Callable
 
+import numpy as np
+import pandas as pd
 import psutil  # type: ignore[import-untyped]
 from absl import flags
 
 from env import command_line, isolation
+from env.base import UsageError
 from env.datasets import Dataset, load_dataset
-from env.executor import CodeExecutor
+from env.execution.scoring import ScoredTable
+from env.executor import CodeExecutor, ExecutorError
 from env.tables.splits import split_rows
 from env.tasks import prompts
 
+_WHAT = flags.DEFINE_list("what", ["tiers", "forms"], "What is measured: tiers, forms.")
 _TIERS = flags.DEFINE_list("tiers", [], "Isolation tiers; default: all that this machine has.")
 _DATASET = flags.DEFINE_string("dataset", "balance_scale", "Data set that programs are scored on.")
 _NUM_WORKERS = flags.DEFINE_integer(
@@ -49,7 +56,16 @@ _NUM_SPLITS = 5
 
 
 def main() -> int:
-    """Measures every tier and prints the table."""
+    """Measures what is asked for and prints the tables."""
+    for name in _WHAT.value:
+        if name not in _TABLES:
+            raise UsageError(f"--what={name}: must be among {', '.join(_TABLES)}")
+    for name in _WHAT.value:
+        _TABLES[name]()
+    return 0
+
+
+def _compare_tiers() -> None:
     dataset = load_dataset(_DATASET.value)
     tiers = _TIERS.value or [tier for tier in isolation.TIERS if not isolation.probe(tier)]
     print(
@@ -64,7 +80,7 @@ def main() -> int:
     print(f"|---|{'---:|' * len(columns)}")
     for row in rows:
         print(f"| {row} | {' | '.join(column.get(row, '') for column in columns.values())} |")
-    return 0
+    print()
 
 
 def _reference(dataset: Dataset) -> dict[str, str]:
@@ -187,5 +203,93 @@ def _processor_s() -> float:
     return total_s
 
 
+_NUM_ROWS = 1000
+_KINDS = {"numbers": 8, "whole numbers": 4, "dates": 2, "texts of five values": 4, "free texts": 2}
+
+FORM_PROGRAMS = {
+    "constant model": (PROGRAMS["constant model"], PROGRAMS["constant model"]),
+    "gradient boosting": (
+        """from sklearn.ensemble import HistGradientBoostingClassifier
+    model = HistGradientBoostingClassifier(max_iter=20).fit(x_train, y_train)""",
+        """from sklearn.compose import make_column_transformer
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder
+    codes = OrdinalEncoder(handle_unknown='use_encoded_value', unknown_value=-1)
+    days = FunctionTransformer(lambda frame: frame.astype('int64'))
+    model = make_pipeline(make_column_transformer(
+        (codes, x_train.select_dtypes('object').columns),
+        (days, x_train.select_dtypes('datetime').columns),
+        remainder='passthrough'), HistGradientBoostingClassifier(max_iter=20))
+    model.fit(x_train, y_train)""",
+    ),
+}
+"""The same model on arrays, where texts and dates are numbers already, and on data frames."""
+
+
+def _compare_forms() -> None:
+    """Runs the same models on the same rows in both forms, turn by turn."""
+    array, frame = _same_rows()
+    kinds = ", ".join(f"{count} {kind}" for kind, count in _KINDS.items())
+    print(f"{_NUM_ROWS} rows of {kinds}; {_NUM_WORKERS.value} workers, {_REPEATS.value} turns\n")
+    options = {"num_workers": _NUM_WORKERS.value, "timeout_s": 60.0, "memory_bytes": 2**30}
+    print("| per split | array | frame | difference |\n|---|---:|---:|---:|")
+    with CodeExecutor(array, **options) as of_array, CodeExecutor(frame, **options) as of_frame:
+        for name, bodies in FORM_PROGRAMS.items():
+            for what, measure in (("ms", _wall_s), ("processor ms", _cpu_s)):
+                turns = [
+                    [measure(executor, body) for executor, body in zip(pair, bodies, strict=True)]
+                    for pair in [(of_array, of_frame)] * (_REPEATS.value + 1)
+                ][1:]  # the first turn also starts the processes
+                ms = [[1e3 * s / _NUM_SPLITS for s in turn] for turn in turns]
+                a, b = (statistics.median(column) for column in zip(*ms, strict=True))
+                difference = statistics.median(second - first for first, second in ms)
+                print(f"| {name}, {what} | {a:.1f} | {b:.1f} | {difference:+.1f} |")
+
+
+def _same_rows() -> tuple[ScoredTable, ScoredTable]:
+    """A table with columns of all kinds, as arrays and as a data frame."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(_NUM_ROWS) % 2
+    words = [f"word {i} of a free text" for i in range(_NUM_ROWS)]
+    columns = {
+        "numbers": lambda: rng.normal(size=_NUM_ROWS),
+        "whole numbers": lambda: rng.integers(0, 100, _NUM_ROWS),
+        "dates": lambda: (
+            rng.integers(0, 20_000, _NUM_ROWS).astype("datetime64[D]").astype("M8[ns]")
+        ),
+        "texts of five values": lambda: rng.choice(
+            ["red", "green", "blue", "black", None], _NUM_ROWS
+        ),
+        "free texts": lambda: rng.permutation(words),
+    }
+    data = {f"{kind} {i}": columns[kind]() for kind, count in _KINDS.items() for i in range(count)}
+    series = [
+        pd.Series(values, dtype=object if values.dtype.kind in "UO" else values.dtype)
+        for values in data.values()
+    ]
+    frame = pd.concat(series, axis=1, keys=data)
+    coded = [pd.factorize(values)[0] if values.dtype == object else values for values in series]
+    features = np.stack([np.asarray(values).astype(np.float64) for values in coded], axis=1)
+    return ScoredTable(features, labels), ScoredTable(features, labels, frame)
+
+
+def _wall_s(executor: CodeExecutor, body: str) -> float:
+    start = time.perf_counter()
+    (result,) = executor.run([body])
+    if result.error:
+        raise ExecutorError(result.error)
+    return time.perf_counter() - start
+
+
+def _cpu_s(executor: CodeExecutor, body: str) -> float:
+    start = _processor_s()
+    executor.run([body])
+    time.sleep(0.1)  # ended processes are counted once their zygote has noticed
+    return _processor_s() - start
+
+
+_TABLES = {"tiers": _compare_tiers, "forms": _compare_forms}
+
 if __name__ == "__main__":
-    command_line.run(main, errors=(ValueError,))
+    command_line.run(main, errors=(ValueError, ExecutorError))

@@ -83,3 +83,9 @@ def test_host_is_untouched(campaign):
 def test_labels_cannot_be_remembered(campaign):
     for reward in campaign["from_memory"]:
         assert abs(reward - 0.5) < 0.1
+
+
+def test_data_frames_carry_no_labels(campaign):
+    for outcome in campaign["from_frames"]:
+        assert outcome["error"] == ""
+        assert abs(outcome["reward"] - 0.5) < 0.1

@@ -21,6 +21,7 @@ import numpy as np
 from env.datasets import load_dataset
 from env.executor import CodeExecutor, Limits
 from env.sandbox import seccomp
+from tests.env import frame_attacks
 from tests.env.attacks import ATTACKS, BENIGN_BODY, MEMORY, Attack
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -126,11 +127,17 @@ def main() -> None:
         memory = Attack("memory", MEMORY).body(values)
         with CodeExecutor(noise, **{**options, "limits": LIMITS, "num_splits": 5}) as executor:
             from_memory = [result.reward for result in executor.run([memory] * 3)]
+        on_frames = [*[frame_attacks.ORDERS["memory"]] * 3, *frame_attacks.BREACHES.values()]
+        table = frame_attacks.noise()
+        with CodeExecutor(table, **{**options, "limits": LIMITS, "num_splits": 5}) as executor:
+            results = executor.run(on_frames)
+            from_frames = [{"reward": done.reward, "error": done.error} for done in results]
         report = {
             "isolation": isolation,
             "benign": alone.split_scores,
             "outcomes": outcomes,
             "from_memory": from_memory,
+            "from_frames": from_frames,
             "num_visits": listeners.num_visits,
             "files": sorted(path.name for path in canary.iterdir()),
             "secret": secret.read_text(),
