@@ -18,6 +18,8 @@ import types
 import warnings
 from collections.abc import Mapping, Sequence
 
+from env.sandbox import frames
+
 _STANDARD_LIBRARY = """
 abc argparse array ast asyncio base64 binascii bisect calendar cmath codecs collections.abc
 concurrent.futures.thread contextlib copy copyreg csv ctypes dataclasses datetime decimal difflib
@@ -254,3 +256,42 @@ def _warm_up() -> None:
         tree.DecisionTreeClassifier(),
     ):
         model.fit(x, y).predict_proba(x)
+    with contextlib.suppress(ModuleNotFoundError):
+        _warm_up_frames()
+
+
+def _warm_up_frames() -> None:
+    """Does the same for data frames and what programs usually do with their columns."""
+    import numpy as np
+    import pandas as pd
+    from sklearn import compose, dummy, impute, linear_model, pipeline, preprocessing
+
+    sent = pd.DataFrame(
+        {
+            "number": np.where(np.arange(30) % 5, np.arange(30) / 7, np.nan),
+            "whole": np.arange(30),
+            "is_so": np.arange(30) % 2 == 0,
+            "when": np.arange(30).astype("datetime64[D]").astype("datetime64[ns]"),
+            "text": pd.Series(["a", None, "b"] * 10, dtype=object),
+        }
+    )
+    columns = frames.columns(sent)
+    payload = frames.encode(sent, np.arange(30), [kind for _, kind in columns])
+    x, y = frames.decode(payload, columns), np.arange(30) % 3
+    dummy.DummyClassifier().fit(x, y).predict_proba(x)
+    encode = compose.make_column_transformer(
+        (
+            pipeline.make_pipeline(impute.SimpleImputer(), preprocessing.StandardScaler()),
+            ["number"],
+        ),
+        (preprocessing.OneHotEncoder(handle_unknown="ignore"), x.select_dtypes("object").columns),
+        (preprocessing.OrdinalEncoder(), ["text"]),
+        remainder="drop",
+    )
+    model = pipeline.make_pipeline(encode, linear_model.LogisticRegression(max_iter=5))
+    model.fit(x, y).predict_proba(x)
+    x.assign(year=x["when"].dt.year, text=x["text"].fillna("").str.lower()).groupby("text")[
+        ["number", "year"]
+    ].mean()
+    x["text"].astype("category").cat.codes.to_numpy()
+    pd.get_dummies(x[["text", "whole"]]).isna().sum()

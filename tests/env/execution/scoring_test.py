@@ -1,6 +1,7 @@
 """Splits and scores are the published ones, and what cannot be scored is named."""
 
 import dataclasses
+import pickle
 
 import numpy as np
 import pandas as pd
@@ -244,3 +245,12 @@ def test_a_frame_is_sent_in_place_of_the_features():
     ):
         expected = frame.iloc[rows].reset_index(drop=True)
         pd.testing.assert_frame_equal(frames.decode(payload, columns), expected)
+
+
+def test_a_table_survives_the_way_to_the_nodes_of_a_cluster():
+    labels = np.arange(40) % 2
+    held = ScoredTable(np.zeros((9, 1)), np.arange(9) % 2, _frame(np.arange(9), seed=1))
+    table = ScoredTable(np.zeros((40, 1)), labels, _frame(labels), held, stratified=True)
+    arrived = pickle.loads(pickle.dumps(ScoredTable.of(table)))
+    assert _sent(arrived) == _sent(table)
+    assert _sent(arrived, holdout=True) == _sent(table, holdout=True)
