@@ -16,11 +16,9 @@ import jax
 from jax.sharding import Mesh
 
 from env.base import Task, UsageError
-from env.tables.listing import profile_lines
-from env.tasks.code_task import CodeTask
 from env.tasks.function_task import FunctionTask
 from env.tasks.loading import check_task
-from etpo_jax import build
+from etpo_jax import about_tables, build
 from etpo_jax.acting import formats
 from etpo_jax.acting.rollout import SamplingActor
 from etpo_jax.algorithms.base import Algorithm
@@ -33,7 +31,6 @@ from etpo_jax.roles import Role
 from etpo_jax.runs import (
     directory,
     files,
-    final_scores,
     fingerprint,
     policy_folder,
     progress,
@@ -48,8 +45,6 @@ from etpo_jax.runs.trackers import TensorBoard
 CHECKPOINTS_TO_KEEP = 2
 INSPECTED_ACTIONS = 8
 """Number of the newest actions that the report shows token by token."""
-_SHOWN_COLUMNS = 20
-"""Number of columns of a user's table that a run lists at its start."""
 
 Row = dict[str, Any]
 Callback = Callable[[Row], bool | None]
@@ -301,7 +296,7 @@ class Trainer:
                 isolation=build.isolation_of(task),
                 devices=[str(device) for device in self._mesh.devices.flat],
             )
-            self._introduce(task)
+            self._say(about_tables.introduction(task))
             self._algorithm = None  # of an earlier call, whose arrays make room
             agent = self._make_agent(run, task)
             tokenizer = agent.language.tokenizer if agent.language else None
@@ -330,15 +325,6 @@ class Trainer:
                 run.mark_finished({"env_step": loop.env_step, "update": loop.counters.update})
             report.write_curve(run.path)
             report.write_report(run.path)
-
-    def _introduce(self, task: Task) -> None:
-        """Says what table the task is about."""
-        if isinstance(task, CodeTask):
-            dataset = task.dataset
-            num_rows, num_features = dataset.features.shape
-            profile = profile_lines(dataset.preparation, max_columns=_SHOWN_COLUMNS)
-            plain = f"table: {dataset.name}, {num_rows} rows, {num_features} features"
-            self._say("\n".join(profile) + "\n" if profile else plain)
 
     def _run(self, run: RunDirectory, loop: Loop, stop: StopSignals) -> None:
         """The loop with all that watches it; of several hosts the first one's watchers speak."""
@@ -397,22 +383,9 @@ class Trainer:
         self, path: Path, best: Best | None, opened: contextlib.AbstractContextManager[Task]
     ) -> None:
         """Writes `scores.json`, for a task about a table; a failure does not end the run."""
-        config = self.config
         try:
             with opened as task:
-                if not isinstance(task, CodeTask):
-                    return
-                dataset, metric = task.dataset, config.task.metric
-                if self._task is not None:  # the settings say nothing about a task made in Python
-                    dataset, metric = dataclasses.replace(dataset, holdout=None), "reward"
-                scores = final_scores.measure(
-                    dataset,
-                    task.executor,
-                    best,
-                    metric=metric,
-                    open_holdout=lambda: build.open_holdout(config, dataset),
-                )
-                files.write_json(path / directory.SCORES, scores.to_json())
+                about_tables.write_scores(path, self.config, task, best, self._task is None)
         except Exception as error:  # the run itself is complete
             self._say(f"No final scores: {type(error).__name__}: {error}")
 
@@ -425,7 +398,7 @@ class Trainer:
             yield task
 
     def _say(self, text: str) -> None:
-        if hosts.is_first() and not self._quiet:
+        if text and hosts.is_first() and not self._quiet:
             print(text)
 
 

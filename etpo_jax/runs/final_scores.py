@@ -11,11 +11,13 @@ from contextlib import AbstractContextManager
 from typing import Any, Self
 
 from env.execution import baselines
+from env.execution.error_text import elide
 from env.execution.results import ExecutionResult, Executor
 from env.tables.table import Dataset
 from etpo_jax.runs.best import Best
 
 BEST = "best program"
+_MAX_ERROR = 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,7 @@ class FinalScores:
         for program in self.programs:
             reward = "failed" if program.reward is None else f"{program.reward:.4f}"
             holdout = str(program.holdout or "") if has_holdout else ""
-            rows.append((program.name, reward, holdout or program.error))
+            rows.append((program.name, reward, holdout or elide(program.error, _MAX_ERROR)))
         return [f"{name:20} {reward:>8}   {rest}".rstrip() for name, reward, rest in rows]
 
     def to_json(self) -> dict[str, Any]:

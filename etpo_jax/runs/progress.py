@@ -126,6 +126,9 @@ def summary(run_path: Path) -> str:
     if best is not None and best.split_scores:
         best_code = shlex.quote(str(run_path / directory.BEST_CODE))
         lines.append(f"Run the best program:  python {best_code}")
+        if log.preparation is not None:
+            options = "--predict NEW.csv --output=predictions.csv"
+            lines.append(f"Predict other rows:    python {best_code} {options}")
     if log.finished is None:
         lines.append("Resume the run:        the same command again")
     else:

@@ -13,6 +13,11 @@ from etpo_jax.runs.run_log import RunLog, common_errors
 _MAX_ERRORS = 6
 _MAX_MESSAGE = 300
 _MAX_COLUMNS, _MAX_OPEN_COLUMNS = 200, 15
+_SCALES = {
+    "r2": "the coefficient of determination",
+    "rmse": "1 - RMSE / (RMSE of the mean of the scored rows)",
+    "mae": "1 - MAE / (MAE of the median of the scored rows)",
+}
 _FORMS = {"array": "an array of numbers", "frame": "a pandas DataFrame"}
 
 
@@ -58,6 +63,8 @@ def _explanation(log: RunLog, found: FinalScores) -> list[str]:
         "The baselines are scikit-learn's models with default settings on standardised columns, "
         "on the same splits."
     )
+    if found.metric in _SCALES:
+        lines.append(f"Scores are {_SCALES[found.metric]}, and at least -1.")
     if found.num_holdout_rows:
         lines.append(
             f"The best program was chosen by its reward on splits of {found.num_rows} rows, which "

@@ -94,6 +94,12 @@ def test_without_a_holdout_no_second_executor_is_made(best: Best | None) -> None
     assert (found.best is None) == (best is None)
 
 
+def test_the_scale_of_a_number_is_explained(tmp_path: Path) -> None:
+    _make_run(tmp_path, dataclasses.replace(SCORES_WITH_HOLDOUT, metric="rmse"))
+    words = _words(report.write_report(tmp_path).read_text())
+    assert "Scores are 1 - RMSE / (RMSE of the mean of the scored rows), and at least -1." in words
+
+
 def test_scores_survive_the_way_through_a_file() -> None:
     stored = json.loads(json.dumps(SCORES_WITH_HOLDOUT.to_json()))
     assert FinalScores.from_json(stored) == SCORES_WITH_HOLDOUT

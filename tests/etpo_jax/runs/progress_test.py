@@ -124,6 +124,9 @@ def _make_run(path: Path, *, is_finished: bool, num_updates: int = 5) -> None:
 def test_summary_of_a_finished_run(tmp_path: Path) -> None:
     path = tmp_path / "a run"
     _make_run(path, is_finished=True)
+    assert "Predict other rows" not in progress.summary(path)
+    (path / "preparation.json").write_text("{}")
+    assert "best_code.py' --predict NEW.csv --output=predictions.csv\n" in progress.summary(path)
     (path / "curve.png").write_bytes(b"")
     text = progress.summary(path)
     assert text.startswith("Finished 10 environment steps: etpo on toy, seed 3\n")
