@@ -268,13 +268,17 @@ class Loop:
 
     def _collate(self, transitions: Sequence[Transition]) -> Batch:
         assert self._tokenizer is not None  # algorithms that learn or measure need token ids
-        return collate(
+        batch = collate(
             transitions,
             pad_id=self._tokenizer.pad_id,
             length_multiple=LENGTH_MULTIPLE,
             max_prompt_length=self._config.model.max_prompt_length,
             max_new_tokens=self._config.sampling.max_new_tokens,
         )
+        if not (self._algorithm.networks.model.gains_by_packing and self._algorithm.mesh.size == 1):
+            return batch
+        microbatch = self._config.finetune.microbatch_size or len(transitions)
+        return batch.with_blocks(max(len(transitions) // microbatch, 1))
 
     def _fetch(self, learned: list[Metrics]) -> dict[str, float]:
         """The scalars of an update, from those of its gradient steps."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jaxtyping import Array, Bool, Float, Int
 
-from models import blocks, rope
+from models import blocks, packing, rope
 from models import lora as adapters
 from models.attention import attend, causal_visibility
 from models.config import DecoderConfig, parameter_shapes
@@ -106,14 +106,20 @@ class Block(nn.Module):
         angles: tuple[Float[Array, "b s c"], Float[Array, "b s c"]],
         mask: Bool[Array, "b *s s"],
         last: int | None = None,
+        keys_cm: Int[Array, "c m"] | None = None,
     ) -> tuple[Float[Array, "b q d"], None]:
-        """The residual stream at all positions or the last ones; None is what a scan collects."""
+        """The residual stream at all positions or the last ones; None is what a scan collects.
+
+        For blocks of `models.packing`, `keys_cm` says where the keys are that a block may see.
+        """
         p = {
             name: Parameters(shapes, self.param_dtype, self.lora, name=name)()
             for name, shapes in _shapes(self.config)["layers"].items()
         }
 
         def attention(q: Array, k: Array, v: Array) -> tuple[Array, None]:
+            if keys_cm is not None:
+                k, v = (x.reshape(-1, *x.shape[2:])[keys_cm] for x in (k, v))
             heads = attend(
                 q,
                 k,
@@ -158,6 +164,15 @@ class Decoder(nn.Module):
     lora: LoraConfig | None = None
     attention_implementation: str = "reference"
 
+    @property
+    def gains_by_packing(self) -> bool:
+        """Whether rows should be packed on a single device; small decoders gain too little.
+
+        Every other number of blocks is another program, whose compilation must pay.
+        """
+        is_small = self.config.num_layers <= _FEW_LAYERS
+        return not is_small and self.attention_implementation != "splash"
+
     def setup(self) -> None:
         config = self.config
         if self.remat not in REMAT:
@@ -184,6 +199,7 @@ class Decoder(nn.Module):
         positions_bs: Int[Array, "b s"],
         mask_bs: Bool[Array, "b s"],
         last: int | None = None,
+        num_blocks: int = 0,
     ) -> Float[Array, "b q d"]:
         """The residual stream after the final norm, in `dtype`.
 
@@ -193,9 +209,15 @@ class Decoder(nn.Module):
           mask_bs: True for real tokens. A token sees the real ones up to itself, with a sliding
             window the newest of them by their place in the row: padding is at its ends.
           last: number of last positions to return; None returns all.
+          num_blocks: `packing.count_blocks` of the rows, or more; then they are packed, if that is
+            worth it. Positions must be those of `positions`. 0 does not pack.
+
+        Raises:
+          ValueError: rows are to be packed, which splash does not support.
         """
-        embedding = self.embedder()["embedding"]
-        x = shard(embedding[tokens_bs].astype(self.dtype), "b", "s", "-")
+        if packing.is_worth_it(num_blocks, *tokens_bs.shape):
+            return self._packed(tokens_bs, mask_bs, last, num_blocks)
+        x = self._embed(tokens_bs)
         angles = rope.angles(self.config, positions_bs)
         window = self.config.sliding_window
         mask = causal_visibility(mask_bs, self.attention_implementation, window)
@@ -219,6 +241,26 @@ class Decoder(nn.Module):
             variables = jax.tree.map(lambda leaf, index=index: leaf[index], stacked)
             x = layer(x, variables, last if index + 1 == self.config.num_layers else None)
         return self._normed(x)
+
+    def _embed(self, tokens_bs: Int[Array, "b s"]) -> Float[Array, "b s d"]:
+        return shard(self.embedder()["embedding"][tokens_bs].astype(self.dtype), "b", "s", "-")
+
+    def _packed(
+        self,
+        tokens_bs: Int[Array, "b s"],
+        mask_bs: Bool[Array, "b s"],
+        last: int | None,
+        num_blocks: int,
+    ) -> Float[Array, "b q d"]:
+        """As `hidden`, of packed rows."""
+        if self.attention_implementation == "splash":
+            raise ValueError("attention=splash: rows cannot be packed")
+        packed = packing.pack(tokens_bs, mask_bs, num_blocks, self.config.sliding_window)
+        x = self._embed(packed.tokens_ct)
+        angles = rope.angles(self.config, packed.positions_ct)
+        x, _ = self.layers(x, angles, packed.visible_ctm, None, packed.keys_cm)
+        place_bq = packed.place_bs if last is None else packed.place_bs[:, -last:]
+        return self._normed(x.reshape(-1, x.shape[-1])[place_bq])
 
     def _normed(self, x: Float[Array, "b q d"]) -> Float[Array, "b q d"]:
         return blocks.rms_norm(x, self.final_norm()["scale"], self.config.rms_norm_eps)

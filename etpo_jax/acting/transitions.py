@@ -5,10 +5,13 @@ Lengths are rounded up to few buckets, so that jit compiles few programs.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+from models import packing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,18 @@ class Transition:
     next_prompt_tokens: np.ndarray | None
 
 
+class Blocks(NamedTuple):
+    """Blocks that sequences of a batch are packed into (`models.packing`), 0 to keep the padding.
+
+    Attributes:
+      action: of prompts with their actions.
+      next_prompt: of next prompts.
+    """
+
+    action: int = 0
+    next_prompt: int = 0
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
@@ -43,6 +58,8 @@ class Batch:
       continues_b: 1 where there is a next state, 0 where the episode ended.
       next_prompt_tokens_bp, next_prompt_mask_bp: next states, left padded; rows without a next
         state hold one arbitrary real token, so that attention stays defined.
+      blocks: packing of these rows, or of any part of them; another value is another program.
+      microbatch_blocks: packing of a microbatch, as `gradients.in_microbatches` cuts them.
     """
 
     prompt_tokens_bp: Int[Array, "b p"]
@@ -54,6 +71,32 @@ class Batch:
     continues_b: Float[Array, "b"]
     next_prompt_tokens_bp: Int[Array, "b q"]
     next_prompt_mask_bp: Bool[Array, "b q"]
+    blocks: Blocks = dataclasses.field(default=Blocks(), metadata={"static": True})
+    microbatch_blocks: Blocks = dataclasses.field(default=Blocks(), metadata={"static": True})
+
+    def as_microbatch(self) -> Self:
+        """The same rows, packed as a microbatch."""
+        return dataclasses.replace(self, blocks=self.microbatch_blocks)
+
+    def with_blocks(self, num_microbatches: int = 1) -> Self:
+        """The same rows of NumPy arrays, to be packed as a whole or in so many microbatches."""
+        actions = (
+            np.concatenate([self.prompt_tokens_bp, self.action_tokens_bj], axis=1),
+            np.concatenate([self.prompt_mask_bp, self.action_mask_bj], axis=1),
+        )
+        next_prompts = (self.next_prompt_tokens_bp, self.next_prompt_mask_bp)
+
+        def count(*tokens_and_mask: Any) -> int:
+            tokens_bs, mask_bs = (np.asarray(array_bs) for array_bs in tokens_and_mask)
+            parts = [slice(part, None, num_microbatches) for part in range(num_microbatches)]
+            return packing.bucket(
+                max(packing.count_blocks(tokens_bs[part], mask_bs[part]) for part in parts)
+            )
+
+        blocks = Blocks(count(*actions), count(*next_prompts))
+        if num_microbatches == 1:
+            return dataclasses.replace(self, blocks=blocks)
+        return dataclasses.replace(self, microbatch_blocks=blocks)
 
 
 def bucket(length: int, multiple: int, maximum: int) -> int:

@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from etpo_jax.acting.transitions import Batch
+from etpo_jax.acting.transitions import Batch, Blocks
 from etpo_jax.algorithms import optimizer
 from etpo_jax.algorithms.base import AbstractRun, Algorithm, Experience, Hyperparameters
 from etpo_jax.algorithms.clipped_losses import (
@@ -275,6 +275,8 @@ class ActorCritic(Algorithm):
             rows_m: Int[Array, "m"],
             hyper: Hyperparameters,
         ) -> tuple[ActorCriticState, Metrics]:
+            # The microbatches are of other rows than those that blocks were counted for.
+            batch = dataclasses.replace(batch, microbatch_blocks=Blocks())
             data = jax.tree.map(lambda leaf: over_devices(leaf[rows_m]), (batch, labels))
             trained = (state.policy, state.critic)
 
@@ -418,10 +420,16 @@ def score_policy(
 
 
 def state_values(
-    networks: Networks, base: Any, critic: Critic, tokens_bp: Array, mask_bp: Array
+    networks: Networks,
+    base: Any,
+    critic: Critic,
+    tokens_bp: Array,
+    mask_bp: Array,
+    num_blocks: int = 0,
 ) -> Float[Array, "b"]:
-    """Values of states, before any token of an action; prompts are left padded."""
-    return networks.head(critic, networks.state_hidden(base, critic.trunk, tokens_bp, mask_bp))
+    """Values of states, before any token of an action; arguments as `Networks.state_hidden`."""
+    hidden_bd = networks.state_hidden(base, critic.trunk, tokens_bp, mask_bp, num_blocks)
+    return networks.head(critic, hidden_bd)
 
 
 def minibatches(

@@ -217,9 +217,9 @@ def next_state_value(
     They are soft values of pi, or for path consistency of the policy that Q implies.
     """
 
-    def value(tokens_bp: Array, mask_bp: Array) -> Array:
+    def value(tokens_bp: Array, mask_bp: Array, num_blocks: int) -> Array:
         def last_hidden(role: Role) -> Array:
-            return networks.state_hidden(base, role, tokens_bp, mask_bp)
+            return networks.state_hidden(base, role, tokens_bp, mask_bp, num_blocks)
 
         distribution, target = hyper.distribution, state.target_critic
         if networks.q_parameterization == "policy":

@@ -76,6 +76,11 @@ def in_microbatches(
 
     def add(sums: Any, part: Any) -> tuple[Any, Metrics]:
         microbatch, part_mask_bj = jax.tree.map(over_devices, part)
+        microbatch = jax.tree.map(
+            lambda node: node.as_microbatch() if isinstance(node, Batch) else node,
+            microbatch,
+            is_leaf=lambda node: isinstance(node, Batch),
+        )
         share = Share(1 / count, jnp.sum(part_mask_bj) / num_tokens)
         found = backward(microbatch, share)
         gradients: list[Any] = []
@@ -145,18 +150,20 @@ def guarded_step(
 
 
 def next_state_values(
-    batch: Batch, value: Callable[[Array, Array], Float[Array, "b"]]
+    batch: Batch, value: Callable[[Array, Array, int], Float[Array, "b"]]
 ) -> Float[Array, "b"]:
     """Values of the next states, 0 where the episode ended; gradients are stopped.
 
     Args:
       batch: the transitions.
-      value: makes values [b] of prompts (tokens [b, p], mask [b, p]); it is evaluated only if an
-        episode of the batch goes on.
+      value: makes values [b] of prompts (tokens [b, p], mask [b, p], blocks to pack them into); it
+        is evaluated only if an episode of the batch goes on.
     """
     value_b = jax.lax.cond(
         jnp.any(batch.continues_b > 0),
-        lambda batch: value(batch.next_prompt_tokens_bp, batch.next_prompt_mask_bp),
+        lambda batch: value(
+            batch.next_prompt_tokens_bp, batch.next_prompt_mask_bp, batch.blocks.next_prompt
+        ),
         lambda batch: jnp.zeros_like(batch.reward_b),
         batch,
     )

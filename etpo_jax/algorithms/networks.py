@@ -179,14 +179,15 @@ class Networks:
         mask_bs: Bool[Array, "b s"],
         *,
         last: int | None = None,
+        num_blocks: int = 0,
     ) -> Float[Array, "b q d"]:
         """Last hidden states of all positions, or of the last so many.
 
-        An empty role is the reference.
+        An empty role is the reference. `num_blocks` packs the rows, see `Decoder.hidden`.
         """
         variables = {"params": base, **role}
         hidden: Any = self.model.apply(
-            variables, tokens_bs, positions(mask_bs), mask_bs, last, method="hidden"
+            variables, tokens_bs, positions(mask_bs), mask_bs, last, num_blocks, method="hidden"
         )
         return hidden
 
@@ -196,13 +197,20 @@ class Networks:
         mask_bs = jnp.concatenate([batch.prompt_mask_bp, batch.action_mask_bj], axis=1)
         # The last position of the prompt scores the first token; the last token scores nothing.
         last = batch.action_tokens_bj.shape[1] + 1
-        return self.hidden(base, role, tokens_bs, mask_bs, last=last)[:, :-1]
+        num_blocks = batch.blocks.action
+        return self.hidden(base, role, tokens_bs, mask_bs, last=last, num_blocks=num_blocks)[:, :-1]
 
     def state_hidden(
-        self, base: Any, role: Role, tokens_bp: Int[Array, "b p"], mask_bp: Bool[Array, "b p"]
+        self,
+        base: Any,
+        role: Role,
+        tokens_bp: Int[Array, "b p"],
+        mask_bp: Bool[Array, "b p"],
+        num_blocks: int = 0,
     ) -> Float[Array, "b d"]:
         """Hidden states just before the first token of an action, from left padded prompts."""
-        return self.hidden(base, role, tokens_bp, mask_bp, last=1)[:, 0]
+        hidden = self.hidden(base, role, tokens_bp, mask_bp, last=1, num_blocks=num_blocks)
+        return hidden[:, 0]
 
     def logits(
         self, base: Any, role: Role, hidden_bjd: Float[Array, "*b d"]
