@@ -317,7 +317,8 @@ def predictions(bundle, x):
     else:
         classes = preparation["classes"]
         columns = {"prediction": [classes[code] for code in predicted.argmax(axis=1)]}
-        columns |= {f"probability of {name}": predicted[:, k] for k, name in enumerate(classes)}
+        shown = predicted.round(6)
+        columns |= {f"probability of {name}": shown[:, k] for k, name in enumerate(classes)}
     return pd.DataFrame(columns, index=pd.RangeIndex(len(x), name="row"))
 
 
