@@ -7,23 +7,28 @@
     python best_code.py --load=model.joblib --predict=NEW.csv --output=P.csv
 
 It needs numpy, pandas and scikit-learn, and preparation.json beside it or in the folder above,
-which says how the run read its table. Load only models that you trust: loading one runs its code.
+which says how the run read its table. A language model wrote the program, and here it runs without
+the walls of the run: read it first. Load only models that you trust: loading one runs its code.
 """
 
 import os
 import subprocess
 import sys
 
-AS_IN_THE_RUN = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+# Scores are those of the run only with its order of sets and its rounding of sums, which Python and
+# numpy take from the environment when they start.
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 if (
     __name__ == "__main__"
     and sys.orig_argv[-len(sys.argv) :] == sys.argv
-    and os.environ.get("PYTHONHASHSEED") != "0"
+    and (sys.flags.hash_randomization or os.environ.get("OMP_NUM_THREADS") != "1")
 ):
-    # Scores are those of the run only in this environment, which Python reads when it starts.
-    command = [sys.executable, *sys.orig_argv[1:]]
-    sys.exit(subprocess.call(command, env={**os.environ, **AS_IN_THE_RUN}))
+    ignored = "PYTHON" if sys.flags.ignore_environment else "\n"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ignored)}
+    isolation = ["-s"] * sys.flags.no_user_site + ["-P"] * sys.flags.safe_path
+    command = [sys.executable, *isolation, *sys.argv]
+    sys.exit(subprocess.call(command, env=kept | ENVIRONMENT))
 
 import argparse
 import contextlib
@@ -75,12 +80,16 @@ def main() -> None:
         with explained(f"--predict={options.predict}"):
             x_new = features(preparation, read(preparation, options.predict))
     if bundle is None:
+        chosen = (known_rows,) if options.predict or options.save else (visible_rows, holdout_rows)
         with explained(f"--table={options.table}" if options.table else "the table of the run"):
-            parts = split_up(preparation, read(preparation, options.table))
-        if not (options.predict or options.save):
-            print_scores(preparation, parts, options.table)
+            raw = read(preparation, options.table)
+            parts = [part(preparation, raw, rows(preparation, raw)) for rows in chosen]
+            if not len(parts[0][1]):
+                raise ValueError("no row has a target that the run knows")
+        if len(parts) == 2:
+            print_scores(preparation, parts[0], parts[1], options.table)
             return
-        bundle = fit_on_all(preparation, parts)
+        bundle = fit_on_all(preparation, parts[0])
     if options.save:
         save(bundle, options.save)
     if options.predict:
@@ -157,22 +166,16 @@ def fit(x, y, seed=0):
     return namespace["build_model"](x, y)
 
 
-def split_up(preparation, raw):
-    """Returns features and target of the rows for training, of those held out, and of both.
-
-    Rows without a target are in none of them, those beyond the run's limit only in the last.
-    """
+def known_rows(preparation, raw):
+    """Returns the positions of all rows that have a target, also of those beyond a limit."""
     y = labels(preparation, raw)
-    rows = {
-        "visible": visible_rows(preparation, raw),
-        "holdout": holdout_rows(preparation, raw),
-        "all": np.flatnonzero(np.isfinite(y) if preparation["task"] == "regression" else y >= 0),
-    }
-    return {
-        name: (features(preparation, raw.iloc[chosen]), y[chosen])
-        for name, chosen in rows.items()
-        if len(chosen)
-    }
+    return np.flatnonzero(np.isfinite(y) if preparation["task"] == "regression" else y >= 0)
+
+
+def part(preparation, raw, rows):
+    """Returns features and target of the rows at these positions; no features of no rows."""
+    x = features(preparation, raw.iloc[rows]) if len(rows) else None
+    return x, labels(preparation, raw)[rows]
 
 
 def take(x, rows):
@@ -225,17 +228,17 @@ def metric_name(preparation):
     return usual if ":" in preparation["metric"] else preparation["metric"]
 
 
-def print_scores(preparation, parts, path):
+def print_scores(preparation, visible, held_out, path):
     """Prints the scores of the splits, their mean and the score on the rows that are held out.
 
     Args:
       preparation: what `preparation.json` holds.
-      parts: the rows, from `split_up`.
+      visible: features and target of the rows of the splits.
+      held_out: features and target of the rows of the holdout, perhaps none.
       path: table that they are from; None for that of the run.
     """
     name = metric_name(preparation)
-    x, y = parts["visible"]
-    x_held_out, y_held_out = parts.get("holdout", (x[:0], y[:0]))
+    (x, y), (x_held_out, y_held_out) = visible, held_out
     print(f"table     {path or preparation['file'].get('path', PREPARATION)}")
     print(f"rows      {len(y)} for the splits, {len(y_held_out)} held out")
     print(f"metric    {name}")
@@ -262,11 +265,10 @@ def print_scores(preparation, parts, path):
 # Predictions --------------------------------------------------------------------------------------
 
 
-def fit_on_all(preparation, parts):
-    """Returns the program fitted on every row that has a target, with what predictions need."""
-    x, y = parts["all"]
-    print(f"Fitted on {len(y)} rows.", file=sys.stderr)
-    return {"model": fit(x, y), "preparation": preparation, "versions": versions()}
+def fit_on_all(preparation, known):
+    """Returns the program fitted to every row that has a target, with what predictions need."""
+    print(f"Fitting the program to {len(known[1])} rows.", file=sys.stderr, flush=True)
+    return {"model": fit(*known), "preparation": preparation, "versions": versions()}
 
 
 def versions():

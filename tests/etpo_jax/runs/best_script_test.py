@@ -131,7 +131,7 @@ from sklearn.ensemble import RandomForestClassifier
     texts = list({"town", "visit plan"})
     columns = ColumnTransformer([
         ("texts", OneHotEncoder(handle_unknown="ignore"), texts),
-        ("numbers", SimpleImputer(), ["age", "days"]),
+        ("numbers", SimpleImputer(), list({"age", "days"})),
     ])
     model = make_pipeline(columns, RandomForestClassifier(20))
     model.fit(x_train, y_train)"""
@@ -208,7 +208,11 @@ def test_predictions_of_a_fit_and_of_a_saved_model(own, tmp_path):
     done = _run(script, *options, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.splitlines() == [
-        *("Fitted on 157 rows.", "Saved model.joblib.", "Wrote 12 predictions to fitted.csv."),
+        *(
+            "Fitting the program to 157 rows.",
+            "Saved model.joblib.",
+            "Wrote 12 predictions to fitted.csv.",
+        ),
     ]
     fitted = pd.read_csv(tmp_path / "fitted.csv")
     assert list(fitted["row"]) == list(range(12))
@@ -243,6 +247,7 @@ def test_predictions_of_a_fit_and_of_a_saved_model(own, tmp_path):
         (["--predict=none.csv", "--output=p.csv"], "--predict=none.csv: there is no file none.csv"),
         (["--predict=short.csv", "--output=p.csv"], "--predict=short.csv: the table lacks the col"),
         (["--table=short.csv"], "--table=short.csv: the table lacks the target"),
+        (["--table=unknown.csv"], "--table=unknown.csv: no row has a target that the run knows"),
         (["--predict=new.csv"], "--predict=NEW.csv and --output=PREDICTIONS.csv go together"),
         (["--load=m", "--save=n"], "--load=MODEL goes with --predict=NEW.csv and --output"),
         (["--load=m", "--predict=short.csv", "--output=p"], "--load=m: there is no file m"),
@@ -254,9 +259,11 @@ def test_predictions_of_a_fit_and_of_a_saved_model(own, tmp_path):
 )
 def test_what_is_wrong_is_one_line(of_array, tmp_path, arguments, message):
     (tmp_path / "short.csv").write_text("age,days\n40,2\n50,3\n")
+    unknown = _customers(4, seed=0).assign(stays="perhaps")
+    unknown.to_csv(tmp_path / "unknown.csv", index=False)
     done = _run(of_array / "best_code.py", *arguments, cwd=tmp_path)
     assert done.returncode == 2
-    (line,) = done.stderr.removeprefix("Fitted on 157 rows.\n").splitlines()
+    (line,) = done.stderr.removeprefix("Fitting the program to 157 rows.\n").splitlines()
     assert line.startswith(f"error: {message}")
 
 
