@@ -77,6 +77,9 @@ def main() -> None:
     bundle = load(options.load) if options.load else None
     preparation = bundle["preparation"] if bundle else read_preparation()
     if options.predict:
+        tables = (options.predict, options.table, preparation["file"].get("path"))
+        if any(same_file(options.output, table) for table in tables if table):
+            raise ProblemError(f"--output={options.output}: is a table that would be lost")
         with explained(f"--predict={options.predict}"):
             x_new = features(preparation, read(preparation, options.predict))
     if bundle is None:
@@ -126,6 +129,11 @@ def stop(problem: str) -> NoReturn:
     """Ends the script with one line on what is wrong."""
     print("error:", " ".join(problem.split()), file=sys.stderr)
     sys.exit(2)
+
+
+def same_file(path, other):
+    """Returns whether two paths lead to one file that exists."""
+    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
 
 
 @contextlib.contextmanager

@@ -248,6 +248,7 @@ def test_predictions_of_a_fit_and_of_a_saved_model(own, tmp_path):
         (["--predict=short.csv", "--output=p.csv"], "--predict=short.csv: the table lacks the col"),
         (["--table=short.csv"], "--table=short.csv: the table lacks the target"),
         (["--table=unknown.csv"], "--table=unknown.csv: no row has a target that the run knows"),
+        (["--predict=short.csv", "--output=./short.csv"], "--output=./short.csv: is a table that"),
         (["--predict=new.csv"], "--predict=NEW.csv and --output=PREDICTIONS.csv go together"),
         (["--load=m", "--save=n"], "--load=MODEL goes with --predict=NEW.csv and --output"),
         (["--load=m", "--predict=short.csv", "--output=p"], "--load=m: there is no file m"),
