@@ -147,7 +147,7 @@ def _row_numbers(name: str, present: Counter[str], num_rows: int) -> Reading | N
         return _dropped(name, "numbers the rows")
     is_code = is_whole or not any(" " in text or "." in text for text in present)
     if _ID_NAMES.fullmatch(name) and is_distinct and is_code:
-        return _dropped(name, "has another value in every row, as an identifier has")
+        return _dropped(name, "is id-like, with another value in every row")
     return None
 
 
@@ -330,7 +330,7 @@ def _category(
         reading.entry["as"] = "text"
         reading.warnings.append("free text")
     elif num_distinct > 20 and num_distinct > 0.95 * total:
-        reading.warnings.append("nearly every row has a value of its own")
+        reading.warnings.append("id-like: nearly every row has a value of its own")
     elif num_distinct > _MANY:
         reading.warnings.append(f"{num_distinct} categories")
     if any(re.fullmatch(r"0\d+", text) for text in present):

@@ -180,7 +180,7 @@ def test_kinds_of_texts():
     sentences = [f"this is sentence {i} of many" for i in range(30)]
     assert read(sentences)[0].entry["as"] == "text"
     assert read([f"k{i}" for i in range(30)])[0].warnings == [
-        "nearly every row has a value of its own"
+        "id-like: nearly every row has a value of its own"
     ]
     assert read([f"k{i}" for i in range(60)] * 3)[0].warnings == ["60 categories"]
     assert read(["x"] * 9)[0].warnings == ["constant: dropped"]
