@@ -46,7 +46,7 @@ _RULES = {
 
 
 def load_dataset(
-    name: str,
+    name: str | Path,
     *,
     data_dir: str | Path | None = None,
     target: str | None = None,
@@ -82,6 +82,7 @@ def load_dataset(
     Raises:
       UsageError: naming the table and what is wrong with it.
     """
+    name = str(name)
     if description is not None:
         _check_description(description)
     if max_rows < MIN_ROWS:
@@ -115,7 +116,7 @@ def load_dataset(
         raise UsageError(f"{name}: its target is {entry.target!r}; --target is for a file only")
     if regression:
         raise UsageError(f"{name}: its target is a class; the metrics of regression do not fit it")
-    dataset = _load_published(entry, data_dir, cache_folder(cache_dir), strict is False)
+    dataset = _load_published(entry, data_dir, cache_folder(cache_dir), strict)
     try:
         splits.check_class_counts(
             dataset.labels, num_splits=num_splits, min_rows=1, class_names=dataset.class_names
@@ -194,9 +195,9 @@ def fetch(
         return "cached"
     table = _read_raw(entry, data_dir)
     if table is None:
-        _fetch_and_store(entry, folder, strict is False)
+        _fetch_and_store(entry, folder, strict)
     else:
-        _store(entry, table, folder, strict is False)
+        _store(entry, table, folder, strict)
     return "fetched"
 
 
@@ -206,15 +207,15 @@ def cache_folder(cache_dir: str | Path | None) -> Path:
 
 
 def _load_published(
-    entry: Entry, data_dir: str | Path | None, folder: Path, accept_changed: bool
+    entry: Entry, data_dir: str | Path | None, folder: Path, strict: bool | None
 ) -> Dataset:
     if (table := _read_raw(entry, data_dir)) is not None:
-        return _prepare(entry, table, accept_changed)
+        return _prepare(entry, table, strict)
     if entry.source == "rule":
-        return _prepare(entry, _RULES[entry.name](), accept_changed)
+        return _prepare(entry, _RULES[entry.name](), strict)
     if (cached := cache.load(folder, entry.name)) is not None:
-        return _verified(entry, cached, accept_changed)
-    return _fetch_and_store(entry, folder, accept_changed)
+        return _verified(entry, cached, strict)
+    return _fetch_and_store(entry, folder, strict)
 
 
 def _read_raw(entry: Entry, data_dir: str | Path | None) -> RawTable | None:
@@ -230,7 +231,7 @@ def _read_raw(entry: Entry, data_dir: str | Path | None) -> RawTable | None:
     return None
 
 
-def _fetch_and_store(entry: Entry, folder: Path, accept_changed: bool) -> Dataset:
+def _fetch_and_store(entry: Entry, folder: Path, strict: bool | None) -> Dataset:
     is_kaggle = entry.source == "kaggle"
     try:
         table = (sources.fetch_from_kaggle if is_kaggle else sources.fetch_from_openml)(entry)
@@ -241,21 +242,21 @@ def _fetch_and_store(entry: Entry, folder: Path, accept_changed: bool) -> Datase
             f"`etpo datasets fetch {entry.name}` {condition}, or put "
             f"{entry.raw_files[0]} into a folder and give it as --data_dir"
         ) from None
-    return _store(entry, table, folder, accept_changed)
+    return _store(entry, table, folder, strict)
 
 
-def _store(entry: Entry, table: RawTable, folder: Path, accept_changed: bool) -> Dataset:
-    if entry.checksum is None and table.num_rows != entry.raw_rows and not accept_changed:
+def _store(entry: Entry, table: RawTable, folder: Path, strict: bool | None) -> Dataset:
+    if entry.checksum is None and table.num_rows != entry.raw_rows and strict is not False:
         raise UsageError(
             f"{entry.name}: {table.num_rows} rows instead of the published {entry.raw_rows}, which "
             "no checksum can tell apart later; --nostrict_data caches them all the same"
         )
-    dataset = _prepare(entry, table, accept_changed)
+    dataset = _prepare(entry, table, strict)
     cache.store(folder, dataset)
     return dataset
 
 
-def _prepare(entry: Entry, table: RawTable, accept_changed: bool) -> Dataset:
+def _prepare(entry: Entry, table: RawTable, strict: bool | None) -> Dataset:
     try:
         features, labels, feature_names = preparation.prepare(entry, table)
     except UsageError as error:
@@ -263,13 +264,15 @@ def _prepare(entry: Entry, table: RawTable, accept_changed: bool) -> Dataset:
     if not len(labels) or not np.isfinite(features).all():
         raise UsageError(f"{entry.name}: no complete rows, or infinite values in them")
     dataset = Dataset(entry.name, entry.description, features, labels, feature_names, entry.classes)
-    return _verified(entry, dataset, accept_changed)
+    return _verified(entry, dataset, strict)
 
 
-def _verified(entry: Entry, dataset: Dataset, accept_changed: bool) -> Dataset:
+def _verified(entry: Entry, dataset: Dataset, strict: bool | None) -> Dataset:
     problem = _mismatch(entry, dataset)
-    if problem and not accept_changed:
+    if problem and strict is not False:
         raise UsageError(f"{problem}; --nostrict_data takes them all the same")
+    if entry.checksum is None and strict:
+        raise UsageError(f"{entry.name}: --strict_data refuses rows that no checksum verifies")
     if problem or entry.checksum is None:
         from absl import logging
 

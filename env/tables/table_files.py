@@ -17,6 +17,7 @@ import itertools
 import json
 import lzma
 import re
+import warnings
 import zipfile
 from collections import Counter
 
@@ -220,8 +221,8 @@ def _count_comments(lines):
     return count if count > 1 or (count and not re.search(r"[,;\t|]", lines[0])) else 0
 
 
-def widths(path, file):
-    """Yields the number of cells of each row of a delimited text, header first, and its line."""
+def text_rows(path, file):
+    """Yields the cells of each row of a delimited text, header first, and its last line."""
     data, _ = _content(path)
     text = io.TextIOWrapper(io.BytesIO(data), encoding=file["encoding"], newline="")
     for _ in range(file["skip"]):
@@ -229,7 +230,7 @@ def widths(path, file):
     reader = csv.reader(text, delimiter=file["separator"], skipinitialspace=True)
     for row in reader:
         if row and (len(row) > 1 or row[0].strip()):
-            yield len(row), reader.line_num + file["skip"]
+            yield row, reader.line_num + file["skip"]
 
 
 def _read_csv(data, file):
@@ -241,10 +242,19 @@ def _read_csv(data, file):
         "dtype": str,
         "na_filter": False,
     }
-    # Without names of its own a first column is no index, whatever pandas thinks.
-    if not file.get("row_names"):
-        return pd.read_csv(io.BytesIO(data), index_col=False, **options)
-    raw = pd.read_csv(io.BytesIO(data), index_col=0, **options)
+    has_names = file.get("row_names")
+    try:
+        # Without names of its own a first column is no index, whatever pandas thinks.
+        with warnings.catch_warnings():
+            # Lines that end by a separator have one cell more than the header, which is empty.
+            warnings.simplefilter("ignore", pd.errors.ParserWarning)
+            raw = pd.read_csv(io.BytesIO(data), index_col=0 if has_names else False, **options)
+    except pd.errors.ParserError as error:
+        if found := re.search(r"EOF inside string starting at row (\d+)", str(error)):
+            raise ValueError(f"a quote opens in row {found[1]} and never closes") from error
+        raise
+    if not has_names:
+        return raw
     raw.insert(0, "", raw.index.astype(str))
     return raw.reset_index(drop=True)
 
@@ -281,19 +291,19 @@ def _arrow_texts(column):
 
 def _describe_sheets(data):
     with pd.ExcelFile(io.BytesIO(data), engine="openpyxl") as book:
-        filled = [name for name in book.sheet_names if len(_cells_of_sheet(book, name))]
+        filled = [name for name in book.sheet_names if len(_cells_of_sheet(book, name, 50))]
         if not filled:
             raise ValueError("its sheets are empty")
         name = filled[0]
-        cells = _cells_of_sheet(book, name)
+        cells = _cells_of_sheet(book, name, 50)
     # A title above the table fills fewer cells than its header.
     is_header = (cells != "").sum(axis=1) > cells.shape[1] / 2
     skip = int(is_header.argmax()) if len(cells) else 0
     return {"sheet": name, "other_sheets": filled[1:], "skip": skip}
 
 
-def _cells_of_sheet(book, name):
-    return pd.read_excel(book, name, header=None, dtype=object, na_filter=False)
+def _cells_of_sheet(book, name, num_rows=None):
+    return pd.read_excel(book, name, header=None, dtype=object, na_filter=False, nrows=num_rows)
 
 
 def _read_xlsx(data, file):

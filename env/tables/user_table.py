@@ -55,6 +55,8 @@ def load_user_table(
       UsageError: when the file cannot be read, no program could be scored on it, or `strict` is set
         and anything is doubtful.
     """
+    if regression and rare_classes != "refuse":
+        raise UsageError(f"--rare_classes={rare_classes}: a regression has no classes")
     file, raw = read_file(path)
     name = target.find_target(raw, target_name)
     columns, doubts = read_columns(file, raw, without=name)
@@ -131,20 +133,20 @@ def read_file(path: str | Path) -> tuple[Preparation, pd.DataFrame]:
 
 def _count_short_rows(path: str | Path, file: Mapping[str, Any]) -> int:
     """Returns the number of rows with fewer cells than the header; too many are refused."""
-    rows = table_files.widths(path, file)
+    rows = table_files.text_rows(path, file)
+    short: list[tuple[int, int]] = []
+    num_rows = 0
     try:
-        header, _ = next(rows)
-        short: list[tuple[int, int]] = []
-        num_rows = 0
-        for width, line in rows:
+        header = len(next(rows)[0]) + file["row_names"]
+        for row, line in rows:
             num_rows += 1
-            if width > header + 1 or (width > header and short):
+            if any(row[header:]) or len(row) > header + 1:
                 raise UsageError(
-                    f"{path}: line {line} has {width} cells and the header has {header}: quote "
+                    f"{path}: line {line} has {len(row)} cells and the header has {header}: quote "
                     f"cells that hold the separator {file['separator']!r}"
                 )
-            if width < header:
-                short.append((width, line))
+            if len(row) < header:
+                short.append((len(row), line))
     except csv.Error as error:
         raise UsageError(f"{path}: not a table that can be read ({error})") from None
     if len(short) > _MAX_SHORT_ROWS * num_rows:

@@ -76,6 +76,8 @@ def test_a_substitute_without_checksum_is_cached_on_demand_only(raw_dir, cache_d
     assert not cache_dir.exists()
     assert fetch("airlines", data_dir=raw_dir, strict=False) == "fetched"
     assert load_dataset("airlines").features.shape == (2000, 7)
+    with pytest.raises(UsageError, match="--strict_data refuses rows that no checksum verifies"):
+        load_dataset("airlines", strict=True)
 
 
 def test_changed_rows_in_a_folder_are_refused_with_both_checksums(raw_dir, tmp_path):

@@ -192,6 +192,7 @@ def test_regression_takes_numbers(tmp_path):
         ([1] + [0] * 39, {}, "class '1' of the target has too few rows"),
         (two_classes(), {"regression": True}, "holds texts such as 'yes': --metric=r2"),
         ([3] * NUM_ROWS, {"regression": True}, "1 distinct numbers: too few for a regression"),
+        ([1.5] * 40, {"regression": True, "rare_classes": "drop"}, "a regression has no classes"),
         (two_classes(), {"target": "z"}, "there is no column 'z'; the columns are: n, m, y"),
         (two_classes(), {"target": "Y"}, "no column 'Y'; did you mean 'y'?"),
         (two_classes(), {"target": None}, "--target is missing; the columns are: n, m, y"),
