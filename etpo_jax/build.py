@@ -30,12 +30,9 @@ from etpo_jax.acting.rollout import Actor, Prompts, SamplingActor, TokenPrompts
 from etpo_jax.acting.sampler import Sampler
 from etpo_jax.algorithms.base import Algorithm
 from etpo_jax.algorithms.reflection import EndpointReflection
-from etpo_jax.config import LENGTH_MULTIPLE, Config, ExecutionConfig, TaskConfig
+from etpo_jax.config import IN_PYTHON, LENGTH_MULTIPLE, Config, ExecutionConfig, TaskConfig
 from models.tokenizer import Tokenizer
 from models.transformer import Decoder
-
-IN_PYTHON = " (given in Python)"
-"""End of the setting `task` where the task is an object that a Python program made."""
 
 _QUESTIONS = "questions:"
 _CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"

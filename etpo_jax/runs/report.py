@@ -245,14 +245,14 @@ def _shares(layers: list[Line], bar: int) -> str:
 def _reproduction(log: RunLog) -> str:
     command = str(log.setup["command"])
     flags_file = shlex.quote(str(log.path / directory.FLAGS))
-    anew = f"etpo train --flagfile={flags_file} --run_dir=NEW_FOLDER"
+    anew = html.escape(f"{log.command('train')} --flagfile={flags_file} --run_dir=NEW_FOLDER")
+    same = f"<p>The same settings, defaults included, in a new folder:</p><pre>{anew}</pre>"
     commit = log.setup.get("git_commit") or "unknown"
     return (
         "<h2>Repeat this run</h2><p>It was started by</p>"
         f"<pre>{html.escape(command)}</pre>"
-        "<p>The same settings, defaults included, in a new folder:</p>"
-        f"<pre>{html.escape(anew)}</pre>"
-        f"<p>Commit of the code: <code>{html.escape(commit)}</code></p>"
+        + ("" if log.is_in_python else same)
+        + f"<p>Commit of the code: <code>{html.escape(commit)}</code></p>"
     )
 
 

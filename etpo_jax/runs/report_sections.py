@@ -156,7 +156,7 @@ def next_steps(log: RunLog) -> str:
     """Commands that use the run and continue it."""
     run_dir = shlex.quote(str(log.path))
     commands = []
-    if log.best is not None and log.best.split_scores:
+    if log.best is not None and log.preparation is not None:
         script = f"python {shlex.quote(str(log.path / directory.BEST_CODE))}"
         commands += [
             ("Fit the best program to the table and print its scores", script),
@@ -170,30 +170,27 @@ def next_steps(log: RunLog) -> str:
             ),
         ]
     is_here = not log.config.get("endpoint")
-    if is_here:
+    if is_here and not log.is_in_python:
         commands.append(
             (
                 "Sample programs of the trained policy and score them",
-                f"etpo evaluate --run_dir={run_dir} --num_samples=256",
+                f"{log.command('evaluate')} --run_dir={run_dir} --num_samples=256",
             )
         )
     if is_here and "policy_loss" in log.numeric_columns():
         commands.append(
             (
                 "Write the trained policy as a Hugging Face folder",
-                f"etpo export --run_dir={run_dir} --output=exported_policy",
+                f"{log.command('export')} --run_dir={run_dir} --output=exported_policy",
             )
         )
-    planned = int(log.config.get("num_env_steps") or log.env_steps)
-    flags_file = shlex.quote(str(log.path / directory.FLAGS))
-    commands.append(
-        (
-            f"Continue the run to {2 * planned} environment steps",
-            f"etpo train --flagfile={flags_file} --num_env_steps={2 * planned}",
-        )
-    )
+    if not log.is_in_python:
+        more = 2 * int(log.config.get("num_env_steps") or log.env_steps)
+        flags_file = shlex.quote(str(log.path / directory.FLAGS))
+        text = f"{log.command('train')} --flagfile={flags_file} --num_env_steps={more}"
+        commands.append((f"Continue the run to {more} environment steps", text))
     shown = "".join(html_page.command(note + ":", text) for note, text in commands)
-    return f"<h2>How to go on</h2>{shown}"
+    return f"<h2>How to go on</h2>{shown}" if shown else ""
 
 
 def _dedented(action: str) -> str:

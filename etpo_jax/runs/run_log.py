@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from etpo_jax.config import IN_PYTHON
 from etpo_jax.runs import directory, files, top_programs
 from etpo_jax.runs.final_scores import FinalScores
 
@@ -99,6 +100,16 @@ class RunLog:
         config = self.config
         task = config.get("task") or config.get("dataset")
         return f"{config.get('algorithm')} on {task}, seed {config.get('seed')}"
+
+    @property
+    def is_in_python(self) -> bool:
+        """Whether the task was made in Python, so that no command can make it again."""
+        return str(self.config.get("task", "")).endswith(IN_PYTHON)
+
+    def command(self, program: str) -> str:
+        """Start of a command line that runs one of our programs, as the run was started."""
+        is_module = "-m etpo_jax." in str(self.setup["command"])
+        return f"python -m etpo_jax.{program}" if is_module else f"etpo {program}"
 
     @property
     def env_steps(self) -> int:

@@ -13,6 +13,7 @@ import pytest
 
 from env.execution.results import ExecutionResult
 from env.tables.table import Dataset
+from etpo_jax.config import IN_PYTHON
 from etpo_jax.runs import final_scores, progress, report
 from etpo_jax.runs.best import Best
 from etpo_jax.runs.directory import PREPARATION, SCORES, RunDirectory
@@ -146,6 +147,7 @@ def _words(page: str) -> str:
 
 def test_page_and_summary_show_the_scores(tmp_path: Path) -> None:
     _make_run(tmp_path, SCORES_WITH_HOLDOUT)
+    (tmp_path / PREPARATION).write_text("{}")
     words = _words(report.write_report(tmp_path).read_text())
     for part in (
         "Score on the holdout 0.7000 95 % interval 0.625 to 0.750, 20 rows that no reward saw",
@@ -168,6 +170,33 @@ def test_a_run_without_scores_has_a_page_without_them(tmp_path: Path) -> None:
     # The page also shows the command that started the run, which may name this very test.
     for title in ("Scores beside baselines", "Best baseline", "Score on the holdout"):
         assert title not in words
+
+
+@pytest.mark.parametrize(
+    ("command", "start"),
+    [
+        ("etpo train --seed=1", "etpo train"),
+        ("python -m etpo_jax.train", "python -m etpo_jax.train"),
+    ],
+)
+def test_commands_begin_as_the_run_was_started(tmp_path: Path, command: str, start: str) -> None:
+    _make_run(tmp_path, None)
+    setup = json.loads((tmp_path / "versions.json").read_text()) | {"command": command}
+    (tmp_path / "versions.json").write_text(json.dumps(setup))
+    words = _words(report.write_report(tmp_path).read_text())
+    assert f"{start} --flagfile={tmp_path}/flags.cfg --num_env_steps=16" in words
+    assert f"{start} --flagfile={tmp_path}/flags.cfg --run_dir=NEW_FOLDER" in words
+
+
+def test_no_command_makes_a_task_again_that_python_made(tmp_path: Path) -> None:
+    _make_run(tmp_path, None)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["task"] = f"mine.Task{IN_PYTHON}"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    words = _words(report.write_report(tmp_path).read_text())
+    assert "etpo export --run_dir=" in words
+    for other in ("etpo train", "etpo evaluate", "best_code.py"):
+        assert other not in words
 
 
 def test_the_page_lists_the_best_programs_and_counts_equal_errors_together(tmp_path: Path) -> None:
