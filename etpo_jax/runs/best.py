@@ -65,8 +65,8 @@ class Best:
         script = _filled(script, PROGRAM_BEGINS, PROGRAM_ENDS, self.program)
         # What the script shares with the run is one text.
         script = _filled(script, READING_BEGINS, READING_ENDS, script_text())
-        scores = ", ".join(f"{score:.9f}" for score in self.split_scores)
-        return script.replace("\nRUN_SCORES = ()\n", f"\nRUN_SCORES = ({scores},)\n", 1)
+        scores = " ".join(f"{score:.9f}," for score in self.split_scores)
+        return script.replace("\nRUN_SCORES = ()\n", f"\nRUN_SCORES = ({scores})\n", 1)
 
 
 def write_preparation(path: Path, preparation: Mapping[str, Any]) -> None:

@@ -296,6 +296,20 @@ def test_scores_of_numbers_are_those_of_the_run(metric, noise):
     assert best_script.score(preparation, numbers, predicted) == pytest.approx(expected, abs=1e-9)
 
 
+def test_a_holdout_without_a_score_is_said(capsys):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 2)), np.arange(60) % 3
+    preparation = {
+        **{"task": "classification", "metric": "mine:score", "classes": ["a", "b", "c"]},
+        **{"file": {}, "splits": {"num": 2, "stratified": False}},
+    }
+    best_script.print_scores(preparation, (x, y), (x[:2], y[:2]), None)
+    output = capsys.readouterr().out
+    assert "metric    roc_auc\n          in place of mine:score, which this script does" in output
+    assert list(_figures(output)) == ["split 0", "split 1", "mean"]
+    assert "\nholdout   no score: Number of classes in y_true not equal" in output
+
+
 def test_a_metric_of_the_users_own_is_replaced_by_the_usual_one():
     for task, usual in (("classification", "roc_auc"), ("regression", "r2")):
         assert best_script.metric_name({"task": task, "metric": "mine:score"}) == usual
