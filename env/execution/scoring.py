@@ -238,38 +238,45 @@ class Scorer:
             raise PredictionError(f"{self._method} returned {len(data)} bytes, not {shape} numbers")
         return np.frombuffer(data, np.float64).reshape(shape)
 
-    def interval(self, split: int, data: bytes) -> tuple[float, float]:
+    def interval(self, split: int, data: bytes) -> tuple[float, float] | None:
         """Returns a 95 % interval of the score of predictions, which `score` has accepted.
 
         It is that of the percentiles of a bootstrap over the validation rows, with a fixed seed. A
-        resample has as many rows of each class as there are.
+        resample has as many rows of each class as there are. None means that the metric, one of the
+        user's own, cannot score a resample.
         """
-        predictions, labels_n = self._predictions(split, data), self.splits[split].y_validation
-        rng = np.random.RandomState(0)
-        if self._is_regression:
-            scores = _resampled_numbers(self._metric, labels_n, predictions, rng)
-        else:
-            # Rows change places with rows of their class, so that the labels stay as they are.
-            members = [np.flatnonzero(labels_n == k) for k in range(self.num_classes)]
-            rows_n = np.empty(len(labels_n), np.int64)
-            scores = []
-            for _ in range(_NUM_RESAMPLES):
-                for rows in members:
-                    rows_n[rows] = rng.choice(rows, len(rows))
-                scores.append(self._scores[split](predictions[rows_n]))
-        low, high = np.quantile(scores, _INTERVAL)
+        predictions, rng = self._predictions(split, data), np.random.RandomState(0)
+        resample = self._resampled_numbers if self._is_regression else self._resampled_classes
+        try:
+            low, high = np.quantile(resample(split, predictions, rng), _INTERVAL)
+        except ValueError:  # also a MetricError
+            return None
         return float(low), float(high)
 
+    def _resampled_classes(
+        self, split: int, probabilities_nk: np.ndarray, rng: np.random.RandomState
+    ) -> list[float]:
+        labels_n = self.splits[split].y_validation
+        # Rows change places with rows of their class, so that the labels stay as they are.
+        members = [np.flatnonzero(labels_n == k) for k in range(self.num_classes)]
+        rows_n = np.empty(len(labels_n), np.int64)
+        scores = []
+        for _ in range(_NUM_RESAMPLES):
+            for rows in members:
+                rows_n[rows] = rng.choice(rows, len(rows))
+            scores.append(self._scores[split](probabilities_nk[rows_n]))
+        return scores
 
-def _resampled_numbers(
-    metric: Metric, labels_n: np.ndarray, predictions_n: np.ndarray, rng: np.random.RandomState
-) -> list[float]:
-    scores: list[float] = []
-    while len(scores) < _NUM_RESAMPLES:
-        rows = rng.randint(len(labels_n), size=len(labels_n))
-        if (labels_n[rows] != labels_n[rows[0]]).any():  # else there is nothing to explain
-            scores.append(metric(labels_n[rows], predictions_n[rows]))
-    return scores
+    def _resampled_numbers(
+        self, split: int, predictions_n: np.ndarray, rng: np.random.RandomState
+    ) -> list[float]:
+        labels_n = self.splits[split].y_validation
+        scores: list[float] = []
+        while len(scores) < _NUM_RESAMPLES:
+            rows = rng.randint(len(labels_n), size=len(labels_n))
+            if (labels_n[rows] != labels_n[rows[0]]).any():  # else there is nothing to explain
+                scores.append(self._metric(labels_n[rows], predictions_n[rows]))
+        return scores
 
 
 def _check_numbers(labels_n: np.ndarray, where: str) -> None:

@@ -194,6 +194,23 @@ def test_an_interval_of_numbers_holds_the_score():
     assert 0.5 < low < scorer.score(0, guesses.tobytes()) < high < 1
 
 
+@pytest.mark.parametrize("labels", [np.arange(12) % 3, np.linspace(0, 1, 12)])
+def test_a_metric_that_cannot_score_a_resample_costs_the_interval_alone(labels):
+    calls = []
+
+    def score(truth, guesses):
+        calls.append(guesses)
+        return 1 / (10 - len(calls))
+
+    table = dataclasses.replace(_held(12), labels=labels)
+    table = dataclasses.replace(table, holdout=table)
+    scorer = Scorer(table, 5, metrics.Metric("mine:score", score, "0"), holdout=True)
+    data = bytes(scorer.max_prediction_bytes)
+    assert scorer.score(0, data) == 1 / 9
+    assert scorer.interval(0, data) is None
+    assert len(calls) == 10
+
+
 def _frame(labels: np.ndarray, seed: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     text = pd.Series(rng.choice(["a", "b\u00e9", None], len(labels)), dtype=object)
