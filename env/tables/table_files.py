@@ -37,6 +37,8 @@ _FOREIGN = {
 _SEPARATORS = ",;\t| "
 csv.field_size_limit(MAX_FILE_BYTES)  # free texts may be long
 _SAMPLE_CHARS = 2**20
+_MAX_SHORT_ROWS = 0.05
+_EMBEDDED = {"separator": ",", "encoding": "utf-8", "skip": 0, "row_names": False}
 
 
 def describe_file(path):
@@ -73,7 +75,7 @@ def read(preparation, path=None):
     """
     file = preparation["file"]
     if path is None and "csv" in file:
-        return _read_csv(file["csv"].encode(), {"separator": ",", "encoding": "utf-8"})
+        return _read_csv(file["csv"].encode(), _EMBEDDED)
     if path is None:
         path = file["path"]
     else:
@@ -201,6 +203,9 @@ def _describe_csv(head, is_whole):
         if separator != " " or (max(found)[0] < 0 and share == 1 and len(rows) > 2):
             found.append((round(share, 1), width, separator, rows))
     _, width, separator, rows = max(found, key=lambda candidate: candidate[:2])
+    if width < 2:  # a single column, whose cells may hold decimal commas
+        separator = next((mark for mark in _SEPARATORS if mark not in lines), ",")
+        rows = rows[:1]
     longer = [row for row in rows[1:] if len(row) == width + 1]
     # R writes names of rows without a name in the header; others end each line by a separator.
     has_names = len(longer) == len(rows) - 1 > 0 and any(row[-1].strip() for row in longer)
@@ -221,28 +226,47 @@ def _count_comments(lines):
     return count if count > 1 or (count and not re.search(r"[,;\t|]", lines[0])) else 0
 
 
-def text_rows(path, file):
-    """Yields the cells of each row of a delimited text, header first, and its last line."""
-    data, _ = _content(path)
+def _count_short_rows(data, file):
+    """Returns the number of rows with fewer cells than the header.
+
+    Many of these are refused, and so is a row with more cells, but for an empty one at the end.
+    """
     text = io.TextIOWrapper(io.BytesIO(data), encoding=file["encoding"], newline="")
     for _ in range(file["skip"]):
         text.readline()
     reader = csv.reader(text, delimiter=file["separator"], skipinitialspace=True)
+    header, num_rows, short = None, 0, []
     for row in reader:
-        if row and (len(row) > 1 or row[0].strip()):
-            yield row, reader.line_num + file["skip"]
+        if len(row) < 2 and not "".join(row).strip():
+            continue
+        line = reader.line_num + file["skip"]
+        if header is None:
+            header = len(row) + file["row_names"]
+            continue
+        num_rows += 1
+        if any(row[header:]) or len(row) > header + 1:
+            raise ValueError(
+                f"line {line} has {len(row)} cells and the header has {header}: quote cells that "
+                f"hold the separator {file['separator']!r}"
+            )
+        if len(row) < header:
+            short.append(f"line {line} has {len(row)} and the header has {header}")
+    if len(short) > _MAX_SHORT_ROWS * num_rows:
+        raise ValueError(f"{len(short)} of {num_rows} rows have too few cells: {short[0]}")
+    return len(short)
 
 
 def _read_csv(data, file):
     options = {
         "sep": file["separator"],
         "encoding": file["encoding"],
-        "skiprows": file.get("skip", 0),
+        "skiprows": file["skip"],
         "skipinitialspace": True,
         "dtype": str,
         "na_filter": False,
     }
-    has_names = file.get("row_names")
+    has_names = file["row_names"]
+    num_short = _count_short_rows(data, file)
     try:
         # Without names of its own a first column is no index, whatever pandas thinks.
         with warnings.catch_warnings():
@@ -253,10 +277,11 @@ def _read_csv(data, file):
         if found := re.search(r"EOF inside string starting at row (\d+)", str(error)):
             raise ValueError(f"a quote opens in row {found[1]} and never closes") from error
         raise
-    if not has_names:
-        return raw
-    raw.insert(0, "", raw.index.astype(str))
-    return raw.reset_index(drop=True)
+    if has_names:
+        raw.insert(0, "", raw.index.astype(str))
+        raw = raw.reset_index(drop=True)
+    raw.attrs["short_rows"] = num_short
+    return raw
 
 
 def _read_parquet(data, file):

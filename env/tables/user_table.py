@@ -6,7 +6,6 @@ The rules are deterministic, and all of them stand in the preparation that the t
 - Categories, medians and units come from the rows that are not held out.
 """
 
-import csv
 import os
 import re
 from collections.abc import Mapping
@@ -23,7 +22,6 @@ from env.tables.table import Dataset
 MIN_CLASS_ROWS = 2
 """Rows of each class that each half needs: with one, no program can be told from chance."""
 _MIN_QUANTITY_ROWS = 8
-_MAX_SHORT_ROWS = 0.05
 
 Preparation = dict[str, Any]
 
@@ -120,42 +118,11 @@ def read_file(path: str | Path) -> tuple[Preparation, pd.DataFrame]:
     """Returns how a file is read, and its raw table; what is wrong with it is a `UsageError`."""
     try:
         file = table_files.describe_file(os.path.abspath(path))
-        if file["kind"] == "csv":
-            file["short_rows"] = _count_short_rows(path, file)
         raw = prepared.read({"file": file})
-    except UsageError:
-        raise
     except ValueError as error:
         raise UsageError(str(error)) from None
     _check_names(raw, path)
     return file, raw
-
-
-def _count_short_rows(path: str | Path, file: Mapping[str, Any]) -> int:
-    """Returns the number of rows with fewer cells than the header; too many are refused."""
-    rows = table_files.text_rows(path, file)
-    short: list[tuple[int, int]] = []
-    num_rows = 0
-    try:
-        header = len(next(rows)[0]) + file["row_names"]
-        for row, line in rows:
-            num_rows += 1
-            if any(row[header:]) or len(row) > header + 1:
-                raise UsageError(
-                    f"{path}: line {line} has {len(row)} cells and the header has {header}: quote "
-                    f"cells that hold the separator {file['separator']!r}"
-                )
-            if len(row) < header:
-                short.append((len(row), line))
-    except csv.Error as error:
-        raise UsageError(f"{path}: not a table that can be read ({error})") from None
-    if len(short) > _MAX_SHORT_ROWS * num_rows:
-        width, line = short[0]
-        raise UsageError(
-            f"{path}: {len(short)} of {num_rows} rows have too few cells: line {line} has {width} "
-            f"and the header has {header}"
-        )
-    return len(short)
 
 
 def read_columns(
@@ -207,10 +174,8 @@ def _doubts_of_file(file: Mapping[str, Any], raw: pd.DataFrame) -> list[str]:
         )
     for name in raw.attrs.get("index", ()):
         doubts.append(f"column {name!r} is the index that pandas stored: dropped")
-    if file.get("short_rows"):
-        doubts.append(
-            f"{file['short_rows']} rows have fewer cells than the header: the last count as missing"
-        )
+    if short := raw.attrs.get("short_rows"):
+        doubts.append(f"{short} rows have fewer cells than the header: the last count as missing")
     doubts += [
         f"several columns are called {name!r}: they are numbered" for name in raw.attrs["repeated"]
     ]

@@ -175,10 +175,14 @@ def test_quoted_cells_may_hold_separators_quotes_and_lines(tmp_path):
 
 
 def test_a_few_short_rows_count_as_incomplete(tmp_path):
-    content = "a,b,c\n" + "1,2,3\n" * 40 + "1,2\n"
-    file, rows = read(tmp_path, "t.csv", content)
-    assert file["short_rows"] == 1
-    assert rows["c"][-1] == ""
+    (tmp_path / "t.csv").write_text("a,b,c\n" + "1,2,3\n" * 40 + "1,2\n")
+    file, raw = user_table.read_file(tmp_path / "t.csv")
+    assert raw["c"].tolist()[-1] == ""
+    assert "1 rows have fewer cells than the header" in user_table.read_columns(file, raw)[1][0]
+
+
+def test_a_single_column_may_hold_commas(tmp_path):
+    assert read(tmp_path, "t.csv", "a\n1,5\n2,5\n")[1] == {"a": ["1,5", "2,5"]}
 
 
 @pytest.mark.parametrize(
