@@ -65,16 +65,17 @@ def _explanation(log: RunLog, found: FinalScores) -> list[str]:
     )
     if found.metric in _SCALES:
         lines.append(f"Scores are {_SCALES[found.metric]}, and at least -1.")
+    overstates = "chosen by its reward, which therefore overstates its score on new rows."
     if found.num_holdout_rows:
         lines.append(
-            f"The best program was chosen by its reward on splits of {found.num_rows} rows, which "
-            "therefore overstates its score on new rows. The holdout does not: no reward has seen "
-            f"its {found.num_holdout_rows} rows. For it a program is fitted to all other rows."
+            f"No reward has seen the {found.num_holdout_rows} rows of the holdout. For this score "
+            f"a program is fitted to the {found.num_rows} rows that rewards use."
         )
-    else:
+        if log.best is not None:
+            lines.append(f"The best program was {overstates} The holdout does not.")
+    elif log.best is not None:
         lines.append(
-            "The best program was chosen by its reward, which therefore overstates its score on "
-            "new rows. This run has no holdout that would tell by how much."
+            f"The best program was {overstates} This run has no holdout to tell by how much."
         )
     return lines
 

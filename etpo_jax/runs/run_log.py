@@ -14,7 +14,8 @@ from etpo_jax.runs import directory, files, top_programs
 from etpo_jax.runs.final_scores import FinalScores
 
 _EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?=:|$)")
-_NUMBER = re.compile(r"\d+")
+# Also lists of numbers, of whatever length.
+_NUMBERS = re.compile(r"[\d.,\s]*\d[\d.,\s]*")
 _KIND_LENGTH = 32
 
 
@@ -157,7 +158,7 @@ def common_errors(run_path: Path, count: int) -> list[CommonError]:
     groups: dict[str, list[files.Row]] = {}
     for row in files.read_rows(run_path / directory.EPISODES):
         if row["error"]:
-            groups.setdefault(_NUMBER.sub("#", row["error"]), []).append(row)
+            groups.setdefault(_NUMBERS.sub("#", row["error"]), []).append(row)
     found = []
     for rows in sorted(groups.values(), key=len, reverse=True)[:count]:
         shown = min(rows, key=lambda row: len(row["action"]))

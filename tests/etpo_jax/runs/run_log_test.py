@@ -1,11 +1,20 @@
 """Statistics of a run's files against plain loops."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from etpo_jax.runs.run_log import Episodes, error_kind, running_mean, smoothing_window
+from etpo_jax.runs.run_log import (
+    CommonError,
+    Episodes,
+    common_errors,
+    error_kind,
+    running_mean,
+    smoothing_window,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +46,21 @@ def test_running_mean_equals_a_loop_over_known_neighbours(window: int) -> None:
         near = [v for v in values[max(0, i - before) : i + after + 1] if not math.isnan(v)]
         expected.append(sum(near) / len(near) if near else math.nan)
     np.testing.assert_allclose(running_mean(values, window), expected, rtol=1e-12)
+
+
+def test_errors_that_differ_in_numbers_are_one(tmp_path: Path) -> None:
+    errors = ["", "ValueError: no [1. , 2.5] in x", "TypeError: x", "ValueError: no [7] in x"]
+    errors += ["ValueError: no [1 ... 3] in y"]
+    rows = [
+        {"env_step": step, "error": error, "action": "a" * (9 - step)}
+        for step, error in enumerate(errors, 1)
+    ]
+    (tmp_path / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = common_errors(tmp_path, 2)
+    assert found == [
+        CommonError("ValueError: no [7] in x", 2, "a" * 5, 4),
+        CommonError("TypeError: x", 1, "a" * 6, 3),
+    ]
 
 
 def test_smoothing_is_light_and_leaves_short_curves_alone() -> None:
