@@ -43,7 +43,7 @@ class TableQuestions(Task):
             raise UsageError(f"max_steps is {max_steps} and must be at least 1")
         if len(dataset.labels) < NUM_ROWS:
             raise UsageError(f"{dataset.name}: questions need {NUM_ROWS} rows at least")
-        if len(dataset.class_names) != dataset.num_classes:
+        if dataset.is_regression or len(dataset.class_names) != dataset.num_classes:
             raise UsageError(f"{dataset.name}: questions need the names of the classes")
         self.name = f"questions about {dataset.name}"
         self._dataset = dataset

@@ -91,6 +91,9 @@ def test_what_no_question_can_be_asked_about_is_refused():
         TableQuestions(dataset, max_steps=0)
     with pytest.raises(UsageError, match="names of the classes"):
         TableQuestions(dataclasses.replace(dataset, class_names=()))
+    numbers = dataclasses.replace(dataset, labels=dataset.labels / 2, class_names=())
+    with pytest.raises(UsageError, match="names of the classes"):
+        TableQuestions(numbers)
     few = dataclasses.replace(dataset, labels=dataset.labels[:3])
     with pytest.raises(UsageError, match="4 rows at least"):
         TableQuestions(few)
