@@ -83,6 +83,35 @@ def load_dataset(
       UsageError: naming the table and what is wrong with it.
     """
     name = str(name)
+    _check_options(description, max_rows, holdout, rare_classes)
+    path = path_of(name)
+    if path is None:
+        entry = registry.find(name, f"--dataset={name}: ")
+        _check_options_of_paper(entry, target, regression, rare_classes)
+        dataset = _load_published(entry, data_dir, cache_folder(cache_dir), strict)
+        dataset = dataclasses.replace(dataset, description=description or dataset.description)
+        stratified = rare_classes.endswith("stratify")
+        return _with_preparation(entry, dataset, table_form, holdout or 0.0, num_splits, stratified)
+    if data_dir is not None:
+        raise UsageError(f"{name}: --data_dir is for the paper's tables; PATH says it all here")
+    return _load_file(
+        path,
+        name,
+        target,
+        description,
+        max_rows=max_rows,
+        num_splits=num_splits,
+        table_form=table_form,
+        holdout=HOLDOUT if holdout is None else holdout,
+        rare_classes=rare_classes,
+        strict=strict,
+        regression=regression,
+    )
+
+
+def _check_options(
+    description: str | None, max_rows: int, holdout: float | None, rare_classes: str
+) -> None:
     if description is not None:
         _check_description(description)
     if max_rows < MIN_ROWS:
@@ -94,52 +123,24 @@ def load_dataset(
         raise UsageError(f"--holdout={holdout:g}: must be from 0 to {MAX_HOLDOUT}")
     if rare_classes not in RARE_CLASSES:
         raise UsageError(f"--rare_classes={rare_classes}: must be one of {', '.join(RARE_CLASSES)}")
-    path = path_of(name)
-    if path is not None:
-        if data_dir is not None:
-            raise UsageError(f"{name}: --data_dir is for the paper's tables; PATH says it all here")
-        return _load_file(
-            path,
-            name,
-            target,
-            description,
-            max_rows=max_rows,
-            num_splits=num_splits,
-            table_form=table_form,
-            holdout=HOLDOUT if holdout is None else holdout,
-            rare_classes=rare_classes,
-            strict=strict,
-            regression=regression,
-        )
-    entry = registry.find(name, f"--dataset={name}: ")
+
+
+def _check_options_of_paper(
+    entry: Entry, target: str | None, regression: bool, rare_classes: str
+) -> None:
+    name = entry.name
     if target is not None:
         raise UsageError(f"{name}: its target is {entry.target!r}; --target is for a file only")
     if regression:
         raise UsageError(f"{name}: its target is a class; the metrics of regression do not fit it")
-    dataset = _load_published(entry, data_dir, cache_folder(cache_dir), strict)
-    try:
-        splits.check_class_counts(
-            dataset.labels, num_splits=num_splits, min_rows=1, class_names=dataset.class_names
-        )
-    except UsageError as error:
-        raise UsageError(f"{name}: {error}") from None
-    if description:
-        dataset = dataclasses.replace(dataset, description=description)
-    return _with_preparation(
-        entry, dataset, table_form, holdout or 0.0, num_splits, rare_classes.endswith("stratify")
-    )
+    if rare_classes.startswith(("merge", "drop")):
+        raise UsageError(f"{name}: --rare_classes={rare_classes} is for a table of your own")
 
 
 def _with_preparation(
     entry: Entry, dataset: Dataset, table_form: str, holdout: float, num_splits: int, strata: bool
 ) -> Dataset:
     """Returns a table of the paper in the form asked for, and with it the rows as a text."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*dataset.feature_names, entry.target])
-    for row, label in zip(dataset.features.tolist(), dataset.labels.tolist(), strict=True):
-        numbers = (int(value) if value.is_integer() else value for value in row)
-        writer.writerow([*numbers, dataset.class_names[label]])
     columns = [
         {
             "name": name,
@@ -153,7 +154,7 @@ def _with_preparation(
     ]
     preparation = {
         "format": 1,
-        "file": {"csv": text.getvalue()},
+        "file": {"csv": _as_csv(entry, dataset)},
         "target": entry.target,
         "reading": {"as": "category", "missing": [""]},
         "task": "classification",
@@ -166,11 +167,33 @@ def _with_preparation(
         "notes": [],
     }
     if table_form == "array" and not holdout:
-        return dataclasses.replace(dataset, preparation=preparation, stratified=strata)
-    from env.tables import assembly, prepared  # deferred: plain arrays do without pandas
+        dataset = dataclasses.replace(dataset, preparation=preparation, stratified=strata)
+    else:
+        from env.tables import assembly, prepared  # deferred: plain arrays do without pandas
 
-    raw = prepared.read(preparation)
-    return assembly.assemble(entry.name, dataset.description, preparation, raw)
+        raw = prepared.read(preparation)
+        dataset = assembly.assemble(entry.name, dataset.description, preparation, raw)
+    try:
+        splits.check_class_counts(
+            dataset.labels,
+            num_splits=num_splits,
+            min_rows=1,
+            class_names=dataset.class_names,
+            stratified=strata,
+        )
+    except UsageError as error:
+        raise UsageError(f"{entry.name}: {error}") from None
+    return dataset
+
+
+def _as_csv(entry: Entry, dataset: Dataset) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*dataset.feature_names, entry.target])
+    for row, label in zip(dataset.features.tolist(), dataset.labels.tolist(), strict=True):
+        numbers = (int(value) if value.is_integer() else value for value in row)
+        writer.writerow([*numbers, dataset.class_names[label]])
+    return text.getvalue()
 
 
 def fetch(

@@ -56,6 +56,33 @@ def load_user_table(
     if regression and rare_classes != "refuse":
         raise UsageError(f"--rare_classes={rare_classes}: a regression has no classes")
     file, raw = read_file(path)
+    preparation, doubts = _read_table(file, raw, target_name, regression)
+    rule, _, splitting = rare_classes.partition("+")
+    preparation |= {
+        "rows": {"max": max_rows},
+        "holdout": {"share": holdout, "seed": 0},
+        "form": table_form,
+        "splits": {"num": num_splits, "stratified": "stratify" in (rule, splitting)},
+        "notes": [],
+    }
+    if regression:
+        _check_quantity(preparation, raw)
+    else:
+        preparation = _with_common_classes(preparation, raw, rule)
+    doubts += _lost_rows(preparation, raw)
+    if strict and doubts:
+        more = f" (and {len(doubts) - 1} more)" if doubts[1:] else ""
+        raise UsageError(f"--strict_data refuses what is doubtful: {doubts[0]}{more}")
+    preparation["notes"] = [*doubts, *preparation["notes"]]
+    _learn(preparation, raw)
+    _count_rows(preparation, raw)
+    return assembly.assemble(Path(path).stem, description, preparation, raw)
+
+
+def _read_table(
+    file: Mapping[str, Any], raw: pd.DataFrame, target_name: str | None, regression: bool
+) -> tuple[Preparation, list[str]]:
+    """Returns how columns and target are read, and what is doubtful."""
     name = target.find_target(raw, target_name)
     columns, doubts = read_columns(file, raw, without=name)
     if all(column["as"] == "dropped" for column in columns):
@@ -67,8 +94,7 @@ def load_user_table(
         separator=file.get("separator", ","),
         declared=raw.attrs.get("categories", {}).get(name),
     )
-    rule, _, splitting = rare_classes.partition("+")
-    preparation: Preparation = {
+    preparation = {
         "format": 1,
         "file": file,
         "target": name,
@@ -76,24 +102,8 @@ def load_user_table(
         "task": "regression" if regression else "classification",
         "classes": classes,
         "columns": columns,
-        "rows": {"max": max_rows},
-        "holdout": {"share": holdout, "seed": 0},
-        "form": table_form,
-        "splits": {"num": num_splits, "stratified": "stratify" in (rule, splitting)},
-        "notes": [],
     }
-    if regression:
-        _check_quantity(preparation, raw)
-    else:
-        preparation = _with_common_classes(preparation, raw, rule)
-    doubts += [*target_doubts, *_lost_rows(preparation, raw)]
-    if strict and doubts:
-        more = f" (and {len(doubts) - 1} more)" if doubts[1:] else ""
-        raise UsageError(f"--strict_data refuses what is doubtful: {doubts[0]}{more}")
-    preparation["notes"] = [*doubts, *preparation["notes"]]
-    _learn(preparation, raw)
-    _count_rows(preparation, raw)
-    return assembly.assemble(Path(path).stem, description, preparation, raw)
+    return preparation, doubts + target_doubts
 
 
 def describe(path: str | Path, target_name: str | None, **options: Any) -> Preparation:

@@ -109,6 +109,7 @@ def test_changed_rows_in_a_folder_are_refused_with_both_checksums(raw_dir, tmp_p
         (".", {}, "--dataset=.: names a folder"),
         ("balance_scale", {"holdout": 1.0}, "--holdout=1: must be from 0 to 0.9"),
         ("balance_scale", {"rare_classes": "none"}, "--rare_classes=none: must be one of refuse"),
+        ("balance_scale", {"rare_classes": "drop"}, "=drop is for a table of your own"),
         ("balance_scale", {"regression": True}, "balance_scale: its target is a class"),
         (
             "csv:/none/such.csv",
