@@ -72,11 +72,9 @@ def load_dataset(
       num_splits: number of splits for which class counts are checked.
       cache_dir: folder of prepared tables; default: `cache.default_folder()`.
       table_form: "array", or "frame" for a table that keeps its own columns and types.
-      holdout: share of the rows that no reward sees; default: none of the paper's tables, and a
-        fifth of a user's table.
-      rare_classes: what is done with classes of too few rows: "refuse", "merge" or "drop".
-      strict: True refuses whatever is doubtful about a table; False also accepts other rows than
-        the paper's for a table of the paper.
+      holdout: share of the rows that no reward sees; default: 0.2 of a user's table, else 0.
+      rare_classes: what is done with classes of too few rows, one of `RARE_CLASSES`.
+      strict: True refuses what is doubtful; False also accepts changed rows of the paper's tables.
       regression: whether the target of a user's table is a quantity rather than a class.
 
     Raises:
