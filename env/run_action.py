@@ -32,7 +32,7 @@ _ACTION_FILE = flags.DEFINE_string(
     "action_file", None, "File with the program; - reads standard input. Required."
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder with raw tables, see docs/tasks.md.")
-_TARGET = flags.DEFINE_string("target", None, "Target column of a table of your own (csv:PATH).")
+_TARGET = flags.DEFINE_string("target", None, "Target column of a table of your own.")
 _METRIC = flags.DEFINE_string(
     "metric",
     metrics.DEFAULT_METRIC,

@@ -39,7 +39,7 @@ _ALGORITHMS = flags.DEFINE_list(
     "Names of launch/paper/NAME.flags; by default those that the tables and figures compare.",
 )
 _DATASETS = flags.DEFINE_list(
-    "datasets", ["balance_scale", "tic_tac_toe"], "Names of the data sets, or csv:PATH."
+    "datasets", ["balance_scale", "tic_tac_toe"], "Names of the data sets, or files."
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds of the runs.")
 _NUM_ENV_STEPS = flags.DEFINE_integer(
@@ -158,8 +158,8 @@ def _request() -> Request:
             present = ", ".join(sorted(path.stem for path in _PAPER.glob("*.flags")))
             raise UsageError(f"--algorithms={name}: must be among {present}")
     for name in _DATASETS.value:
-        if ":" not in name and name not in REGISTRY and name != "toy":
-            raise UsageError(f"--datasets={name}: must be among {', '.join(REGISTRY)}, or csv:PATH")
+        if ":" not in name and name not in (*REGISTRY, "toy") and not Path(name).is_file():
+            raise UsageError(f"--datasets={name}: must be a file or among {', '.join(REGISTRY)}")
     if not _DATASETS.value or not _SEEDS.value:
         raise UsageError("--datasets and --seeds must name at least one each")
     if not all(text.isdecimal() for text in _SEEDS.value):

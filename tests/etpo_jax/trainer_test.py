@@ -304,7 +304,7 @@ def test_an_exported_policy_is_a_model(trained, tmp_path):
 
 
 def test_an_adapter_is_exported_by_a_trainer_that_reads_the_checkpoint(tmp_path):
-    settings = {"finetune": "lora", "lora": "rank=2", "num_env_steps": 8}
+    settings = {"finetune": "lora:rank=2", "num_env_steps": 8}
     make(tmp_path / "run", **settings).train()
     folder = make(tmp_path / "run", **settings).export(tmp_path / "adapter", form="peft")
     assert json.loads((folder / "adapter_config.json").read_text())["r"] == 2
