@@ -20,7 +20,7 @@ from env.execution.reward_cache import CachedExecutor, Executor
 from env.executor import CodeExecutor
 from env.sandbox.limits import Limits
 from env.tasks.code_task import CodeTask
-from env.tasks.loading import load_task
+from env.tasks.loading import IN_PYTHON, load_task
 from env.tasks.table_questions import TableQuestions
 from env.tasks.toy import ToyTask
 from etpo_jax.acting import formats
@@ -30,7 +30,7 @@ from etpo_jax.acting.rollout import Actor, Prompts, SamplingActor, TokenPrompts
 from etpo_jax.acting.sampler import Sampler
 from etpo_jax.algorithms.base import Algorithm
 from etpo_jax.algorithms.reflection import EndpointReflection
-from etpo_jax.config import IN_PYTHON, LENGTH_MULTIPLE, Config, ExecutionConfig, TaskConfig
+from etpo_jax.config import LENGTH_MULTIPLE, Config, ExecutionConfig, TaskConfig
 from models.tokenizer import Tokenizer
 from models.transformer import Decoder
 

@@ -17,9 +17,6 @@ from etpo_jax.settings import Section, option, parse_choice, parse_options
 from models.attention import IMPLEMENTATIONS
 from models.lora import TARGETS, LoraConfig
 
-IN_PYTHON = " (given in Python)"
-"""End of the setting `task` where the task is an object that a Python program made."""
-
 LENGTH_MULTIPLE = 128
 """Prompts and actions are padded to a multiple of so many tokens: few shapes, few compilations."""
 

@@ -6,6 +6,9 @@ from env.base import Task, UsageError
 from env.plugins import load_object
 from env.tasks.endings import ACTION_ENDS
 
+IN_PYTHON = " (given in Python)"
+"""End of the setting `task` where the task is an object that a Python program made."""
+
 _METHODS = ("reset", "render", "step", "program", "close")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from etpo_jax.config import IN_PYTHON
+from env.tasks.loading import IN_PYTHON
 from etpo_jax.runs import directory, files, top_programs
 from etpo_jax.runs.final_scores import FinalScores
 

@@ -13,7 +13,7 @@ import pytest
 
 from env.execution.results import ExecutionResult
 from env.tables.table import Dataset
-from etpo_jax.config import IN_PYTHON
+from env.tasks.loading import IN_PYTHON
 from etpo_jax.runs import final_scores, progress, report
 from etpo_jax.runs.best import Best
 from etpo_jax.runs.directory import PREPARATION, SCORES, RunDirectory
