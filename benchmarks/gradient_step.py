@@ -1,6 +1,7 @@
 """CPU time of a gradient step, ours and the same mathematics in PyTorch.
 
     python -m benchmarks.gradient_step --remat=none
+    python -m benchmarks.gradient_step --model=HuggingFaceTB/SmolLM2-135M --transitions=4
 
 The jitted step of ETPO against `benchmarks.gradient_step_torch`: the same weights and batch,
 float32, one process and one core. Both first take steps whose metrics and gradients must agree,
@@ -17,15 +18,23 @@ from benchmarks import gradient_step_parity, turns
 from benchmarks.random_model import decoder_config
 from benchmarks.turns import Times
 from env import command_line
+from models.config import DecoderConfig
+from models.errors import ModelError
+from models.repository import config_folder
 from models.transformer import REMAT
 
-_TRANSITIONS = 16
 _SHAPES = ((128, 64), (64, 32))
 """Lengths in tokens of prompt and action: the demonstration's bucket and a short one."""
 _ROUND_S = 0.5
 
 _SIZE = flags.DEFINE_enum(
     "size", "tiny", ["tiny", "medium"], "Shape of the model; tiny: the stand-in's."
+)
+_MODEL = flags.DEFINE_string(
+    "model", None, "Model whose shape is taken in place of --size: a folder or a repository."
+)
+_TRANSITIONS = flags.DEFINE_integer(
+    "transitions", 16, "Transitions of a gradient step.", lower_bound=2
 )
 _MODE = flags.DEFINE_enum("mode", "retrace", list(gradient_step_parity.MODES), "Critic loss.")
 _REMAT = flags.DEFINE_enum("remat", "full", REMAT, "Recomputation in our backward pass.")
@@ -41,12 +50,16 @@ def main() -> None:
     os.sched_setaffinity(0, {core})
     jax.config.update("jax_platforms", "cpu")
     torch_version = gradient_step_torch.torch.__version__
+    if _MODEL.value is None:
+        decoder = decoder_config(_SIZE.value, 1024)
+    else:
+        decoder = DecoderConfig.from_folder(config_folder(_MODEL.value))
     lines = [
-        f"One update of {_TRANSITIONS} transitions, {_SIZE.value} model, critic loss {_MODE.value} "
-        f"with {gradient_step_parity.MODES[_MODE.value]} Q, float32, remat {_REMAT.value} in "
-        f"etpo_jax, one core of {os.cpu_count()}, load average {os.getloadavg()[0]:.1f}; jax "
-        f"{jax.__version__}, torch {torch_version}; medians of {_REPEATS.value} rounds, ranges of "
-        "their ratios.",
+        f"One update of {_TRANSITIONS.value} transitions, {_MODEL.value or _SIZE.value} model, "
+        f"critic loss {_MODE.value} with {gradient_step_parity.MODES[_MODE.value]} Q, float32, "
+        f"remat {_REMAT.value} in etpo_jax, one core of {os.cpu_count()}, load average "
+        f"{os.getloadavg()[0]:.1f}; jax {jax.__version__}, torch {torch_version}; medians of "
+        f"{_REPEATS.value} rounds, ranges of their ratios.",
         "",
         "| prompt + action | etpo_jax CPU ms | torch CPU ms | torch / etpo_jax | etpo_jax wall ms |"
         " torch wall ms | torch / etpo_jax | largest difference |",
@@ -54,9 +67,9 @@ def main() -> None:
     ]
     for prompt, action in _SHAPES:
         problem = gradient_step_parity.make_problem(
-            decoder_config(_SIZE.value, 1024),
+            decoder,
             _MODE.value,
-            _TRANSITIONS,
+            _TRANSITIONS.value,
             prompt,
             action,
             _REMAT.value,
@@ -85,4 +98,4 @@ def _row(name: str, ours: Times, theirs: Times, difference: float) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, errors=(ModelError,))

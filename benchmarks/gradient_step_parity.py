@@ -165,7 +165,10 @@ class Ours:
         self._mesh = build_mesh()
         # Copies: the state is donated.
         self._learner.state = jax.tree.map(jnp.array, problem.state)
-        self._batch = jax.tree.map(jnp.array, problem.batch)
+        batch = problem.batch
+        if self._learner.networks.model.gains_by_packing:  # as the loop does on a CPU
+            batch = batch.with_blocks()
+        self._batch = jax.tree.map(jnp.array, batch)
 
     def __call__(self) -> dict[str, Any]:
         with jax.set_mesh(self._mesh):
