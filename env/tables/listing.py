@@ -69,7 +69,7 @@ def _file_line(
 
 def _target_lines(preparation: Mapping[str, Any]) -> list[str]:
     profile = preparation["profile"]
-    counts = [f"{name} ({count})" for name, count in profile["classes"].items()]
+    counts = [f"{_shown(name, 40)} ({count})" for name, count in profile["classes"].items()]
     if len(counts) > _MAX_CLASSES:
         counts = [*counts[:_MAX_CLASSES], f"and {len(counts) - _MAX_CLASSES} more"]
     kind = f"{len(profile['classes'])} classes: {', '.join(counts)}" if counts else "a quantity"
@@ -88,6 +88,6 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _shown(cell: str) -> str:
+def _shown(cell: str, max_chars: int = 100) -> str:
     text = "".join(character if character.isprintable() else " " for character in cell)
-    return text if len(text) <= 100 else text[:97] + "..."
+    return text if len(text) <= max_chars else text[: max_chars - 3] + "..."

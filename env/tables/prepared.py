@@ -34,10 +34,9 @@ _NUMBERS = {
     ",": re.compile(r"[+-]?(?:(?:\d{1,3}(?:\.\d{3})+|\d+)(?:,\d*)?|,\d+)(?:[eE][+-]?\d+)?"),
 }
 PLAIN_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
-_SIGNS = re.compile(
-    r"[%$€£¥₹]|^(?:USD|EUR|GBP|CHF)\b|\b(?:USD|EUR|GBP|CHF)$|"
-    r"(?<=\d)[ \u00a0\u2009\u202f\u2019'](?=\d{3})"
-)
+_SIGNS = re.compile(r"[%$€£¥₹]|^(?:USD|EUR|GBP|CHF)\b|\b(?:USD|EUR|GBP|CHF)$")
+# Spaces in a telephone number are none between thousands.
+_GROUPED = re.compile(r"(?<![\d+])[1-9]\d{0,2}(?:[ \u00a0\u2009\u202f\u2019']\d{3})+(?!\d)")
 
 
 def number(text, decimal="."):
@@ -49,6 +48,7 @@ def number(text, decimal="."):
         if text.startswith("(") and text.endswith(")"):
             text = "-" + text[1:-1]
         text = _SIGNS.sub("", text.replace("\u2212", "-")).strip()
+        text = _GROUPED.sub(lambda match: re.sub(r"\D", "", match[0]), text)
         text = re.sub(r"^([+-])\s+", r"\1", text)
         if not _NUMBERS[decimal].fullmatch(text):
             return np.nan

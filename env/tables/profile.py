@@ -38,7 +38,7 @@ _EXAMPLE_CHARS = 24
 
 _INDEX_NAMES = re.compile(r"Unnamed: 0(\.\d+)*|__index_level_\d+__|\.\.\.1|")
 _DISTINCT_INDEX_NAMES = re.compile(
-    r"(?i)index|level_\d+|row[ _.]?(id|no|nr|num|numbers?|names?)?|X"
+    r"(?i)index|idx|#|n[or]\.?|s\.? ?no\.?|level_\d+|row[ _.]?(id|no|nr|num|numbers?|names?)?|X"
 )
 _ID_NAMES = re.compile(r"(?i:(.*[^a-zA-Z])?(id|uuid|guid))|.*[a-z](Id|ID)")
 
@@ -183,7 +183,7 @@ def read_numbers(name: str, present: Counter[str], separator: str) -> Reading | 
     if any(re.fullmatch(r"0\d+", text) or _is_too_long(text) for text in present):
         return None
     total = present.total()
-    plain = {text for text in present if prepared.PLAIN_NUMBER.fullmatch(text)}
+    plain = {t for t in present if prepared.PLAIN_NUMBER.fullmatch(t) and _is_number(t, ".")}
     read = {".": plain, ",": set[str]()}
     if len(plain) < len(present) or separator == ";":
         read = {mark: {t for t in present if _is_number(t, mark)} for mark in (".", ",")}

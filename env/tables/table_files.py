@@ -28,12 +28,14 @@ _PACKERS: dict = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.op
 _FOREIGN = {
     b"\xd0\xcf\x11\xe0": "an old Excel file: save it as .xlsx or .csv",
     b"ARROW1": "a Feather file: save it as Parquet",
+    b"%PDF-": "a PDF: save its table as .csv",
     b"version https://git-lfs": "a pointer to a file in Git LFS: fetch the file itself",
     b"<!doctype": "a web page: download the table itself",
     b"<html": "a web page: download the table itself",
     b"<table": "a web page: save its table as .csv",
     b"<?xml": "an XML file: save it as .csv",
 }
+_NO_TABLE = "not a table that can be read: the file is neither text, Parquet nor Excel"
 _SEPARATORS = ",;\t| "
 csv.field_size_limit(MAX_FILE_BYTES)  # free texts may be long
 _SAMPLE_CHARS = 2**20
@@ -56,6 +58,8 @@ def describe_file(path):
     for magic, what in _FOREIGN.items():
         if data[:64].lower().startswith(magic.lower()):
             raise ValueError(f"{path}: {what}")
+    if data[257:262] == b"ustar":
+        raise ValueError(f"{path}: a tar archive: unpack the file to read")
     file["encoding"] = _encoding(data, path)
     head = data[: 4 * _SAMPLE_CHARS].decode(file["encoding"], errors="ignore")[:_SAMPLE_CHARS]
     if not head.strip():
@@ -84,9 +88,11 @@ def read(preparation, path=None):
     readers = {"parquet": _read_parquet, "xlsx": _read_xlsx, "json": _read_json, "arff": _read_arff}
     with _explained(path, file["kind"]):
         raw = readers.get(file["kind"], _read_csv)(data, file)
-    repeated = [name for name, count in Counter(raw.columns).items() if name and count > 1]
+    names = Counter(name for name in raw.columns if isinstance(name, str))
+    repeated = [name for name, count in names.items() if name and count > 1]
     raw.attrs["repeated"] = [*file.get("repeated", ()), *repeated]
     raw.columns = unique_names(raw.columns)
+    raw.attrs["other_sheets"] = file.get("other_sheets", [])
     if not len(raw) or not len(raw.columns):
         raise ValueError(f"{path}: there are no rows")
     return raw
@@ -169,9 +175,9 @@ def _encoding(data, path):
         for encoding, zeros in (("utf-16-le", head[1::2]), ("utf-16-be", head[::2])):
             if zeros.count(0) > 0.7 * len(zeros):
                 return encoding
-        raise ValueError(
-            f"{path}: not a table that can be read: the file is neither text, Parquet nor Excel"
-        )
+        raise ValueError(f"{path}: {_NO_TABLE}")
+    if len(re.findall(rb"[\x01-\x08\x0e-\x1f]", head)) > 0.01 * len(head):
+        raise ValueError(f"{path}: {_NO_TABLE}")
     for encoding in ("utf-8", "cp1252"):
         try:
             data.decode(encoding)
@@ -184,7 +190,9 @@ def _encoding(data, path):
 def _describe_csv(head, is_whole):
     skip = 1 if re.match(r"sep=.\r?\n", head) else 0
     skip = skip or _count_comments(head.split("\n", 100))
-    lines = head.split("\n", skip)[skip]
+    num_title = _count_title_lines(head.split("\n", skip)[skip], is_whole)
+    *above, lines = head.split("\n", skip + num_title)
+    skip, title = len(above), _shortened(above[skip:])
     found: list = [(-1.0, 0, ",", [])]
     for separator in _SEPARATORS:
         reader = csv.reader(
@@ -213,6 +221,7 @@ def _describe_csv(head, is_whole):
     return {
         "separator": separator,
         "skip": skip,
+        "title": title,
         "row_names": has_names,
         "repeated": [name for name, count in header.items() if name and count > 1],
     }
@@ -224,6 +233,31 @@ def _count_comments(lines):
     while count < len(lines) - 1 and lines[count].startswith("#"):
         count += 1
     return count if count > 1 or (count and not re.search(r"[,;\t|]", lines[0])) else 0
+
+
+def _count_title_lines(text, is_whole):
+    """Returns the number of lines without cells above a header and rows of equally many cells.
+
+    A column of texts may hold separators too, so that rows of two cells need an empty line above.
+    """
+    lines = text.split("\n", 6)
+    for count, separator in itertools.product(range(1, len(lines) - 1), _SEPARATORS[:-1]):
+        if any(separator in line for line in lines[:count]) or separator not in lines[count]:
+            continue
+        below = io.StringIO("\n".join(lines[count:]), newline="")
+        rows = [row for row in itertools.islice(csv.reader(below, delimiter=separator), 200) if row]
+        if len(rows) < 200 and not is_whole:
+            rows.pop()
+        widths = {len(row) for row in rows}
+        least = 3 if lines[count - 1].strip() else 2
+        if len(rows) > 2 and len(widths) == 1 and min(widths) >= least:
+            return count
+    return 0
+
+
+def _shortened(texts):
+    plain = " ".join(" ".join(texts).split())
+    return plain if len(plain) <= 60 else plain[:57] + "..."
 
 
 def _count_short_rows(data, file):
@@ -319,12 +353,18 @@ def _describe_sheets(data):
         filled = [name for name in book.sheet_names if len(_cells_of_sheet(book, name, 50))]
         if not filled:
             raise ValueError("its sheets are empty")
-        name = filled[0]
-        cells = _cells_of_sheet(book, name, 50)
+        sheets = {name: _cells_of_sheet(book, name, 50) for name in filled}
+    # A sheet of remarks has a single column.
+    tables = [name for name in filled if (sheets[name] != "").any().sum() > 1]
+    name = (tables or filled)[0]
+    cells = sheets[name]
     # A title above the table fills fewer cells than its header.
     is_header = (cells != "").sum(axis=1) > cells.shape[1] / 2
     skip = int(is_header.argmax()) if len(cells) else 0
-    return {"sheet": name, "other_sheets": filled[1:], "skip": skip}
+    above = cells.iloc[:skip].to_numpy().ravel()
+    title = _shortened(str(value) for value in above if value != "")
+    others = [other for other in filled if other != name]
+    return {"sheet": name, "other_sheets": others, "skip": skip, "title": title}
 
 
 def _cells_of_sheet(book, name, num_rows=None):
@@ -343,17 +383,38 @@ def _read_xlsx(data, file):
 
 def _read_json(data, file):
     text = data.decode(file["encoding"])
-    if text.lstrip().startswith("["):
+    try:
         rows = json.loads(text)
-    else:
-        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    if len(rows) == 1 and isinstance(rows[0], dict):
-        (rows,) = rows
-        if "data" in rows:  # the orientations "table" and "split" of pandas
-            return _json_texts(rows["data"], rows.get("columns"))
-    elif not all(isinstance(row, dict) for row in rows):
+    except json.JSONDecodeError:
+        rows = [_json_line(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if isinstance(rows, dict):
+        return _json_object(rows)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("each row must be an object of names and values")
     return _json_texts(rows)
+
+
+def _json_line(number, line):
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {number}: {error}") from error
+
+
+def _json_object(table):
+    """Returns the table in one object, in any orientation that pandas writes."""
+    if isinstance(table.get("data"), list):  # "table" or "split"
+        return _json_texts(table["data"], table.get("columns"))
+    kinds = {type(value) for value in table.values()}
+    if kinds == {dict} and all(key.isdigit() for key in table):
+        columns = {name for row in table.values() for name in row}
+        if not all(name.isdigit() for name in columns):  # "index"
+            return _json_texts(list(table.values()))
+    if kinds not in ({dict}, {list}):
+        raise ValueError(
+            "the object holds neither rows nor columns: save its rows as one array of objects"
+        )
+    return _json_texts(table)
 
 
 def _json_texts(rows, names=None):

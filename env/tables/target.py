@@ -35,6 +35,10 @@ def find_target(raw: pd.DataFrame, target: str | None) -> str:
         raise UsageError(f"--target={target}: pandas stored this column as the index of the rows")
     near = get_close_matches(target.lower(), [name.lower() for name in names], n=1)
     hint = f"; did you mean {next(n for n in names if n.lower() == near[0])!r}?" if near else ""
+    if not hint and len(names) == 1:
+        hint = "; cells are to be separated by commas, semicolons, tabs, | or spaces"
+    if sheets := raw.attrs.get("other_sheets"):
+        hint += f"; the first sheet with a table is read, and not {', '.join(sheets)}"
     raise UsageError(f"there is no column {target!r}{hint}; the columns are: {listed}")
 
 
@@ -74,8 +78,12 @@ def read_target(
         reading = {"as": "number", "missing": ["", *sorted(words)]}
         reading["decimal"] = numbers.entry["decimal"]
         found = {text: str(prepared.class_name(reading, text)) for text in others}
-        doubts += numbers.doubts
         _check_numeric_classes(target, set(found.values()))
+        if all(prepared.PLAIN_NUMBER.fullmatch(text) for text in others):
+            doubts += numbers.doubts
+        else:  # classes such as "10%" keep their signs
+            reading = {"as": "category", "missing": reading["missing"]}
+            found = {text: text for text in others}
     classes = _ordered(set(found.values()), reading["as"] == "number", declared)
     if len(classes) < 2:
         raise UsageError(

@@ -22,6 +22,7 @@ from env.tables.table import Dataset
 MIN_CLASS_ROWS = 2
 """Rows of each class that each half needs: with one, no program can be told from chance."""
 _MIN_QUANTITY_ROWS = 8
+_MANY_REPEATED = 0.2
 
 Preparation = dict[str, Any]
 
@@ -182,6 +183,8 @@ def _doubts_of_file(file: Mapping[str, Any], raw: pd.DataFrame) -> list[str]:
         doubts.append(
             f"the sheet {file['sheet']!r} is read, and not {', '.join(file['other_sheets'])}"
         )
+    if title := file.get("title"):
+        doubts.append(f"what stands above the names of the columns is skipped: {title!r}")
     for name in raw.attrs.get("index", ()):
         doubts.append(f"column {name!r} is the index that pandas stored: dropped")
     if short := raw.attrs.get("short_rows"):
@@ -212,7 +215,10 @@ def _with_common_classes(preparation: Preparation, raw: pd.DataFrame, rule: str)
         num_rare = max(num_rare + 1, hopeless)
         chosen = _without(preparation, order[:num_rare], rule)
         if len(chosen["classes"]) < 2:
-            raise UsageError(f"{problem}; no two classes of the target have enough rows")
+            raise UsageError(
+                f"{problem}; no two classes of the target have enough rows: more rows are needed "
+                "(of a longer file --max_rows keeps more)"
+            )
     return chosen
 
 
@@ -304,6 +310,13 @@ def _count_rows(preparation: Preparation, raw: pd.DataFrame) -> None:
             name: int(count) for name, count in zip(preparation["classes"], counts, strict=True)
         },
     }
+    names = [c["name"] for c in preparation["columns"] if c["as"] != "dropped"]
+    rows = raw.iloc[[*visible, *held_out]][[*names, preparation["target"]]]
+    if (repeated := int(rows.duplicated().sum())) > _MANY_REPEATED * used:
+        preparation["notes"].append(
+            f"{repeated} of {used} rows repeat another row: scores on these say little about new "
+            "rows"
+        )
     if preparation["rows"]["max"] == used < len(raw):
         preparation["notes"].append(
             f"{used} of {len(raw)} rows are used, a fixed random choice (--max_rows)"

@@ -81,7 +81,15 @@ def test_infinite_numbers_count_as_missing_and_are_said():
     reading, values = read(["1.5", "inf", "2", "4", "-inf", "7"])
     assert pd.isna(values[1])
     assert reading.doubts == ["column 'c': 2 infinite values count as missing"]
-    assert pd.isna(prepared.number("1e999"))
+    reading, values = read(["1e999", *map(str, range(0, 120, 3))])
+    assert pd.isna(values[0])
+    assert "such as '1e999', count as missing" in reading.doubts[0]
+
+
+def test_telephone_numbers_are_no_numbers():
+    assert read(["+49 382067 864433", "+49 30 123 456"])[0].entry["as"] == "category"
+    assert read(["079 123 456", "012 345 678"])[0].entry["as"] == "category"
+    assert read(["- 1 234", "€ 12 345 678", "1 000"])[1] == [-1234, 12_345_678, 1000]
 
 
 def test_words_for_missing_never_cost_a_category():
@@ -139,6 +147,9 @@ def test_dates_that_stand_for_never_count_as_missing_and_are_said():
         ("Unnamed: 0", ["Mazda", "Ford", "Fiat"]),
         ("__index_level_0__", ["7", "3", "5"]),
         ("index", ["7", "3", "5"]),
+        ("#", ["1", "2", "3"]),
+        ("S.No.", ["1", "2", "3"]),
+        ("Nr.", ["7", "3", "5"]),
         ("id", ["7", "3", "5"]),
         ("customer_id", ["a7", "a3", "a5"]),
         ("CustomerId", ["7", "3", "5"]),

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import tarfile
 import zipfile
 
 import numpy as np
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 
 from env.base import UsageError
-from env.tables import prepared, table_files, user_table
+from env.tables import prepared, table_files, target, user_table
 
 PLAIN = b"name,n,y\nAnna,1,a\nJos\xc3\xa9,2,b\n"
 TEXTS = {"name": ["Anna", "José"], "n": ["1", "2"], "y": ["a", "b"]}
@@ -35,6 +36,15 @@ def zipped(**members):
     return packed.getvalue()
 
 
+def archived(data):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        member = tarfile.TarInfo("t.csv")
+        member.size = len(data)
+        archive.addfile(member, io.BytesIO(data))
+    return packed.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -52,6 +62,8 @@ def zipped(**members):
         ("t.csv", PLAIN.replace(b",", b", ")),
         ("t.csv", b'"name","n","y"\n"Anna","1","a"\n"Jos\xc3\xa9","2","b"\n\n'),
         ("t.csv", b"# exported\n# by hand\n" + PLAIN),
+        ("t.csv", b"# exported\n" + PLAIN),
+        ("t.csv", b"Customers of 2024\nby hand\n" + PLAIN),
         ("t.csv", PLAIN.replace(b"\n", b"\r")),
         ("t.dat", PLAIN.replace(b",", b"   ")),
         ("t.csv.gz", gzip.compress(PLAIN)),
@@ -63,6 +75,8 @@ def zipped(**members):
         ("t.jsonl.gz", gzip.compress(pd.DataFrame(TEXTS).to_json(orient="records").encode())),
         ("t.json", pd.DataFrame(TEXTS).to_json()),
         ("t.json", pd.DataFrame(TEXTS).to_json(orient="split")),
+        ("t.json", pd.DataFrame(TEXTS).to_json(orient="index")),
+        ("t.json", pd.DataFrame(TEXTS).to_json(indent=2)),
         (
             "t.arff",
             "@RELATION r\n@ATTRIBUTE name STRING\n@attribute n INTEGER\n@attribute y {b, a}\n"
@@ -105,6 +119,34 @@ def test_excel_sheets_with_a_title_numbers_dates_and_another_sheet(tmp_path):
         [None, "2", None, "2024-03-04T00:00:00", "False"],
         ["Zoë", "3", "2", None, "True"],
     ]
+
+
+def test_a_sheet_of_remarks_and_empty_columns_are_passed_over(tmp_path):
+    path = tmp_path / "t.xlsx"
+    with pd.ExcelWriter(path) as writer:
+        pd.DataFrame({"remarks": ["by hand"]}).to_excel(writer, sheet_name="Read me", index=False)
+        table = pd.DataFrame({"a": [1, 2], "y": ["p", "q"]})
+        table.to_excel(writer, sheet_name="Data", index=False, startcol=2)
+    file, raw = user_table.read_file(path)
+    assert (file["sheet"], file["other_sheets"]) == ("Data", ["Read me"])
+    assert raw.attrs["repeated"] == []
+    assert raw["y"].tolist() == ["p", "q"]
+    with pytest.raises(UsageError, match="a table is read, and not Read me; the columns are"):
+        target.find_target(raw, "z")
+
+
+def test_what_stands_above_the_names_is_skipped_and_said(tmp_path):
+    for title, table in (
+        ("Customers of 2024\n", PLAIN.decode()),
+        ("Two\ncolumns\n\n", "a;y\n1;p\n2;q\n"),
+    ):
+        path = tmp_path / "t.csv"
+        path.write_text(title + table, encoding="utf-8")
+        file, raw = user_table.read_file(path)
+        assert file["title"] == " ".join(title.split())
+        assert "above the names of the columns is" in user_table.read_columns(file, raw)[1][0]
+    file, texts = read(tmp_path, "t.csv", "text\none, two\nthree, four\n")
+    assert (list(texts), file["title"]) == (["text"], "")
 
 
 def test_parquet_kinds_of_columns(tmp_path):
@@ -196,6 +238,9 @@ def test_a_single_column_may_hold_commas(tmp_path):
         ("t.csv", b"a,b\n" + b"1,2,\n" * 300 + b"3,4,5\n", "line 302 has 3 cells"),
         ("t.csv", b'a,b\n1,"x\n2,3\n' * 3, "a quote opens in row"),
         ("t.csv", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "neither text, Parquet nor Excel"),
+        ("t.csv", b"\x89PNG\r\n\x1a\n\1\2\3,x\4\5\n" * 9, "neither text, Parquet nor Excel"),
+        ("t.csv", b"%PDF-1.4\n%%EOF\n", "a PDF: save its table as .csv"),
+        ("t.tar.gz", gzip.compress(archived(PLAIN)), "a tar archive: unpack the file to read"),
         ("t.csv", b"<!DOCTYPE html>\n<html></html>", "a web page: download the table itself"),
         ("t.csv", b"version https://git-lfs.github.com/spec/v1\noid", "a pointer to a file in Git"),
         ("t.xls", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), "save it as .xlsx or .csv"),
@@ -206,7 +251,10 @@ def test_a_single_column_may_hold_commas(tmp_path):
         ("t.xlsx", zipped(**{"xl/workbook.xml": "<x/>"}), "t.xlsx: "),
         ("t.jsonl", b'{"a": 1}\n{"a": \n', "cannot be read as json"),
         ("t.jsonl", b'{"a": 1}\n[1, 2]\n', "each row must be an object of names and values"),
+        ("t.jsonl", b"[1, 2]\n[3, 4]\n", "each row must be an object of names and values"),
+        ("t.jsonl", b'{"a": 1}\n{"a": \n', "line 2: "),
         ("t.json", b"3", "each row must be an object"),
+        ("t.json", b'{"n": 2, "rows": [{"a": 1}, {"a": 2}]}', "neither rows nor columns"),
         ("t.csv", b"5.1,3.5,Iris\n4.9,3.0,Iris\n", "the first row holds values (5.1, 3.5, Iris)"),
         ("t.csv", b",,,y\n1,2,3,4\n", "3 of 4 columns have no name"),
         ("t.arff", b"@relation r\n@attribute a {x}\n@data\ny\n", "cannot be read as arff"),

@@ -123,6 +123,19 @@ def test_rows_without_target_are_dropped_and_numeric_classes_are_sorted(tmp_path
     assert dataset.preparation["notes"] == ["1 of 40 rows have no target and are dropped"]
 
 
+def test_classes_keep_their_signs(tmp_path):
+    classes = ["10%" if i % 2 else "5%" for i in range(NUM_ROWS)]
+    dataset = load(tmp_path, {"a": [i * i for i in range(NUM_ROWS)], "y": classes})
+    assert dataset.class_names == ("10%", "5%")
+
+
+def test_rows_that_repeat_are_said(tmp_path):
+    columns = {"a": [i * i for i in range(NUM_ROWS)], "y": two_classes()}
+    doubled = {name: texts * 2 for name, texts in columns.items()}
+    notes = load(tmp_path, doubled).preparation["notes"]
+    assert any(note.startswith("40 of 80 rows repeat another row") for note in notes)
+
+
 def test_rows_are_capped_by_a_fixed_choice_in_order(tmp_path):
     columns = {"n": [i * i for i in range(100)], "y": two_classes(100)}
     dataset = load(tmp_path, columns, max_rows=50, holdout=0)
