@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Self
 
+from env.base import UsageError
 from env.execution import baselines
 from env.execution.error_text import elide
 from env.execution.results import ExecutionResult, Executor
@@ -149,8 +150,7 @@ def measure(
         programs.insert(0, Scored(BEST, best.reward, best.split_scores))
         actions.insert(0, best.action)
     if dataset.holdout is not None:
-        with open_holdout() as holdout_executor:
-            programs = _with_holdout(programs, holdout_executor.run(actions))
+        programs = _with_holdout(programs, actions, open_holdout)
     return FinalScores(
         tuple(programs),
         metric,
@@ -160,10 +160,19 @@ def measure(
     )
 
 
-def _with_holdout(programs: Sequence[Scored], results: Sequence[ExecutionResult]) -> list[Scored]:
+def _with_holdout(
+    programs: Sequence[Scored],
+    actions: Sequence[str],
+    open_holdout: Callable[[], AbstractContextManager[Executor]],
+) -> list[Scored]:
+    try:
+        with open_holdout() as executor:
+            holdouts = [Holdout.of(result) for result in executor.run(actions)]
+    except UsageError as error:  # nothing has a score on these rows: they lack a class
+        holdouts = [Holdout(None, error=str(error))] * len(actions)
     return [
-        dataclasses.replace(program, holdout=Holdout.of(result))
-        for program, result in zip(programs, results, strict=True)
+        dataclasses.replace(program, holdout=holdout)
+        for program, holdout in zip(programs, holdouts, strict=True)
     ]
 
 

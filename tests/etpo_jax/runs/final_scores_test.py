@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from env.base import UsageError
 from env.execution.results import ExecutionResult
 from env.tables.table import Dataset
 from env.tasks.loading import IN_PYTHON
@@ -80,6 +81,20 @@ def test_baselines_run_on_the_splits_and_everything_on_the_holdout() -> None:
     assert (found.num_rows, found.num_holdout_rows) == (8, 3)
     assert found.best is best
     assert found.baselines == found.programs[1:]
+
+
+def test_a_holdout_without_a_score_costs_no_scores_of_the_splits() -> None:
+    def refuse() -> Any:
+        raise UsageError("the holdout lacks a class")
+
+    found = final_scores.measure(
+        _dataset(8, _dataset(1)), _Executor(0.5), BEST, metric="roc_auc", open_holdout=refuse
+    )
+    assert [program.reward for program in found.programs] == [0.9, 0.5, None, 0.5]
+    assert {program.holdout for program in found.programs} == {
+        Holdout(None, error="the holdout lacks a class")
+    }
+    assert found.lines()[1] == "best program           0.9000   the holdout lacks a class"
 
 
 @pytest.mark.parametrize("best", [BEST, None])
