@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from env.base import Task
-from env.tasks.code_task import CodeTask
 from etpo_jax.acting.replay import Replay
 from etpo_jax.acting.rollout import Actions, Actor, Episodes, Prompts
 from etpo_jax.acting.transitions import Batch, Transition, collate
@@ -136,11 +135,6 @@ class Loop:
 
     def resume(self) -> None:
         """Restores the last committed checkpoint, if any, and cuts the logs back to it."""
-        if isinstance(self._task, CodeTask) and self._task.dataset.preparation:
-            table, metric = self._task.dataset, self._config.task.metric
-            self._run.write_preparation(
-                {"metric": metric, "checksum": table.checksum, **table.preparation}
-            )
         update = self._checkpoints.latest
         if update is None:
             self._cut_back(update=-1, env_step=-1)

@@ -297,6 +297,9 @@ class Trainer:
                 devices=[str(device) for device in self._mesh.devices.flat],
             )
             self._say(about_tables.introduction(task))
+            hosts.first_then_all(
+                lambda: about_tables.store_preparation(run, config, task), lambda: None
+            )
             self._algorithm = None  # of an earlier call, whose arrays make room
             agent = self._make_agent(run, task)
             tokenizer = agent.language.tokenizer if agent.language else None
@@ -385,7 +388,7 @@ class Trainer:
         """Writes `scores.json`, for a task about a table; a failure does not end the run."""
         try:
             with opened as task:
-                about_tables.write_scores(path, self.config, task, best, self._task is None)
+                about_tables.write_scores(path, self.config, task, best)
         except Exception as error:  # the run itself is complete
             self._say(f"No final scores: {type(error).__name__}: {error}")
 

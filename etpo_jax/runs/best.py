@@ -18,7 +18,7 @@ class Best:
 
     Attributes:
       reward: r of Eq. 10, the mean of the split scores.
-      split_scores: ROC AUC on each split.
+      split_scores: score on each split.
       env_step: environment steps of the run up to and including its execution.
       dataset: name of the task.
       seed: seed of the run.
@@ -74,13 +74,15 @@ def write_preparation(path: Path, preparation: Mapping[str, Any]) -> None:
 
     Args:
       path: the file.
-      preparation: as of `env.datasets.Dataset`, with its `checksum` and the `metric`.
+      preparation: that of an `env.datasets.Dataset`, with its `checksum` and the `metric`.
+
     Raises:
       UsageError: the file is there with another checksum, so that rewards before and after a
         resume would not be of the same rows.
     """
     stored = files.read_json(path) if path.exists() else preparation
-    if stored["checksum"] != preparation["checksum"]:
+    # A run that an earlier commit began has stored no checksum.
+    if stored.get("checksum", preparation["checksum"]) != preparation["checksum"]:
         raise UsageError(
             f"the table {preparation['file'].get('path', '')} has changed since the run in "
             f"{path.parent} began: put the old one back, or --overwrite starts the run anew"

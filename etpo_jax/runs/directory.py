@@ -322,7 +322,8 @@ def _remove_unfinished(path: Path) -> None:
 def _create(path: Path, config: Mapping[str, Any], flag_lines: str) -> dict[str, Any]:
     setup = _new_setup(versions.current())
     files.write_json(path / VERSIONS, setup)
-    (path / MODEL_FINGERPRINT).unlink(missing_ok=True)
+    for name in (MODEL_FINGERPRINT, PREPARATION):
+        (path / name).unlink(missing_ok=True)
     files.replace(path / FLAGS, flag_lines)
     files.write_json(path / CONFIG, config)
     return setup
@@ -371,7 +372,8 @@ def _resume(
 def _has_begun(path: Path) -> bool:
     """True once the run has written any result."""
     checkpoints = path / CHECKPOINTS
-    return any((path / name).exists() for name in _RESULTS if name != CHECKPOINTS) or (
+    names = {*_RESULTS} - {PREPARATION, CHECKPOINTS, TENSORBOARD}  # made before the first update
+    return any((path / name).exists() for name in names) or (
         checkpoints.is_dir() and any(checkpoints.iterdir())
     )
 

@@ -142,7 +142,10 @@ def test_allowed_differences_are_stored(tmp_path: Path) -> None:
 def test_a_run_that_has_not_begun_takes_another_configuration(tmp_path: Path) -> None:
     with _open(tmp_path, dataset="balanse_scale") as run:
         run.checkpoints_path.mkdir()
-    _open(tmp_path).close()
+        run.write_preparation({"checksum": "of another table"})
+        (tmp_path / "tensorboard").mkdir()
+    with _open(tmp_path) as run:
+        run.write_preparation({"checksum": "of this table"})
     assert json.loads((tmp_path / "config.json").read_text())["dataset"] == "balance_scale"
     assert "--dataset=balance_scale\n" in (tmp_path / "flags.cfg").read_text()
 
@@ -458,6 +461,13 @@ def test_a_run_whose_table_has_changed_does_not_go_on(tmp_path: Path) -> None:
         assert "later version" in (tmp_path / "preparation.json").read_text()
     with _open(tmp_path, overwrite=True) as run:
         run.write_preparation({**preparation, "checksum": "b"})
+
+
+def test_a_preparation_without_a_checksum_is_replaced(tmp_path: Path) -> None:
+    with _open(tmp_path) as run:
+        (tmp_path / "preparation.json").write_text('{"notes": []}')
+        run.write_preparation({"checksum": "a"})
+    assert json.loads((tmp_path / "preparation.json").read_text()) == {"checksum": "a"}
 
 
 # Kills and full disks -----------------------------------------------------------------------------
