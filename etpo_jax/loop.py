@@ -269,21 +269,10 @@ class Loop:
             max_prompt_length=self._config.model.max_prompt_length,
             max_new_tokens=self._config.sampling.max_new_tokens,
         )
-        if not self._packs_rows:
+        if not self._algorithm.packs_rows:
             return batch
         microbatch = self._config.finetune.microbatch_size or len(transitions)
         return batch.with_blocks(max(len(transitions) // microbatch, 1))
-
-    @property
-    def _packs_rows(self) -> bool:
-        """Whether gradient steps compute common beginnings of rows once.
-
-        Only processors do. On accelerators the keys that blocks gather would take more memory than
-        the padding, and the fused attention kernels do not read them.
-        """
-        devices = self._algorithm.mesh.devices
-        is_processor = devices.size == 1 and devices.flat[0].platform == "cpu"
-        return is_processor and self._algorithm.networks.model.gains_by_packing
 
     def _fetch(self, learned: list[Metrics]) -> dict[str, float]:
         """The scalars of an update, from those of its gradient steps."""

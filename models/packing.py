@@ -28,6 +28,7 @@ class Packing(NamedTuple):
       keys_cm: for each token that a block may see, its place among all c * t.
       visible_ctm: True where a token sees it.
       place_bs: for each column of the rows, its token's place; arbitrary for padding.
+      is_enough: False if the rows take more blocks than these, which then do not stand for them.
     """
 
     tokens_ct: Int[Array, "c t"]
@@ -35,6 +36,7 @@ class Packing(NamedTuple):
     keys_cm: Int[Array, "c m"]
     visible_ctm: Bool[Array, "c t m"]
     place_bs: Int[Array, "b s"]
+    is_enough: Bool[Array, ""]
 
 
 def pack(
@@ -82,6 +84,7 @@ def pack(
         keys_cm=place_bs[row_c],
         visible_ctm=visible_ctm,
         place_bs=place_of_column_bs[jnp.argsort(order_b)],
+        is_enough=end_b[-1] <= num_blocks,
     )
 
 
@@ -118,7 +121,8 @@ def _shares(xp: Any, tokens_bs: Any, length_b: Any) -> tuple[Any, Any, Any]:
     b, s = tokens_bs.shape
     shorter_bb = xp.minimum(length_b[:, None], length_b[None])
     alike_bbs = (tokens_bs[:, None] == tokens_bs[None]) & (xp.arange(s) < shorter_bb[..., None])
-    common_bb = xp.sum(xp.cumprod(alike_bbs, axis=-1), axis=-1)
+    # The first place where two rows differ, found without an array of numbers [b, b, s].
+    common_bb = xp.where(xp.all(alike_bbs, axis=-1), s, xp.argmin(alike_bbs, axis=-1))
     is_earlier_bb = xp.arange(b)[:, None] > xp.arange(b)
     start_b = xp.max(xp.where(is_earlier_bb, common_bb, 0), axis=1)
     return common_bb, start_b, -(-(length_b - start_b) // BLOCK)

@@ -252,7 +252,7 @@ class Decoder(nn.Module):
         last: int | None,
         num_blocks: int,
     ) -> Float[Array, "b q d"]:
-        """As `hidden`, of packed rows."""
+        """As `hidden`, of packed rows; NaN if they take more blocks than that."""
         if self.attention_implementation == "splash":
             raise ValueError("attention=splash: rows cannot be packed")
         packed = packing.pack(tokens_bs, mask_bs, num_blocks, self.config.sliding_window)
@@ -260,7 +260,9 @@ class Decoder(nn.Module):
         angles = rope.angles(self.config, packed.positions_ct)
         x, _ = self.layers(x, angles, packed.visible_ctm, None, packed.keys_cm)
         place_bq = packed.place_bs if last is None else packed.place_bs[:, -last:]
-        return self._normed(x.reshape(-1, x.shape[-1])[place_bq])
+        found_bqd = self._normed(x.reshape(-1, x.shape[-1])[place_bq])
+        # NaN stops a run; wrong hidden states would not.
+        return jnp.where(packed.is_enough, found_bqd, jnp.nan)
 
     def _normed(self, x: Float[Array, "b q d"]) -> Float[Array, "b q d"]:
         return blocks.rms_norm(x, self.final_norm()["scale"], self.config.rms_norm_eps)

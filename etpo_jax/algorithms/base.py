@@ -240,6 +240,19 @@ class Algorithm(abc.ABC):
           was not taken.
         """
 
+    @property
+    def packs_rows(self) -> bool:
+        """Whether batches say how their rows are packed, so that repeated tokens are computed once.
+
+        Only a CPU does. On accelerators the keys that blocks gather would take more memory than the
+        padding, and the fused attention kernels do not read them. An algorithm that gives
+        `gradients.in_microbatches` other rows than those of the batch clears `microbatch_blocks`
+        before, which were counted for these.
+        """
+        devices = self.mesh.devices
+        is_cpu = devices.size == 1 and devices.flat[0].platform == "cpu"
+        return is_cpu and self.networks.model.gains_by_packing
+
     def totals(self) -> dict[str, float]:
         """Further metrics of the whole run so far, such as costs."""
         return {}

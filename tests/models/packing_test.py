@@ -78,6 +78,15 @@ def test_the_last_columns_are_returned_where_asked_for():
     np.testing.assert_array_equal(part, whole[:, -70:])
 
 
+def test_too_few_blocks_give_nan_and_no_wrong_numbers():
+    model = Decoder(small_decoder())
+    tokens, mask = rows_of(CASES["one prompt"])
+    count = packing.count_blocks(tokens, mask)
+    params = random_params(model.config)
+    assert np.isfinite(hidden(model, params, tokens, jnp.asarray(mask), count)).all()
+    assert np.isnan(hidden(model, params, tokens, jnp.asarray(mask), count - 1)).all()
+
+
 def test_blocks_are_counted_without_padding_and_repetition():
     tokens, mask = rows_of(CASES["one prompt"])
     # 100 tokens, then 40, 20 and 1 of their own, in blocks of 32.
