@@ -26,7 +26,7 @@ from env.tables.splits import NUM_SPLITS
 from env.tasks import answers
 
 _DATASET = flags.DEFINE_string(
-    "dataset", "balance_scale", "Data set that the program is scored on."
+    "dataset", "balance_scale", "Table of the paper, or the path of a table of your own."
 )
 _ACTION_FILE = flags.DEFINE_string(
     "action_file", None, "File with the program; - reads standard input. Required."

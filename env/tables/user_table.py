@@ -130,6 +130,8 @@ def read_file(path: str | Path) -> tuple[Preparation, pd.DataFrame]:
     try:
         file = table_files.describe_file(os.path.abspath(path))
         raw = prepared.read({"file": file})
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UsageError(str(error)) from None
     _check_names(raw, path)

@@ -102,8 +102,9 @@ class TableText:
             lines = [column.line(num_examples) for column in self._columns]
             if _size(lines) <= max_bytes:
                 return lines
-        # From here on, names and types alone, as many as fit.
-        for num_shown in range(len(self._columns), 0, -1):
+        # From here on, names and types alone, as many as fit; each takes this many bytes at least.
+        most = max_bytes // len("'': bool; ")
+        for num_shown in range(min(len(self._columns), most), 0, -1):
             shown = "; ".join(column.line(0) for column in self._columns[:num_shown])
             line = shown + _more(len(self._columns) - num_shown, "columns")
             if _size([line]) <= max_bytes:

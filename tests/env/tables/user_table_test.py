@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from env.base import UsageError
-from env.tables import prepared
+from env.tables import prepared, table_files
 from env.tables.user_table import load_user_table
 
 NUM_ROWS = 40
@@ -48,6 +48,15 @@ def test_the_array_form_fills_numbers_and_codes_categories(tmp_path):
     assert (dataset.features.dtype, dataset.labels.dtype) == (np.float64, np.int64)
     assert dataset.holdout is dataset.frame is None
     assert dataset.preparation["notes"] == ["column 'empty' is empty: dropped"]
+
+
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(table_files, "_content", refuse)
+    with pytest.raises(UsageError, match=r"t\.csv: cannot be read: Permission denied"):
+        load(tmp_path, {"n": range(NUM_ROWS), "y": two_classes()})
 
 
 def test_the_frame_form_has_names_and_types(tmp_path):
