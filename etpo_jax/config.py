@@ -72,7 +72,7 @@ class TaskConfig(Section):
     prompt_format: str = option(
         "auto",
         "Format in which prompts reach the model: infill, complete, chat (docs/tasks.md), or auto, "
-        "which follows the tokenizer. The style of the code task's text may stand behind a colon: "
+        "which follows the tokenizer. The style of the code task's text may stand after a colon: "
         f"{', '.join(STYLES)}, such as infill:official for the prompts of the authors' code.",
     )
     num_splits: int = option(5, "Train/validation splits that a reward averages.", lower=1)
@@ -98,15 +98,15 @@ class TaskConfig(Section):
     )
     rare_classes: str = option(
         "refuse",
-        "Classes with too few rows for the splits: refuse the table, merge them into one class, or "
-        "drop their rows. '+stratify' behind it keeps the shares of the classes in all splits, "
-        "such as merge+stratify.",
+        "What is done with classes that have too few rows for the splits: refuse the table, merge "
+        "them into one class, or drop their rows. With +stratify after it, as in merge+stratify, "
+        "all splits keep the shares of the classes.",
         choices=RARE_CLASSES,
     )
     strict_data: bool | None = option(
         None,
-        "Refuse a table about which anything is doubtful; by default doubts are only said, but a "
-        "table of the paper must have the paper's rows. --nostrict_data accepts other rows.",
+        "Refuse a table if anything about it is doubtful. By default doubts are only reported, but "
+        "a table of the paper must have the paper's rows; --nostrict_data accepts other rows, too.",
     )
 
     def __post_init__(self) -> None:
@@ -115,7 +115,7 @@ class TaskConfig(Section):
         if name not in ("auto", *FORMATS) or (colon and style not in STYLES):
             raise ValueError(
                 f"--prompt_format={self.prompt_format}: must be one of auto, {', '.join(FORMATS)}, "
-                f"alone or with a style behind a colon: {', '.join(STYLES)}"
+                f"alone or with a style after a colon: {', '.join(STYLES)}"
             )
 
     @property

@@ -128,7 +128,7 @@ def parse_choice(
 
     Args:
       flag: the setting that the value belongs to, for messages.
-      value: one of the names, alone or with `name=value` pairs behind a colon.
+      value: one of the names, alone or with `name=value` pairs after a colon.
       choices: for each allowed name, the types of its settings, see `parse_options`.
 
     Raises:
@@ -139,7 +139,7 @@ def parse_choice(
         with_settings = ", ".join(known for known, kinds in choices.items() if kinds)
         raise ValueError(
             f"--{flag}={value}: must be one of {', '.join(choices)}; settings of {with_settings} "
-            "stand behind a colon"
+            "follow after a colon"
         )
     try:
         return name, parse_options(flag, text, choices[name])

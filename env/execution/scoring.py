@@ -33,7 +33,7 @@ class LabelledTable(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScoredTable:
-    """What is known of a table where programs are scored.
+    """The parts of a table that scoring uses.
 
     Attributes:
       features: float64 `[n, f]`.

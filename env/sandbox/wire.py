@@ -12,12 +12,12 @@ from collections.abc import Iterator
 # JSON: split, function, shapes; the frames PROGRAM, TRAIN_X and TRAIN_Y follow.
 JOB = b"J"
 PROGRAM = b"S"  # UTF-8 source
-TRAIN_X = b"X"  # float64, row-major
-TRAIN_Y = b"Y"  # int64
-VALIDATION_X = b"V"  # float64, row-major; sent only after FITTED
+TRAIN_X = b"X"  # float64, row-major, or a data frame as `frames` encodes it
+TRAIN_Y = b"Y"  # int64 codes of classes, or float64 numbers
+VALIDATION_X = b"V"  # like TRAIN_X; sent only after FITTED
 # Frames from a cell to the trusted side.
 FITTED = b"M"  # empty: the function of the program has returned
-PREDICTIONS = b"P"  # float64, rows x classes, row-major
+PREDICTIONS = b"P"  # float64: rows x classes, row-major, or one number for each row
 ERROR = b"E"  # UTF-8: the type of the exception, a line feed, its message
 
 # Frame from the canary to its zygote; JSON.

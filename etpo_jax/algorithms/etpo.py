@@ -70,8 +70,8 @@ class EtpoConfig(LearningConfig):
         "retrace",
         "Regression of the critic: the paper's one-step targets (one_step), Retrace along the "
         "action (retrace), or path consistency of the action from every token (path) or from its "
-        "first (path_root), see docs/algorithm.md. one_step:huber=10 makes the loss linear beyond "
-        "that error (Huber), also for retrace; by default the error is squared.",
+        "first (path_root), see docs/algorithm.md. The error is squared; one_step:huber=10 and "
+        "retrace:huber=10 take the Huber loss, which is linear beyond an error of 10.",
     )
     gamma_within: float = option(
         1.0,

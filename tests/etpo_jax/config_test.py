@@ -53,7 +53,7 @@ def test_defaults_are_the_recommended_method():
         ({"strict_data": 1}, "--strict_data=1: must be true or false"),
         ({"dataset": 3}, "--dataset=3: must be a text"),
         ({"prompt_format": "poem"}, "--prompt_format=poem: must be one of auto, infill, complete"),
-        ({"prompt_format": "infill:"}, "with a style behind a colon: paper, official, scored"),
+        ({"prompt_format": "infill:"}, "with a style after a colon: paper, official, scored"),
         ({"critic_loss": "td"}, "--critic_loss=td: must be one of one_step"),
     ],
     ids=lambda value: str(*value.items()) if isinstance(value, dict) else "",
