@@ -1,5 +1,6 @@
 """Writes a small table of mixed columns as CSV, and trains on it: programs that predict `repaid`.
 
+A fifth of the rows is held out from all rewards; the summary has the best program's score there.
 Run it with `python examples/own_table.py`.
 """
 
@@ -27,12 +28,12 @@ def write_table(path: Path, num_rows: int = 300) -> None:
 
 
 def main(run_dir: str = "runs/own_table", num_env_steps: int = 96) -> etpo_jax.Result:
-    """Trains, then prints the best program and its score."""
+    """Trains, then prints the best program and the command that uses it."""
     table = Path(run_dir).with_suffix(".csv")
     table.parent.mkdir(parents=True, exist_ok=True)
     write_table(table)
     trainer = etpo_jax.Trainer(
-        dataset=f"csv:{table}",
+        dataset=str(table),
         target="repaid",
         task_description="Will the loan be repaid?",
         run_dir=run_dir,
@@ -40,8 +41,10 @@ def main(run_dir: str = "runs/own_table", num_env_steps: int = 96) -> etpo_jax.R
     )
     result = trainer.train()
     if result.best:
-        print(f"The best program has a ROC AUC of {result.best.reward:.3f} on rows it never saw:\n")
-        print(result.best.action)
+        print(f"The program with the best reward, {result.best.reward:.3f}:\n")
+        print(result.best.program)
+        script = f"python {run_dir}/best_code.py"
+        print(f"It predicts other loans: {script} --predict=NEW.csv --output=PREDICTIONS.csv")
     return result
 
 

@@ -136,7 +136,8 @@ def test_an_own_table_gives_a_program_that_runs(tmp_path, capsys):
     assert len(result.best.split_scores) == 5
     output = capsys.readouterr().out
     assert result.best.action in output
-    assert f"ROC AUC of {result.best.reward:.3f}" in output
+    assert f"best reward, {result.best.reward:.3f}" in output
+    assert f"{result.run_dir}/best_code.py --predict" in output
 
 
 def test_task_and_algorithm_of_the_examples_work_on_the_command_line(tmp_path):
