@@ -23,15 +23,24 @@ import pandas as pd
 
 from env.tables.table_files import read, text_of
 
-__all__ = ["convert", "features", "holdout_rows", "labels", "read", "split_rows", "visible_rows"]
+__all__ = [
+    "convert",
+    "features",
+    "holdout_rows",
+    "labels",
+    "read",
+    "split_rows",
+    "unread_cells",
+    "visible_rows",
+]
 
 # Formats of numbers are named by their decimal mark: "." with commas between thousands, or "," with
 # points between them; spaces and apostrophes may stand there in both.
 _NUMBERS = {
     ".": re.compile(
-        r"[+-]?(?:(?:\d{1,3}(?:,\d{2,3})*,\d{3}|\d+)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
+        r"[+-]?(?:(?:[1-9]\d{0,2}(?:,\d{2,3})*,\d{3}|\d+)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
     ),
-    ",": re.compile(r"[+-]?(?:(?:\d{1,3}(?:\.\d{3})+|\d+)(?:,\d*)?|,\d+)(?:[eE][+-]?\d+)?"),
+    ",": re.compile(r"[+-]?(?:(?:[1-9]\d{0,2}(?:\.\d{3})+|\d+)(?:,\d*)?|,\d+)(?:[eE][+-]?\d+)?"),
 }
 PLAIN_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _SIGNS = re.compile(r"[%$€£¥₹]|^(?:USD|EUR|GBP|CHF)\b|\b(?:USD|EUR|GBP|CHF)$")
@@ -132,6 +141,32 @@ def coded(column, values):
     if column["as"] == "number":
         values = values.astype(np.float64).fillna(column["fill"])
     return values.to_numpy(np.float64)
+
+
+def unread_cells(preparation, raw):
+    """Returns a line about each column of a table whose cells are not of the form that it had in
+    the run: they count as missing, or as false."""
+    lines, frame = [], convert(preparation, raw)
+    for column in preparation["columns"]:
+        if column["as"] in ("number", "date"):
+            is_read = frame[column["name"]].notna().tolist()
+        elif column["as"] == "boolean":
+            is_read = [(t or "true").lower() in ("true", "false") for t in cells(column, raw)]
+        elif column["as"] == "category" and preparation["form"] == "array":
+            is_read = frame[column["name"]].isin(column["categories"]).tolist()
+        else:
+            continue
+        odd = [t for t, good in zip(cells(column, raw), is_read, strict=True) if t and not good]
+        if odd:
+            lines.append(
+                f"column {column['name']!r}: {len(odd)} of {len(raw)} cells are not as in the run, "
+                f"such as {odd[0][:40]!r}: they count as {_counted_as(column)}"
+            )
+    return lines
+
+
+def _counted_as(column):
+    return "false" if column["as"] == "boolean" else "missing"
 
 
 def dates_as_numbers(values, unit):

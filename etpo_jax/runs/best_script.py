@@ -57,7 +57,15 @@ def build_model(x_train, y_train):
 # End of the program -------------------------------------------------------------------------------
 # How a table is read ------------------------------------------------------------------------------
 
-from env.tables.prepared import features, holdout_rows, labels, read, split_rows, visible_rows
+from env.tables.prepared import (
+    features,
+    holdout_rows,
+    labels,
+    read,
+    split_rows,
+    unread_cells,
+    visible_rows,
+)
 
 # End of how a table is read -----------------------------------------------------------------------
 
@@ -81,7 +89,10 @@ def main() -> None:
         if any(same_file(options.output, table) for table in tables if table):
             raise ProblemError(f"--output={options.output}: is a table that would be lost")
         with explained(f"--predict={options.predict}"):
-            x_new = features(preparation, read(preparation, options.predict))
+            raw = read(preparation, options.predict)
+            x_new = features(preparation, raw)
+        for line in unread_cells(preparation, raw):
+            print("note:", line, file=sys.stderr)
     if bundle is None:
         chosen = (known_rows,) if options.predict or options.save else (visible_rows, holdout_rows)
         with explained(f"--table={options.table}" if options.table else "the table of the run"):

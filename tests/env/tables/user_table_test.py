@@ -123,6 +123,29 @@ def test_a_preparation_from_disk_gives_the_very_values_of_the_run(tmp_path, form
         np.testing.assert_array_equal(prepared.labels(preparation, raw)[rows], part.labels)
 
 
+def test_cells_of_another_form_than_in_the_run_are_named(tmp_path):
+    columns = {
+        "half": [f'"{i},5"' for i in range(NUM_ROWS)],
+        "flag": [str(i % 3 == 0) for i in range(NUM_ROWS)],
+        "when": [f"{1 + i % 28}.01.2024" for i in range(NUM_ROWS)],
+        "city": ["ab"[i % 2] for i in range(NUM_ROWS)],
+        "y": two_classes(),
+    }
+    preparation = load(tmp_path, columns).preparation
+    assert prepared.unread_cells(preparation, prepared.read(preparation)) == []
+    new = {"half": ["0.428", ""], "flag": ["yes", "true"], "when": ["2024-01-02"] * 2}
+    raw = prepared.read(preparation, write(tmp_path, {**new, "city": ["c", "a"]}, "new.csv"))
+    said = "cells are not as in the run, such as"
+    lines = [
+        f"column 'half': 1 of 2 {said} '0.428': they count as missing",
+        f"column 'flag': 1 of 2 {said} 'yes': they count as false",
+        f"column 'when': 2 of 2 {said} '2024-01-02': they count as missing",
+        f"column 'city': 1 of 2 {said} 'c': they count as missing",
+    ]
+    assert prepared.unread_cells(preparation, raw) == lines
+    assert prepared.unread_cells({**preparation, "form": "frame"}, raw) == lines[:3]
+
+
 def test_rows_without_target_are_dropped_and_numeric_classes_are_sorted(tmp_path):
     target = ["10" if i % 2 else "-7" for i in range(NUM_ROWS)]
     target[2] = "NA"

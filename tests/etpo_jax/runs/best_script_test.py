@@ -207,12 +207,14 @@ def test_predictions_of_a_fit_and_of_a_saved_model(own, tmp_path):
     options = ("--predict=new.csv", "--output=fitted.csv", "--save=model.joblib")
     done = _run(script, *options, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "")
+    unknown = "column 'town': 1 of 12 cells are not as in the run, such as 'Bregenz'"
+    is_frame = json.loads((folder / "preparation.json").read_text())["form"] == "frame"
+    notes = [] if is_frame else [f"note: {unknown}: they count as missing"]
     assert done.stderr.splitlines() == [
-        *(
-            "Fitting the program to 157 rows.",
-            "Saved model.joblib.",
-            "Wrote 12 predictions to fitted.csv.",
-        ),
+        *notes,
+        "Fitting the program to 157 rows.",
+        "Saved model.joblib.",
+        "Wrote 12 predictions to fitted.csv.",
     ]
     fitted = pd.read_csv(tmp_path / "fitted.csv")
     assert list(fitted["row"]) == list(range(12))
@@ -231,7 +233,8 @@ def test_predictions_of_a_fit_and_of_a_saved_model(own, tmp_path):
         done = _run(script, *options, cwd=tmp_path)
     finally:
         (tmp_path / "away.json").rename(script.with_name("preparation.json"))
-    assert (done.returncode, done.stderr) == (0, "Wrote 12 predictions to loaded.csv.\n")
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [*notes, "Wrote 12 predictions to loaded.csv."]
     assert (tmp_path / "loaded.csv").read_text() == (tmp_path / "fitted.csv").read_text()
     # In Python, where best_script stands for an imported best_code.
     bundle = joblib.load(tmp_path / "model.joblib")
