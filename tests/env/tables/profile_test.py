@@ -150,6 +150,7 @@ def test_dates_that_stand_for_never_count_as_missing_and_are_said():
         ("#", ["1", "2", "3"]),
         ("S.No.", ["1", "2", "3"]),
         ("Nr.", ["7", "3", "5"]),
+        ("case", [f"C{i:03}" for i in range(30)]),
         ("id", ["7", "3", "5"]),
         ("customer_id", ["a7", "a3", "a5"]),
         ("CustomerId", ["7", "3", "5"]),
@@ -170,6 +171,7 @@ def test_columns_that_are_dropped_are_named(name, texts):
         ("paid", ["7", "3", "5"]),
         ("index", ["7.5", "3.1", "5.2"]),
         ("id", ["7", "3", "7"]),
+        ("case", [f"C{i % 7}{i:02}" for i in range(30)]),
         ("Unnamed: 5", ["7", "3", "5"]),
     ],
 )
