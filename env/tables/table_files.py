@@ -195,15 +195,8 @@ def _describe_csv(head, is_whole):
     skip, title = len(above), _shortened(above[skip:])
     found: list = [(-1.0, 0, ",", [])]
     for separator in _SEPARATORS:
-        reader = csv.reader(
-            io.StringIO(lines, newline=""), delimiter=separator, skipinitialspace=True
-        )
-        try:
-            rows = [row for row in itertools.islice(reader, 200) if row]
-        except csv.Error:
+        if not (rows := _sample(lines, separator, is_whole)):
             continue
-        if len(rows) > 2 and len(rows) < 200 and not is_whole:
-            rows.pop()
         width = len(rows[0])
         fitting = sum(len(row) in (width, width + 1) for row in rows[1:])
         share = fitting / max(1, len(rows) - 1) if width > 1 else -0.5
@@ -235,6 +228,16 @@ def _count_comments(lines):
     return count if count > 1 or (count and not re.search(r"[,;\t|]", lines[0])) else 0
 
 
+def _sample(text, separator, is_whole):
+    """Returns the first rows of a text; none if it cannot be separated so."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+    try:
+        rows = [row for row in itertools.islice(reader, 200) if row]
+    except csv.Error:
+        return []
+    return rows[:-1] if 2 < len(rows) < 200 and not is_whole else rows
+
+
 def _count_title_lines(text, is_whole):
     """Returns the number of lines without cells above a header and rows of equally many cells.
 
@@ -242,15 +245,13 @@ def _count_title_lines(text, is_whole):
     """
     lines = text.split("\n", 6)
     for count, separator in itertools.product(range(1, len(lines) - 1), _SEPARATORS[:-1]):
-        if any(separator in line for line in lines[:count]) or separator not in lines[count]:
-            continue
-        below = io.StringIO("\n".join(lines[count:]), newline="")
-        rows = [row for row in itertools.islice(csv.reader(below, delimiter=separator), 200) if row]
-        if len(rows) < 200 and not is_whole:
-            rows.pop()
-        widths = {len(row) for row in rows}
+        title, num_words = lines[:count], len(lines[count].split())
+        # A header may be separated by other marks or spaces, and its rows hold decimal commas.
+        if any(set(line) & set(",;\t|") or 1 < len(line.split()) == num_words for line in title):
+            break
+        rows = _sample("\n".join(lines[count:]), separator, is_whole)
         least = 3 if lines[count - 1].strip() else 2
-        if len(rows) > 2 and len(widths) == 1 and min(widths) >= least:
+        if len(rows) > 2 and all(len(row) == len(rows[0]) >= least for row in rows):
             return count
     return 0
 
@@ -363,8 +364,8 @@ def _describe_sheets(data):
     skip = int(is_header.argmax()) if len(cells) else 0
     above = cells.iloc[:skip].to_numpy().ravel()
     title = _shortened(str(value) for value in above if value != "")
-    others = [other for other in filled if other != name]
-    return {"sheet": name, "other_sheets": others, "skip": skip, "title": title}
+    filled.remove(name)
+    return {"sheet": name, "other_sheets": filled, "skip": skip, "title": title}
 
 
 def _cells_of_sheet(book, name, num_rows=None):
@@ -411,9 +412,7 @@ def _json_object(table):
         if not all(name.isdigit() for name in columns):  # "index"
             return _json_texts(list(table.values()))
     if kinds not in ({dict}, {list}):
-        raise ValueError(
-            "the object holds neither rows nor columns: save its rows as one array of objects"
-        )
+        raise ValueError("it holds neither rows nor columns: save its rows as an array of objects")
     return _json_texts(table)
 
 

@@ -199,6 +199,9 @@ def test_an_index_that_pandas_stored_in_parquet_is_left_out(tmp_path):
         (b",a,,\n0,1,,\n", ["Unnamed: 0", "a", "Unnamed: 2", "Unnamed: 3"]),
         (b'" a\nb",c\n1,2\n', ["a b", "c"]),
         (b'"Height, cm";"Weight, kg"\n1;2\n', ["Height, cm", "Weight, kg"]),
+        (b"a;b;c\n" + b"0,5;1,5;2,5\n" * 9, ["a", "b", "c"]),
+        (b"a b c\n" + b"0,5 1,5 2,5\n" * 9, ["a", "b", "c"]),
+        (b"a,b\n" + b"1,x;y;z\n" * 9, ["a", "b"]),
         (b"a,b,\n1,2,\n3,4,\n", ["a", "b", "Unnamed: 2"]),
         (b"a,b\n1,2,\n3,4,\n", ["a", "b"]),
         (b'"a","b"\n"r1",1,2\n"r2",3,4\n', ["Unnamed: 0", "a", "b"]),  # write.table of R
