@@ -4,10 +4,12 @@
     python -m benchmarks.gradient_step --model=HuggingFaceTB/SmolLM2-135M --transitions=4
 
 The jitted step of ETPO against `benchmarks.gradient_step_torch`: the same weights and batch,
-float32, one process and one core. Both first take steps whose metrics and gradients must agree,
-then they are measured in turns. Needs torch (requirements-parity.txt).
+float32, one process and one core; the embeddings of --model are untied. Both first take steps whose
+metrics and gradients must agree, then they are measured in turns. Needs torch
+(requirements-parity.txt).
 """
 
+import dataclasses
 import os
 import pathlib
 
@@ -53,7 +55,9 @@ def main() -> None:
     if _MODEL.value is None:
         decoder = decoder_config(_SIZE.value, 1024)
     else:
-        decoder = DecoderConfig.from_folder(config_folder(_MODEL.value))
+        published = DecoderConfig.from_folder(config_folder(_MODEL.value))
+        # Random tied embeddings saturate the softmax: its gradients would be mostly rounding.
+        decoder = dataclasses.replace(published, tie_word_embeddings=False)
     lines = [
         f"One update of {_TRANSITIONS.value} transitions, {_MODEL.value or _SIZE.value} model, "
         f"critic loss {_MODE.value} with {gradient_step_parity.MODES[_MODE.value]} Q, float32, "
