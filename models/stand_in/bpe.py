@@ -140,10 +140,10 @@ def _prompt_lines() -> list[str]:
     styles: tuple[prompts.PromptStyle, ...] = ("paper", "official")  # those of the corpus
     for style in styles:
         for text in (
-            prompts.first_prompt(mark, 1, 1, style=style),
-            prompts.reflective_prompt(mark, 1, 1, "BODY", "ERROR", style=style),
+            prompts.first_prompt("TABLE", 1, 1, style=style),
+            prompts.reflective_prompt("TABLE", 1, 1, "BODY", "ERROR", style=style),
         ):
-            for marked in ("(1, 1)", "BODY", "ERROR", prompts.FILL_ME):
+            for marked in ("TABLE", "(1, 1)", "BODY", "ERROR", prompts.FILL_ME):
                 text = text.replace(marked, mark)
             for part in text.split(mark):
                 lines += re.split(r"(?<=:\n)", part)

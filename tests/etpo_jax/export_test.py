@@ -102,7 +102,7 @@ def adapted(tmp_path_factory, base):
     abstract = abstract_parameters(DECODER, jnp.float32)
     start = jax.eval_shape(lambda key: lora.init(key, abstract, ADAPTED), jax.random.key(0))
     role = {"lora": random_tree(start, seed=3)}
-    flags = {"finetune": "lora", "lora": "rank=3,alpha=6,targets=q+v+o+down"}
+    flags = {"finetune": "lora:rank=3,alpha=6,targets=q+v+o+down"}
     return make_run(tmp_path_factory.mktemp("adapted") / "run", base, flags, role), role
 
 

@@ -98,6 +98,9 @@ class Memory:
     def write_best(self, best):
         self.best = best
 
+    def write_top_programs(self, ranked):
+        self.top_programs = ranked
+
     def save(self, update, state, replay, host):
         jax.block_until_ready(state)
 
