@@ -145,14 +145,11 @@ def _row_numbers(name: str, present: Counter[str], num_rows: int) -> Reading | N
         return _dropped(name, "is an index of the rows")
     if _DISTINCT_INDEX_NAMES.fullmatch(name) and is_whole and is_distinct:
         return _dropped(name, "numbers the rows")
-    texts = list(present)
-    if is_distinct and num_rows > 20 and texts[0] in ("0", "1") and _rises_by_one(texts):
-        return _dropped(name, f"counts the rows from {texts[0]}")
     is_code = is_whole or not any(" " in text or "." in text for text in present)
     if _ID_NAMES.fullmatch(name) and is_distinct and is_code:
         return _dropped(name, "is id-like, with another value in every row")
-    is_numbered = is_distinct and num_rows > 20 and texts == sorted(texts)
-    if is_numbered and all(re.fullmatch(r"[A-Za-z]+[-_]?\d+", text) for text in texts):
+    is_numbered = is_distinct and num_rows > 20 and list(present) == sorted(present)
+    if is_numbered and all(re.fullmatch(r"[A-Za-z]+[-_]?\d+", text) for text in present):
         return _dropped(name, "numbers the rows by codes")
     return None
 

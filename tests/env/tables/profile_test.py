@@ -179,14 +179,7 @@ def test_columns_that_are_kept(name, texts):
     assert read(texts, name=name)[0].entry["as"] != "dropped"
 
 
-@pytest.mark.parametrize("first", [0, 1])
-def test_a_column_that_counts_the_rows_is_dropped(first):
-    reading, _ = read(range(first, first + 30), name="n")
-    assert reading.entry["as"] == "dropped"
-    assert reading.doubts == [f"column 'n' counts the rows from {first}: dropped"]
-
-
-def test_a_column_that_rises_like_the_rows_is_said():
+def test_a_column_that_counts_the_rows_is_said():
     reading, values = read(range(5, 45))
     assert values == list(range(5, 45))
     assert "rises by one from row to row" in reading.doubts[0]
