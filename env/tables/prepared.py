@@ -21,12 +21,14 @@ import re
 import numpy as np
 import pandas as pd
 
+from env.tables.halves import draw_halves
 from env.tables.table_files import read, text_of
 
 __all__ = [
     "convert",
     "features",
     "holdout_rows",
+    "known_rows",
     "labels",
     "read",
     "split_rows",
@@ -201,6 +203,16 @@ def class_name(reading, text):
     return text_of(value) if value == value else text
 
 
+def known_rows(preparation, raw):
+    """Returns the positions of all rows that have a target, also of those beyond a limit."""
+    return _known_rows(preparation, labels(preparation, raw))
+
+
+def _known_rows(preparation, values):
+    is_regression = preparation["task"] == "regression"
+    return np.flatnonzero(np.isfinite(values) if is_regression else values >= 0)
+
+
 def visible_rows(preparation, raw):
     """Returns the positions of the rows that programs are trained and scored on, in file order."""
     return _rows(preparation, raw)[0]
@@ -213,15 +225,14 @@ def holdout_rows(preparation, raw):
 
 def _rows(preparation, raw):
     values = labels(preparation, raw)
-    is_regression = preparation["task"] == "regression"
-    rows = np.flatnonzero(np.isfinite(values) if is_regression else values >= 0)
+    rows = _known_rows(preparation, values)
     limit = preparation["rows"]["max"]
     if limit is not None and len(rows) > limit:
         rows = np.sort(rows[np.random.RandomState(0).permutation(len(rows))[:limit]])
     share, seed = preparation["holdout"]["share"], preparation["holdout"]["seed"]
     is_held_out = np.zeros(len(rows), np.bool_)
     order = np.random.RandomState(seed).permutation(len(rows))
-    strata = np.zeros(len(rows)) if is_regression else values[rows]
+    strata = np.zeros(len(rows)) if preparation["task"] == "regression" else values[rows]
     for stratum in np.unique(strata) if share else ():
         members = order[strata[order] == stratum]
         # Every class that has rows to spare is in the holdout.
@@ -231,16 +242,6 @@ def _rows(preparation, raw):
 
 
 def split_rows(preparation, labels, seed):
-    """Returns the positions of the training and the validation half of split `seed`.
-
-    Plain halves are those of scikit-learn's `train_test_split(test_size=0.5, random_state=seed)`;
-    stratified halves hold equally many rows of each class, but for one.
-    """
-    permutation = np.random.RandomState(seed).permutation(len(labels))
-    in_validation = np.zeros(len(labels), np.bool_)
-    if preparation["splits"]["stratified"]:
-        in_validation[permutation[np.argsort(labels[permutation], kind="stable")][::2]] = True
-    else:
-        in_validation[permutation[: len(labels) - len(labels) // 2]] = True
-    chosen = in_validation[permutation]
-    return permutation[~chosen], permutation[chosen]
+    """Returns the positions of the training and the validation half of split `seed`."""
+    strata = labels if preparation["splits"]["stratified"] else None
+    return draw_halves(len(labels), seed, strata)

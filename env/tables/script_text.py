@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-_MODULES = ("table_files", "prepared")
+_MODULES = ("halves", "table_files", "prepared")
 
 
 def script_text() -> str:

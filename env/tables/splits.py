@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from env.base import UsageError
+from env.tables.halves import draw_halves
 
 NUM_SPLITS = 5
 
@@ -12,26 +13,8 @@ NUM_SPLITS = 5
 def split_rows(
     num_rows: int, seed: int, strata: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the row positions of both halves of split `seed`.
-
-    Plain halves are those of scikit-learn's `train_test_split(test_size=0.5, random_state=seed,
-    shuffle=True)`, which is not imported for it.
-
-    Args:
-      num_rows: number of rows of the table.
-      seed: number of the split.
-      strata: class of each row; the halves then hold equally many rows of each, but for one. None
-        draws plain halves.
-
-    Returns: int64 positions of the training half (`num_rows // 2`) and of the validation half.
-    """
-    permutation = np.random.RandomState(seed).permutation(num_rows)
-    if strata is None:
-        num_validation = num_rows - num_rows // 2
-        return permutation[num_validation:], permutation[:num_validation]
-    from env.tables import prepared  # deferred: it takes pandas, which plain halves do not need
-
-    return prepared.split_rows({"splits": {"stratified": True}}, strata, seed)
+    """Returns the row positions of both halves of split `seed`, see `halves.draw_halves`."""
+    return draw_halves(num_rows, seed, strata)
 
 
 def _halves(

@@ -60,6 +60,7 @@ def build_model(x_train, y_train):
 from env.tables.prepared import (
     features,
     holdout_rows,
+    known_rows,
     labels,
     read,
     split_rows,
@@ -183,12 +184,6 @@ def fit(x, y, seed=0):
     namespace: dict[str, Any] = {"__name__": "program"}
     exec(compile(lines + program, __file__, "exec", dont_inherit=True), namespace)
     return namespace["build_model"](x, y)
-
-
-def known_rows(preparation, raw):
-    """Returns the positions of all rows that have a target, also of those beyond a limit."""
-    y = labels(preparation, raw)
-    return np.flatnonzero(np.isfinite(y) if preparation["task"] == "regression" else y >= 0)
 
 
 def part(preparation, raw, rows):
