@@ -300,10 +300,13 @@ class Loop:
 
     def _rank(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Takes the programs of rows of `episodes.jsonl` into `top_programs`."""
+        written = self._top.ranked
         for row in rows:
             if not row["error"]:
                 self._top.note(self._result(row))
-        self._run.write_top_programs(self._top.ranked)
+        # Before the first programs, a folder that an earlier process left may hold others.
+        if not written or self._top.ranked != written:
+            self._run.write_top_programs(self._top.ranked)
 
     def _result(self, row: Mapping[str, Any]) -> Best:
         return Best(

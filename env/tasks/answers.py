@@ -56,7 +56,7 @@ def body_of(answer: str) -> str:
     code = _code_in(answer).expandtabs(4)
     dedented = textwrap.dedent(code)
     inside = _inside_function(dedented)
-    if inside or _parse(dedented) is not None:
+    if inside or parse(dedented) is not None:
         return textwrap.indent(inside or dedented, _INDENT).removeprefix(_INDENT)
     # Only the first line is not indented: it follows the four spaces of the prompt.
     return code.removeprefix(_INDENT)
@@ -75,13 +75,13 @@ def program_of(text: str, template: ProgramTemplate = BUILD_MODEL) -> str:
     text = text.replace("\r\n", "\n")
     _, begins, rest = text.partition(PROGRAM_BEGINS + "\n")
     code = rest.partition(PROGRAM_ENDS)[0] if begins else _code_in(text)
-    tree = _parse(code)
+    tree = parse(code)
     if tree is not None and any(_returns(node, template.function) for node in tree.body):
         froms = (node.module for node in tree.body if isinstance(node, ast.ImportFrom))
         imports = template.before.partition(f"def {template.function}(")[0]
         return code if "__future__" in froms else imports + code
     program = template.source(text)
-    tree = _parse(program)
+    tree = parse(program)
     # Lines without indentation would leave the function, or not parse.
     if tree is None or not _is_function(tree.body[-1], template.function):
         program = template.source(body_of(text))
@@ -101,7 +101,7 @@ def _code_in(answer: str) -> str:
 
 def _inside_function(code: str) -> str:
     """Returns imports before `build_model` and the lines in it; empty if it is not defined."""
-    tree = _parse(code)
+    tree = parse(code)
     if tree is None:
         return _inside_text(code)
     lines = code.splitlines()
@@ -145,7 +145,8 @@ def _returns(node: ast.stmt, name: str) -> bool:
     return _is_function(node, name) and any(isinstance(n, ast.Return) for n in ast.walk(node))
 
 
-def _parse(code: str) -> ast.Module | None:
+def parse(code: str) -> ast.Module | None:
+    """Returns the syntax tree of code, None where it is no Python."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd escapes in the model's code

@@ -1,6 +1,7 @@
 """The best program of a run, as its files and checkpoints keep it."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -61,10 +62,7 @@ class Best:
         return comment + text
 
     def _script(self) -> str:
-        script = (resources.files("etpo_jax.runs") / "best_script.py").read_text("utf-8")
-        script = _filled(script, PROGRAM_BEGINS, PROGRAM_ENDS, self.program)
-        # What the script shares with the run is one text.
-        script = _filled(script, READING_BEGINS, READING_ENDS, script_text())
+        script = _filled(_template(), PROGRAM_BEGINS, PROGRAM_ENDS, self.program)
         scores = " ".join(f"{score:.9f}," for score in self.split_scores)
         return script.replace("\nRUN_SCORES = ()\n", f"\nRUN_SCORES = ({scores})\n", 1)
 
@@ -92,6 +90,13 @@ def write_preparation(path: Path, preparation: Mapping[str, Any]) -> None:
 
 READING_BEGINS = "# How a table is read " + 78 * "-"
 READING_ENDS = "# End of how a table is read " + 71 * "-"
+
+
+@functools.cache
+def _template() -> str:
+    """Returns the script around any program; what it shares with the run is one text."""
+    script = (resources.files("etpo_jax.runs") / "best_script.py").read_text("utf-8")
+    return _filled(script, READING_BEGINS, READING_ENDS, script_text())
 
 
 def _filled(script: str, begins: str, ends: str, text: str) -> str:

@@ -1,11 +1,12 @@
 """The ten best distinct programs of a run, and the folder that keeps them."""
 
 import ast
+import contextlib
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from env.tasks.answers import parse
 from etpo_jax.runs import files
 from etpo_jax.runs.best import Best
 
@@ -43,12 +44,11 @@ def _rank(program: Best) -> tuple[float, int]:
 
 def normalised(program: str) -> str:
     """Returns the text of a program without what its layout and its comments add."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd escapes in the model's code
-            return ast.unparse(ast.parse(program))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # an action that is no Python
-        return " ".join(program.split())
+    tree = parse(program)
+    with contextlib.suppress(RecursionError):
+        if tree is not None:
+            return ast.unparse(tree)
+    return " ".join(program.split())
 
 
 def write(folder: Path, programs: Sequence[Best], *, is_script: bool) -> None:
