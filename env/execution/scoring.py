@@ -65,7 +65,7 @@ class ScoredTable:
 
     @property
     def is_regression(self) -> bool:
-        """Whether the target is a number."""
+        """True for a numeric target, False for classes."""
         return self.labels.dtype.kind == "f"
 
 

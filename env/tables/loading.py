@@ -36,7 +36,7 @@ RARE_CLASSES = (
     "merge+stratify",
     "drop+stratify",
 )
-"""What can be done with classes of too few rows; `stratify` alone means `refuse+stratify`."""
+"""Values of `--rare_classes`; `stratify` alone means `refuse+stratify`."""
 
 _FILE_PREFIXES = ("csv", "parquet", "arff", "xlsx", "json", "file")
 _RULES = {

@@ -105,7 +105,7 @@ class Dataset:
 
     @property
     def is_regression(self) -> bool:
-        """Whether the target is a quantity."""
+        """True for a numeric target, False for classes."""
         return self.labels.dtype.kind == "f"
 
     @property

@@ -1,4 +1,4 @@
-"""What a prompt says about the columns of a table: names, types, missing shares, a few values.
+"""Describes the columns of a table for a prompt: names, types, missing shares, a few values.
 
 Everything comes from the features of the rows that rewards may see; the target is named, and the
 names of its classes are listed. Names and values are the user's: they are shown as literals of
@@ -21,15 +21,15 @@ _MAX_CLASSES = 20
 _CLASSES_SHARE = 3
 """The classes take at most the budget divided by this."""
 
-_ROLE = re.compile(r"\[(?=/?[A-Z_]+\])")
-"""The beginning of a marker such as [INST]; all others begin with < or are a fence."""
+ROLE = r"\[(?=/?[A-Z_]+\])"
+"""Pattern of the beginning of a marker such as [INST]; others begin with < or are a fence."""
 _ESCAPED = {"\\": "\\\\", "'": "\\'", '"': '\\"', "<": "\\x3c", "`": "\\x60"}
 
 
 def literal(text: str, max_chars: int = _NAME_CHARS) -> str:
     """Returns a string literal of one line; the middle of a longer text is cut out."""
     shown = "".join(map(_escape, elide(text, max_chars)))
-    return f"'{_ROLE.sub(lambda _: chr(92) + 'x5b', shown)}'"
+    return f"'{re.sub(ROLE, lambda _: chr(92) + 'x5b', shown)}'"
 
 
 def _escape(char: str) -> str:

@@ -20,7 +20,7 @@ from env.execution.program import (
     ProgramTemplate,
 )
 from env.tables.table import Dataset
-from env.tasks.columns import TableText
+from env.tasks.columns import ROLE, TableText
 
 FORMATS = ("infill", "complete", "chat")
 """Formats in which prompts reach a model, see `etpo_jax.acting.formats`."""
@@ -49,14 +49,14 @@ _ABOUT_COLUMNS = (
     "The columns of x_train, the same when the model predicts (text is str, None where missing):"
 )
 _REPORT = "An error was reported while executing this function: {error}. Please fix it."
-_MARKER = re.compile(r"\"{3,}|`{3,}|<+(?=[|\uff5c/a-zA-Z])|\[(?=/?[A-Z_]+\])")
-"""What could end a docstring, a fence, or begin a marker of a prompt."""
+_MARKER = re.compile(rf"\"{{3,}}|`{{3,}}|<+(?=[|\uff5c/a-zA-Z])|{ROLE}")
+"""Quotes that end a docstring, ticks that end a fence, and beginnings of a prompt's markers."""
 _FIX = "Fix the error in the previous function."
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What programs are given, and what the models that they return must predict.
+    """The data that programs are given, and the kind of prediction that their models must make.
 
     Attributes:
       table: the columns of tables whose rows are data frames; None where they are arrays.
