@@ -147,7 +147,8 @@ def _command(cell: Cell, folder: Path, given: str) -> list[str]:
     return [
         *(sys.executable, "-m", "etpo_jax.train", f"--flagfile={_BASE.value}"),
         *([f"--flagfile={_SETUP.value}"] if _SETUP.value else []),
-        *(f"--num_workers={max(1, (os.cpu_count() or 1) // _JOBS.value)}", *shlex.split(given)),
+        f"--executor=local:workers={max(1, (os.cpu_count() or 1) // _JOBS.value)}",
+        *shlex.split(given),
         *(f"--dataset={cell.dataset}", f"--seed={cell.seed}", f"--run_dir={folder}"),
         f"--num_env_steps={_NUM_ENV_STEPS.value}",
     ]

@@ -181,8 +181,8 @@ def _make_executor(
     if execution.executor.startswith("ray") and not holdout:
         executor = RayExecutor(
             dataset,
-            address=execution.ray_options.get("address", ""),
-            num_actors=execution.ray_options.get("actors", 0),
+            address=execution.executor_options.get("address", ""),
+            num_actors=execution.executor_options.get("actors", 0),
             num_workers=execution.num_workers,
             isolation=execution.isolation,
             **rules,

@@ -263,14 +263,10 @@ class ExecutionConfig(Section):
     )
     executor: str = option(
         "local",
-        "local executes programs on this machine, ray on every node of a Ray cluster; "
-        "ray:address=HOST:PORT,actors=4 names the cluster and the number of executors.",
-        may_differ=True,
-    )
-    num_workers: int = option(
-        0,
-        "Programs executed at the same time by an executor; 0 is one per core.",
-        lower=0,
+        "local executes programs on this machine, ray on every node of a Ray cluster; settings "
+        "follow a colon. local:workers=4 executes so many programs at the same time, by default "
+        "one per core; ray:address=HOST:PORT,actors=4,workers=8 names the cluster, the number of "
+        "executors and the workers of each.",
         may_differ=True,
     )
     timeout_s: float = option(
@@ -296,8 +292,9 @@ class ExecutionConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.further_limits
-        if self.ray_options.get("actors", 1) < 1:
-            raise ValueError(f"--executor={self.executor}: actors must be at least 1")
+        for name in ("workers", "actors"):
+            if self.executor_options.get(name, 1) < 1:
+                raise ValueError(f"--executor={self.executor}: {name} must be at least 1")
 
     @property
     def further_limits(self) -> dict[str, int]:
@@ -310,9 +307,17 @@ class ExecutionConfig(Section):
         return values
 
     @property
-    def ray_options(self) -> dict[str, Any]:
-        """`address` and `actors` of the Ray cluster, where they are named."""
-        kinds: dict[str, dict[str, type]] = {"local": {}, "ray": {"address": str, "actors": int}}
+    def num_workers(self) -> int:
+        """Programs executed at the same time by an executor; 0 is one per core."""
+        return self.executor_options.get("workers", 0)
+
+    @property
+    def executor_options(self) -> dict[str, Any]:
+        """`workers` of an executor, `address` and `actors` of Ray, where they are named."""
+        kinds: dict[str, dict[str, type]] = {
+            "local": {"workers": int},
+            "ray": {"address": str, "actors": int, "workers": int},
+        }
         return parse_choice("executor", self.executor, kinds)[1]
 
     @property

@@ -86,8 +86,8 @@ class Request:
         return [
             *(sys.executable, "-m", "etpo_jax.train"),
             f"--flagfile={_PAPER / cell.algorithm}.flags",
+            f"--executor=local:workers={max(1, (os.cpu_count() or 1) // self.jobs)}",
             *self.train_flags,
-            f"--num_workers={max(1, (os.cpu_count() or 1) // self.jobs)}",
             f"--num_env_steps={self.num_env_steps}",
             f"--dataset={cell.dataset}",
             f"--seed={cell.seed}",

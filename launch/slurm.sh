@@ -25,4 +25,4 @@ shift 2
 export XLA_PYTHON_CLIENT_MEM_FRACTION=0.92
 exec srun .venv/bin/python -m etpo_jax.train \
   "--flagfile=$flagfile" "--run_dir=$run_dir" --hosts=auto \
-  "--num_workers=${SLURM_CPUS_PER_TASK:-8}" "$@"
+  "--executor=local:workers=${SLURM_CPUS_PER_TASK:-8}" "$@"

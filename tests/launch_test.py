@@ -149,7 +149,7 @@ def test_slurm_starts_a_process_for_each_gpu(tmp_path):
         f"--flagfile={flagfile}",
         "--run_dir=runs/a b",
         "--hosts=auto",
-        "--num_workers=6",
+        "--executor=local:workers=6",
         "--seed=1",
     ]
     text = (ROOT / "launch" / "slurm.sh").read_text()

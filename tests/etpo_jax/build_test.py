@@ -64,7 +64,7 @@ def make(executors, tmp_path):
 def test_limits_reach_the_executor(make):
     executor = make(
         reward_cache="off",
-        num_workers=3,
+        executor="local:workers=3",
         timeout_s=4.0,
         limits="cpu_s=3,memory_mb=64, max_threads=5,max_output_kb=6",
         libraries="absl.flags, tqdm",
@@ -84,13 +84,14 @@ def test_limits_reach_the_executor(make):
 
 def test_programs_are_executed_elsewhere_by_flag(make):
     assert type(make(reward_cache="off")).__name__ == "CodeExecutor"
-    executor = make(reward_cache="off", executor="ray:address=head:6379,actors=4", limits="cpu_s=2")
+    ray = "ray:address=head:6379,actors=4,workers=2"
+    executor = make(reward_cache="off", executor=ray, limits="cpu_s=2")
     assert type(executor).__name__ == "RayExecutor"
     assert executor.options.pop("metric").name == "roc_auc"
     assert executor.options == {
         "address": "head:6379",
         "num_actors": 4,
-        "num_workers": 0,
+        "num_workers": 2,
         "limits": Limits(cpu_s=2),
         "libraries": [],
         "num_splits": 5,
@@ -105,7 +106,7 @@ def test_programs_are_executed_elsewhere_by_flag(make):
         ({"limits": "max_threads=1"}, True),
         ({"limits": "max_output_kb=1"}, True),
         ({"libraries": "tqdm"}, True),
-        ({"num_workers": 1}, False),
+        ({"executor": "local:workers=1"}, False),
         ({"timeout_s": 1.0}, False),
         ({"limits": "cpu_s=1"}, False),
     ],
@@ -156,7 +157,7 @@ def test_the_holdout_is_scored_on_its_own_rows_and_remembered_apart(tmp_path):
 
     # What the visible rows teach is wrong for the holdout.
     dataset = table(200, 2.0, table(50, -2.0))
-    config = Config.from_dict({"reward_cache": str(tmp_path), "num_workers": 1})
+    config = Config.from_dict({"reward_cache": str(tmp_path), "executor": "local:workers=1"})
     body = "from sklearn.linear_model import LogisticRegression\n"
     body += "    model = LogisticRegression().fit(x_train, y_train)"
     with contextlib.ExitStack() as opened:

@@ -97,8 +97,9 @@ TIED = {"policy_loss": "tied", "trust_region": 0.0}
             {"algorithm": "ppo_kl", "baseline": "leave_one_out", "num_envs": 1},
             "--num_envs=1: --baseline=leave_one_out needs at least two",
         ),
-        ({"executor": "spark"}, "--executor=spark: must be one of local, ray; settings of ray"),
-        ({"executor": "local:actors=2"}, "--executor=local:actors=2: 'actors=2' is not a setting"),
+        ({"executor": "spark"}, "--executor=spark: must be one of local, ray; settings of"),
+        ({"executor": "local:workers=0"}, "--executor=local:workers=0: workers must be at least"),
+        ({"executor": "local:actors=2"}, "--executor=local:actors=2: 'actors=2' must be one"),
         ({"limits": "memory_mb=1"}, "--limits=memory_mb=1: memory_mb must be >= 16"),
         ({"optimizer": "sgd"}, "--optimizer=sgd: must be one of adamw, lion; settings"),
         ({"optimizer": "lion:b1=2"}, "--optimizer=lion:b1=2: b1 is out of range"),
@@ -157,6 +158,6 @@ def test_sections_give_their_texts_as_values():
     config = Config.from_dict({"optimizer": "lion:b2=0.99", "executor": "ray:address=a:1,actors=4"})
     name, options = config.learning.optimizer_settings
     assert (name, options["b1"], options["b2"], options["clip_norm"]) == ("lion", 0.9, 0.99, 1.0)
-    assert config.execution.ray_options == {"address": "a:1", "actors": 4}
+    assert config.execution.executor_options == {"address": "a:1", "actors": 4}
     limits = config.replace(limits="memory_mb=64,cpu_s=3").execution.further_limits
     assert limits == {"memory_mb": 64, "cpu_s": 3}

@@ -23,7 +23,7 @@ SMALL = (
     "--replay_size=12",
     "--max_prompt_length=128",
     "--max_new_tokens=24",
-    "--num_workers=1",
+    "--executor=local:workers=1",
     "--reward_cache=off",
 )
 # What differs between runs of one seed: times, and what the disk remembers.

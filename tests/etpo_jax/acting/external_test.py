@@ -182,8 +182,8 @@ def test_bad_options_are_named(text, message):
 def arguments(server, folder, *more):
     return (
         *("--algorithm=reflection", f"--endpoint={server.url}", "--model=m"),
-        *("--num_envs=4", "--num_workers=1", "--reward_cache=off", "--max_new_tokens=300"),
-        *(f"--run_dir={folder}", *more),
+        *("--num_envs=4", "--executor=local:workers=1", "--reward_cache=off"),
+        *("--max_new_tokens=300", f"--run_dir={folder}", *more),
     )
 
 
