@@ -8,7 +8,9 @@
 The settings of the run hold unless a flag gives another value; `--dataset` also takes the place of
 the run's own `--task`. Perplexity is measured for the model before training and for the policy
 after it, on code that the stand-in was not trained on or on texts of your own.
-`--prompt_format=all` compares the formats that the model can be prompted in.
+`--prompt_format=all` compares the formats that the model can be prompted in. For a run, the KL of
+the policy to its reference and the share of programs that the run has executed before are measured
+on the same samples (`etpo_jax.reproduction.final_policy`).
 """
 
 import collections
@@ -28,10 +30,12 @@ from etpo_jax import build, perplexity
 from etpo_jax import flags as settings_flags
 from etpo_jax.acting import formats
 from etpo_jax.acting.rollout import Episodes
+from etpo_jax.acting.transitions import Transition
 from etpo_jax.algorithms.networks import Networks
 from etpo_jax.config import Config
 from etpo_jax.devices.mesh import build_mesh
 from etpo_jax.launch_files import launch_folder
+from etpo_jax.reproduction import final_policy
 from etpo_jax.roles import Role
 from etpo_jax.runs import directory, fingerprint
 from etpo_jax.runs.checkpoint import choose, read_role
@@ -102,9 +106,14 @@ def main() -> int:
             lines += ["", render_formats(by_format)]
         elif task is not None:
             lines.append(formats.describe(config.task.format_name, language.tokenizer))
-            statistics = summarize(_sample(config, language, trunk, task, mesh))
+            rows, transitions = _sample(config, language, trunk, task, mesh)
+            statistics = summarize(rows)
             answer |= statistics
             lines += ["", render(statistics)]
+            if run_path is not None:
+                measured = _against_run(config, language, trunk, run_path, rows, transitions)
+                answer["fresh_samples"] = measured
+                lines += ["", final_policy.render(measured)]
         if _PERPLEXITY.value:
             rows = _perplexities(config, language, trunk, documents)
             answer["perplexity"] = rows
@@ -121,7 +130,7 @@ def _compare(
     compared = {}
     for name in formats.usable(language.tokenizer):
         chosen = config.replace(prompt_format=f"{name}{colon}{style}")
-        rows = _sample(chosen, language, trunk, task, mesh)
+        rows, _ = _sample(chosen, language, trunk, task, mesh)
         failed = [row for row in rows if row["error"]][:_SHOWN_FAILURES]
         failures = [{key: row[key] for key in ("action", "error")} for row in failed]
         compared[name] = {**summarize(rows), "failures": failures}
@@ -130,14 +139,15 @@ def _compare(
 
 def _sample(
     config: Config, language: build.Language, trunk: Role, task: Task, mesh: jax.sharding.Mesh
-) -> list[dict[str, Any]]:
-    """Rows as in `episodes.jsonl`, one for each of the `--num_samples` actions."""
+) -> tuple[list[dict[str, Any]], list[Transition]]:
+    """Rows as in `episodes.jsonl` and transitions of the `--num_samples` actions."""
     prompts = build.make_prompts(config, task, language.tokenizer)
     actor = build.make_actor(config, language, mesh, action_end=prompts.action_end)
     weights = actor.weights(trunk)
     reference_weights = actor.weights({}) if config.sampling.support_threshold > 0 else None
     key = jax.random.key(_SEED.value)
     rows: list[dict[str, Any]] = []
+    transitions: list[Transition] = []
     with contextlib.closing(Episodes(task, prompts, _NUM_ENVS.value, _SEED.value)) as episodes:
         while (remaining := _NUM_SAMPLES.value - len(rows)) > 0:
             actions = actor.act(
@@ -147,8 +157,28 @@ def _sample(
                 reference_weights=reference_weights,
             )
             steps = episodes.start(actions.texts[:remaining]).result()
-            rows += episodes.finish(actions, steps)[1]
-    return rows
+            new, new_rows = episodes.finish(actions, steps)
+            transitions += new
+            rows += new_rows
+    return rows, transitions
+
+
+def _against_run(
+    config: Config,
+    language: build.Language,
+    trunk: Role,
+    run_path: Path,
+    rows: Sequence[dict[str, Any]],
+    transitions: Sequence[Transition],
+) -> dict[str, Any]:
+    """Statistics of the samples that depend on the run: KL to its reference, repeated programs."""
+    samples = [
+        final_policy.Sample(row["episode"], row["t"], row["action"], not row["error"], transition)
+        for row, transition in zip(rows, transitions, strict=True)
+    ]
+    kl, full_kl = final_policy.divergences(config, language, trunk, transitions)
+    executed = final_policy.executed_actions(run_path)
+    return final_policy.summarize(samples, kl, full_kl, executed)
 
 
 def _perplexities(

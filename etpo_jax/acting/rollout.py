@@ -256,7 +256,7 @@ class SamplingActor:
 _Started = tuple[concurrent.futures.Future[list[Step]], Callable[[], list[Step]]]
 
 
-def _step(
+def checked_step(
     task: Task,
     states: Sequence[State],
     actions: Sequence[str],
@@ -346,7 +346,7 @@ class Episodes:
         """
         mine = range(hosts.index(), len(texts), hosts.count())
         step = functools.partial(
-            _step,
+            checked_step,
             self._task,
             [self._states[index] for index in mine],
             [texts[index] for index in mine],

@@ -255,17 +255,58 @@ def divergences(
     return {"kl_to_reference": per_action(kl_bj), "entropy": per_action(entropy_bj)}
 
 
-def make_measure(
-    networks: Networks,
-) -> Callable[[Any, Role, Batch, Hyperparameters], Metrics]:
-    """Makes the jitted (base, policy trunk, batch, hyperparameters) -> KL and entropy."""
+class Divergences(NamedTuple):
+    """Divergences of pi at the positions of sampled actions, summed along each action; nats.
 
-    def measure(base: Any, trunk: Role, batch: Batch, hyper: Hyperparameters) -> Metrics:
+    Their means over actions that pi sampled estimate the divergences of whole actions without bias.
+
+    Attributes:
+      kl_b: KL(pi || rho), rho restricted to the support and renormalised as pi is.
+      full_kl_b: KL(pi || rho), rho over the whole vocabulary at the same temperature.
+      entropy_b: entropy of pi.
+    """
+
+    kl_b: Float[Array, "b"]
+    full_kl_b: Float[Array, "b"]
+    entropy_b: Float[Array, "b"]
+
+
+def make_divergences(
+    networks: Networks,
+) -> Callable[[Any, Role, Batch, Hyperparameters], Divergences]:
+    """Makes the jitted (base, policy trunk, batch, hyperparameters) -> divergences of each action.
+
+    The support mask turns rho into rho 1_S / Z with Z = rho(S), position by position. Since
+    pi is 0 outside S, KL(pi || rho) = KL(pi || rho 1_S / Z) - log Z at every position, so that the
+    divergence from the unrestricted reference exceeds the other one by E_pi[sum_j -log Z_j].
+    """
+
+    def divergences_of(base: Any, trunk: Role, batch: Batch, hyper: Hyperparameters) -> Divergences:
         reference_bjv = networks.logits(base, {}, networks.action_hidden(base, {}, batch))
         support_bjv = hyper.distribution.support(reference_bjv)
         policy_bjv = networks.logits(base, trunk, networks.action_hidden(base, trunk, batch))
         policy_bjv = hyper.distribution.logits(policy_bjv, support_bjv)
-        reference_bjv = hyper.distribution.logits(reference_bjv, support_bjv)
-        return divergences(categorical_kl(policy_bjv, reference_bjv), entropy(policy_bjv), batch)
+        masked_bjv = hyper.distribution.logits(reference_bjv, support_bjv)
+        full_bjv = hyper.distribution.logits(reference_bjv, jnp.ones_like(support_bjv))
+        along_bj = (
+            categorical_kl(policy_bjv, masked_bjv),
+            categorical_kl(policy_bjv, full_bjv),
+            entropy(policy_bjv),
+        )
+        mask_bj = batch.action_mask_bj
+        return Divergences(*(jnp.sum(jnp.where(mask_bj, x, 0.0), axis=1) for x in along_bj))
+
+    return jax.jit(divergences_of)
+
+
+def make_measure(
+    networks: Networks,
+) -> Callable[[Any, Role, Batch, Hyperparameters], Metrics]:
+    """Makes the jitted (base, policy trunk, batch, hyperparameters) -> mean KL and entropy."""
+    divergences_of = make_divergences(networks)
+
+    def measure(base: Any, trunk: Role, batch: Batch, hyper: Hyperparameters) -> Metrics:
+        found = divergences_of(base, trunk, batch, hyper)
+        return {"kl_to_reference": jnp.mean(found.kl_b), "entropy": jnp.mean(found.entropy_b)}
 
     return jax.jit(measure)

@@ -1,12 +1,15 @@
 """Settings of an evaluation: those of the run, and flags over them."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 
 from etpo_jax.config import Config
+from etpo_jax.reproduction import final_policy
 from etpo_jax.runs.directory import RunDirectory
+from etpo_jax.trainer import Trainer
 
 PROGRAM = (
     "from env import command_line\n"
@@ -48,3 +51,23 @@ def test_a_data_set_on_the_command_line_takes_the_place_of_the_task_of_the_run(t
 
 def test_the_data_set_of_the_run_is_the_default(title):
     assert title(dataset="toy") == "toy"
+
+
+def test_fresh_samples_of_a_run_are_held_against_the_run(tmp_path):
+    run = tmp_path / "run"
+    settings = {"dataset": "toy", "num_envs": 4, "num_env_steps": 8, "max_new_tokens": 8}
+    Trainer(run_dir=run, algorithm="reflection", quiet=True, **settings).train()
+    command = [sys.executable, "-m", "etpo_jax.evaluate", f"--run_dir={run}", "--json"]
+    done = subprocess.run(
+        [*command, "--num_samples=12", "--num_envs=4"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    found = answer["fresh_samples"]
+    assert found["num_samples"] == answer["programs"] == 12
+    assert found["reward"] == pytest.approx(answer["reward_mean"])
+    assert found["distinct"] == answer["distinct_programs"]
+    assert found["kl"] == pytest.approx(0.0, abs=1e-6)  # nothing was trained
+    assert found["kl_full"] > 0
+    shown = final_policy.render(found)
+    assert f"{found['kl_full']:.3f} ± {found['kl_full_se']:.3f}" in shown
