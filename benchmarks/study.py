@@ -23,7 +23,7 @@ from absl import flags
 from env import command_line
 from env.base import UsageError
 from etpo_jax.launch_files import launch_folder
-from etpo_jax.reproduction import grid
+from etpo_jax.reproduction import grid, measures
 from etpo_jax.reproduction.grid import Cell, Progress
 from etpo_jax.runs import directory, files
 from etpo_jax.runs.stopping import StopSignals
@@ -64,7 +64,7 @@ _SOFT_OPTIMUM = flags.DEFINE_list(
 )
 
 _FIFTHS = tuple(f"reward_fifth_{number}" for number in range(1, 6))
-_LAST_FIFTH = ("kl_to_reference", "entropy", "distinct_programs")
+_LAST_FIFTH = ("kl_fifth_5", "entropy", "distinct_programs", "repeated")
 _SHOWN = (_FIFTHS[0], _FIFTHS[2], _FIFTHS[4], *_LAST_FIFTH, "reward_best", "seconds")
 
 Row = dict[str, Any]
@@ -113,7 +113,8 @@ def main() -> int:
     for cell in cells:
         if cell in finished:
             name, given = by_folder[cell.algorithm]
-            rows.append({"setting": name, "flags": given, **measure(cell.folder(output))})
+            read = measures.read(cell, cell.folder(output))
+            rows.append({"setting": name, "flags": given, **measures.row(read)})
     if rows:
         with open(output / "runs.csv", "w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
@@ -158,35 +159,6 @@ def _show(progress: Progress) -> None:
     for failure in progress.failures[-1:]:
         print(f"{failure.cell}: {failure.error}", file=sys.stderr)
     print(progress.line(), file=sys.stderr, flush=True)
-
-
-def measure(path: Path) -> Row:
-    """Measures a finished run.
-
-    Returns:
-      What was run, the mean reward of each fifth of the executed programs (a failure counts -1),
-      the best reward, and means over the last fifth of the updates: KL to the reference and entropy
-      in nats per action, and distinct programs among the last 64. `seconds` excludes the start.
-    """
-    config, setup = (
-        files.read_json(path / name) for name in (directory.CONFIG, directory.VERSIONS)
-    )
-    metrics = list(files.read_rows(path / directory.METRICS))
-    episodes = list(files.read_rows(path / directory.EPISODES))
-    fifths = np.array_split(np.array([row["reward"] for row in episodes]), 5)
-    failures = [bool(row["error"]) for row in episodes]
-    last = metrics[-max(1, len(metrics) // 5) :]
-    phases = ("generate_s", "execute_s", "update_s")
-    measures = {name: np.mean([row.get(name, np.nan) for row in last]) for name in _LAST_FIFTH}
-    measures |= {name: part.mean() for name, part in zip(_FIFTHS, fifths, strict=True)}
-    measures["runnable_last_fifth"] = 1 - np.mean(failures[-len(fifths[-1]) :])
-    measures["reward_best"] = metrics[-1]["reward_best"]
-    measures["seconds"] = sum(row.get(phase, 0.0) for row in metrics for phase in phases)
-    return {
-        **{name: config[name] for name in ("algorithm", "dataset", "seed")},
-        "commit": setup["git_commit"],
-        **{name: round(float(value), 4) for name, value in measures.items()},
-    }
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -54,7 +54,7 @@ def runs(results: Results, folder: Path) -> str:
                 if report.exists():
                     link = html.escape(os.path.relpath(report, folder))
                     text = f'<a href="{link}">{text}</a>'
-                last, best = (run.measures[name] for name in ("reward_last_fifth", "reward_best"))
+                last, best = (run.measures[name] for name in ("reward_fifth_5", "reward_best"))
                 rows.append(f"<tr><td>{text}</td><td>{last:.3f}</td><td>{best:.4f}</td></tr>")
     head = "<tr><th>run</th><th>mean reward, last fifth</th><th>best reward</th></tr>"
     content = f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'

@@ -3,13 +3,16 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from env.base import UsageError
 from etpo_jax.reproduction.grid import Cell
 from etpo_jax.reproduction.statistics import Scores
+from etpo_jax.runs import directory, files
 from etpo_jax.runs.directory import Best
 from etpo_jax.runs.run_log import RunLog
 
@@ -23,7 +26,10 @@ class Run:
       path: the run directory.
       reward_t: reward of each executed action, -1 for a failed one.
       best: the best program; None if none ran.
-      measures: value of each name in `MEASURES`.
+      measures: values by name: means of reward and KL over each fifth of the run
+        (`reward_fifth_1`, `kl_fifth_5`), `reward_best`, `steps_to_0.7` (environment steps until
+        the mean reward of the last 48 reaches it), `seconds` without the start, and over the last
+        fifth `runnable`, `entropy` and `repeated`; `distinct_programs` is of the last 64.
     """
 
     cell: Cell
@@ -39,14 +45,17 @@ class Run:
 
 MEASURES = {
     "reward_best": "best reward",
-    "reward_last_fifth": "mean reward, last fifth",
-    "reward_first_fifth": "mean reward, first fifth",
+    "reward_fifth_5": "mean reward, last fifth",
     "runnable": "programs that run, last fifth",
     "distinct_programs": "distinct programs of the last 64",
+    "repeated": "programs that an earlier step had executed, last fifth",
     "entropy": "entropy, nats per action",
-    "kl_to_reference": "KL to the reference, nats per action",
+    "kl_fifth_5": "KL to the reference, nats per action",
 }
-"""Name of a measure to its title; the last four are means over the last fifth of the run."""
+"""Name of a measure to its title; `Run.measures` has further ones."""
+
+THRESHOLD = 0.7
+_WINDOW = 48
 
 Results = Mapping[str, Mapping[str, Sequence[Run]]]
 """Algorithm to data set to finished runs, by seed."""
@@ -59,26 +68,60 @@ def read(cell: Cell, path: Path) -> Run:
       UsageError: the folder holds no run, or a run too short to be measured.
     """
     log = RunLog.read(path)
-    fifths = log.episodes.fifths()
-    if fifths is None:
+    reward_t = log.episodes.reward_t
+    if len(reward_t) < 5:
         raise UsageError(f"{path}: a run of {log.env_steps} environment steps cannot be measured")
     # The last count of distinct programs covers the last 64 programs by itself.
     last = slice(-max(1, len(log.metrics) // 5), None)
+    size_u = np.diff(log.column("env_step"), prepend=0).astype(int)
+    phases = [log.column(name) for name in ("generate_s", "execute_s", "update_s")]
     return Run(
         cell=cell,
         path=path,
-        reward_t=log.episodes.reward_t,
+        reward_t=reward_t,
         best=log.best,
         measures={
-            "reward_best": float(log.episodes.reward_t.max()),
-            "reward_last_fifth": fifths[1],
-            "reward_first_fifth": fifths[0],
+            **_fifths("reward", reward_t),
+            **_fifths("kl", np.repeat(log.column("kl_to_reference"), size_u)),
+            "reward_best": float(reward_t.max()),
+            f"steps_to_{THRESHOLD}": steps_to(reward_t, THRESHOLD),
             "runnable": float(np.mean(log.column("runnable_rate")[last])),
             "distinct_programs": float(log.column("distinct_programs")[-1]),
+            "repeated": _repeated(path),
             "entropy": float(np.mean(log.column("entropy")[last])),
-            "kl_to_reference": float(np.mean(log.column("kl_to_reference")[last])),
+            "seconds": float(np.nansum(phases)),
         },
     )
+
+
+def row(run: Run) -> dict[str, Any]:
+    """Data set, seed, commit and measures of a run, for a row of `runs.csv`."""
+    return {
+        **{"dataset": run.cell.dataset, "seed": run.cell.seed},
+        "commit": files.read_json(run.path / directory.VERSIONS).get("git_commit"),
+        **{name: float(f"{value:.5g}") for name, value in run.measures.items()},
+    }
+
+
+def steps_to(reward_t: Float[np.ndarray, "t"], threshold: float) -> float:
+    """Environment steps until the mean reward of the last 48 reaches a threshold; NaN if never."""
+    if len(reward_t) < _WINDOW:
+        return float("nan")
+    mean_t = np.convolve(reward_t, np.full(_WINDOW, 1 / _WINDOW), "valid")
+    reached = np.flatnonzero(mean_t >= threshold)
+    return float(reached[0] + _WINDOW) if len(reached) else float("nan")
+
+
+def _fifths(name: str, values: Float[np.ndarray, "t"]) -> dict[str, float]:
+    """Mean of each fifth of the values."""
+    parts = np.array_split(values, 5)
+    return {f"{name}_fifth_{k}": float(np.mean(part)) for k, part in enumerate(parts, 1)}
+
+
+def _repeated(path: Path) -> float:
+    """Share of the last fifth of the actions whose text was executed before in the run."""
+    actions = pd.Series([line["action"] for line in files.read_rows(path / directory.EPISODES)])
+    return float(np.mean(np.array_split(actions.duplicated().to_numpy(), 5)[-1]))
 
 
 def group(runs: Sequence[Run]) -> Results:

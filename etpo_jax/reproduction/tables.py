@@ -58,11 +58,11 @@ def methods(results: Results) -> Table:
     """Compares algorithms over common data sets: reward, diversity, KL to the reference."""
     datasets = measures.common_datasets(results)
     columns = {
-        name: measures.scores(by_dataset, "reward_last_fifth", datasets)
+        name: measures.scores(by_dataset, "reward_fifth_5", datasets)
         for name, by_dataset in results.items()
     }
     ranks = statistics.mean_ranks(columns) if datasets else {}
-    shown = {name: text for name, text in measures.MEASURES.items() if name != "reward_first_fifth"}
+    shown = measures.MEASURES
     header = ["algorithm", "runs", *shown.values(), "mean rank"]
     header += [f"P(better than {name})" for name in results if len(results) > 1]
     rows = []
@@ -93,7 +93,7 @@ def by_dataset(results: Results) -> Table:
     rows = []
     for dataset in datasets:
         rewards = {
-            name: measures.scores(runs, "reward_last_fifth", [dataset])
+            name: measures.scores(runs, "reward_fifth_5", [dataset])
             for name, runs in results.items()
             if dataset in runs
         }
@@ -116,7 +116,7 @@ def by_dataset(results: Results) -> Table:
 
 def pairs(results: Results, baseline: str) -> Table:
     """Compares all algorithms with one, run by run with the same data set and seed."""
-    names = ("reward_last_fifth", "reward_best", "distinct_programs", "kl_to_reference")
+    names = ("reward_fifth_5", "reward_best", "distinct_programs", "kl_fifth_5")
     rows = []
     for name in results:
         if name == baseline:

@@ -42,7 +42,6 @@ def test_a_study_runs_every_cell_once_and_writes_one_row_for_each(tmp_path):
     with open(tmp_path / "runs.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["setting"] for row in rows] == ["cool", "algorithm=reflection"]
-    assert {row["algorithm"] for row in rows} == {"reflection"}
     assert all(-1 <= float(row["reward_fifth_5"]) <= float(row["reward_best"]) for row in rows)
     assert "| balance_scale | 32 |" in first.stdout
 

@@ -81,11 +81,11 @@ def cells(table, row, column):
 
 def test_measures_of_a_run_by_hand(runs):
     run = runs[0]
-    assert run.measures["reward_last_fifth"] == pytest.approx(0.8 + 0.01 / 8)
-    assert run.measures["reward_first_fifth"] == -1.0
+    assert run.measures["reward_fifth_5"] == pytest.approx(0.8 + 0.01 / 8)
+    assert run.measures["reward_fifth_1"] == -1.0
     assert run.measures["reward_best"] == pytest.approx(0.81)
     # Entropy, KL and runnable share: the last two of ten updates; distinct: the last one.
-    assert run.measures["kl_to_reference"] == pytest.approx(4.75)
+    assert run.measures["kl_fifth_5"] == pytest.approx(4.75)
     assert run.measures["distinct_programs"] == 20
     assert run.measures["runnable"] == 1.0
     assert (run.best_until(20), run.best_until(21), run.best_until(40)) == (-1.0, 0.8, 0.81)
