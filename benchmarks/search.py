@@ -286,7 +286,7 @@ def _command(protocol: Protocol, cell: Cell, folder: Path, run: Run) -> list[str
     return [
         *(sys.executable, "-m", "etpo_jax.train", *protocol.methods[run.method]["flags"]),
         *(f"--{name}={value}" for name, value in run.setting.items()),
-        f"--num_workers={max(1, (os.cpu_count() or 1) // _JOBS.value)}",
+        f"--executor=local:workers={max(1, (os.cpu_count() or 1) // _JOBS.value)}",
         *([f"--flagfile={_SETUP.value}"] if _SETUP.value else []),
         *(f"--dataset={cell.dataset}", f"--seed={cell.seed}", f"--run_dir={folder}"),
         f"--num_env_steps={protocol.num_env_steps}",

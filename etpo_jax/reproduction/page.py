@@ -5,6 +5,8 @@ import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from etpo_jax.reproduction import curves, figures, html_sections, measures, published, tables
 from etpo_jax.reproduction.curves import Curves
 from etpo_jax.reproduction.grid import Outcome
@@ -56,7 +58,7 @@ def write(
     wanted_figures: Sequence[str],
     perplexities: Sequence[tuple[str, str, float, float]],
 ) -> tuple[Path, Path]:
-    """Writes tables and figures, and the two pages that show them.
+    """Writes tables, figures and the row of each run, and the two pages that show them.
 
     Args:
       folder: folder for all files.
@@ -69,6 +71,7 @@ def write(
     Returns:
       The paths of `report.md` and `report.html`.
     """
+    _write_rows(folder, results)
     made = _tables(results, wanted_tables)
     if "3" in wanted_tables:
         made.append(tables.perplexity(perplexities))
@@ -99,6 +102,17 @@ def write(
     page = html_page.page("Reproduction", subtitle, sections, style=html_sections.STYLE)
     files.replace(folder / HTML_REPORT, page)
     return folder / REPORT, folder / HTML_REPORT
+
+
+def _write_rows(folder: Path, results: Results) -> None:
+    """Writes `runs.csv`, a row for each run."""
+    rows = [
+        {"algorithm": name} | measures.row(run)
+        for name, by_dataset in results.items()
+        for runs in by_dataset.values()
+        for run in runs
+    ]
+    files.replace(folder / "runs.csv", pd.DataFrame(rows).to_csv(index=False))
 
 
 def _markdown(

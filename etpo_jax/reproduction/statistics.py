@@ -1,11 +1,13 @@
-"""Aggregates over data sets and seeds for few runs (Agarwal et al. 2021, rliable).
+"""Estimates over few runs, with intervals of known coverage.
 
 The scores of a method are one array per data set with one number per seed, `list[Float["*r n"]]`;
-arrays may differ in length where cells are missing. Leading axes hold resamples.
+arrays may differ in length where runs are missing. Leading axes are computed side by side. The data
+sets are those that were chosen, no sample of others: an interval says what other seeds on the same
+data sets would show.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -15,90 +17,53 @@ Scores = Sequence[Float[np.ndarray, "*r n"]]
 """One array of seeds per data set."""
 
 CONFIDENCE = 0.95
-NUM_RESAMPLES = 2000
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A statistic with the ends of its bootstrap interval at `CONFIDENCE`."""
+    """A mean with the ends of its interval at `CONFIDENCE`, NaN where there is no interval."""
 
-    value: float
-    low: float
-    high: float
+    value: Float[np.ndarray, "*r"]
+    low: Float[np.ndarray, "*r"]
+    high: Float[np.ndarray, "*r"]
+
+    def text(self, spec: str = ".3f") -> str:
+        """The value, and the interval in brackets where there is one."""
+        interval = f" [{self.low:{spec}}, {self.high:{spec}}]" if np.isfinite(self.low) else ""
+        return f"{self.value:{spec}}{interval}"
 
 
-def interquartile_mean(scores: Float[np.ndarray, "*r n"]) -> Float[np.ndarray, "*r"]:
-    """Mean of the middle half of the scores: robust to outliers, steadier than the median.
+def mean(scores: Scores) -> Estimate:
+    """Mean over data sets of the mean over seeds, with its t interval.
 
-    A quarter of the weight is cut from each end; where that is no whole number of scores, the
-    scores at the edges count in part. For one or two scores it is the mean.
+    The variances of the data sets are estimated apart, and the degrees of freedom are those of
+    Welch and Satterthwaite. There is no interval where a data set has a single run, nor where the
+    runs of every data set agree exactly.
 
     Raises:
       ValueError: if there are no scores.
     """
-    scores = np.asarray(scores)
-    if not scores.shape[-1]:
-        raise ValueError("no scores have no interquartile mean")
-    # Each score four times, so that a quarter of their number is whole; sorted, so that the order
-    # of the seeds does not change the rounding.
-    repeated = np.repeat(np.sort(scores, axis=-1), 4, axis=-1)
-    return np.asarray(stats.trim_mean(repeated, 0.25, axis=-1))
+    if not scores or not all(np.shape(runs)[-1] for runs in scores):
+        raise ValueError("no scores have no mean")
+    value = np.mean([np.mean(runs, axis=-1) for runs in scores], axis=0)
+    counts = np.array([np.shape(runs)[-1] for runs in scores])
+    if (counts < 2).any():
+        return Estimate(value, np.full_like(value, np.nan), np.full_like(value, np.nan))
+    variances = np.stack([np.var(r, axis=-1, ddof=1) / np.shape(r)[-1] for r in scores], axis=-1)
+    total = variances.sum(axis=-1)
+    total = np.where(total > 1e-24, total, np.nan)
+    freedom = total**2 / (variances**2 / (counts - 1)).sum(axis=-1)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(total) / len(scores)
+    return Estimate(value, value - half, value + half)
 
 
-def aggregate(scores: Scores) -> Float[np.ndarray, "*r"]:
-    """Interquartile mean over all runs of all data sets."""
-    return interquartile_mean(np.concatenate(scores, axis=-1))
+def trimmed_mean(scores: Scores) -> float:
+    """Mean of the middle half of all runs (`scipy.stats.trim_mean`), as rliable aggregates them."""
+    return float(stats.trim_mean(np.concatenate(scores, axis=-1), 0.25, axis=None))
 
 
-def bootstrap(
-    statistic: Callable[..., Float[np.ndarray, "*r"]],
-    *methods: Scores,
-    seed: int = 0,
-    num_resamples: int = NUM_RESAMPLES,
-) -> Estimate:
-    """Computes a statistic with its stratified percentile bootstrap interval.
-
-    Runs are drawn with replacement within each data set, so that every data set keeps its weight.
-
-    Args:
-      statistic: function of as many scores as there are `methods`, with any leading axes.
-      methods: scores; the runs of each are drawn independently.
-      seed: seed of the draws.
-      num_resamples: number of resamples of the whole grid.
-    """
-    rng = np.random.default_rng(seed)
-    draws = [
-        [runs[rng.integers(len(runs), size=(num_resamples, len(runs)))] for runs in scores]
-        for scores in methods
-    ]
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(statistic(*draws), [tail, 1 - tail])
-    return Estimate(float(statistic(*methods)), float(low), float(high))
-
-
-def probability_of_improvement(ours: Scores, theirs: Scores) -> Float[np.ndarray, "*r"]:
-    """Probability that a run of ours beats one of theirs on a random data set; ties count half.
-
-    It is the mean over data sets of the Mann-Whitney statistic of all pairs of runs.
-
-    Raises:
-      ValueError: if the methods were not run on the same data sets.
-    """
-    if len(ours) != len(theirs):
-        raise ValueError(f"{len(ours)} and {len(theirs)} data sets cannot be compared")
-    shares = []
-    for one, other in zip(ours, theirs, strict=True):
-        wins = np.asarray(one)[..., :, None] - np.asarray(other)[..., None, :]
-        shares.append(np.mean((wins > 0) + 0.5 * (wins == 0), axis=(-2, -1)))
-    return np.mean(shares, axis=0)
-
-
-def paired_difference(
-    ours: Scores, theirs: Scores, *, seed: int = 0, num_resamples: int = NUM_RESAMPLES
-) -> Estimate:
-    """Estimates the interquartile mean of ours less theirs, run by run with the same seed.
-
-    Pairs are drawn together, within each data set.
+def paired_difference(ours: Scores, theirs: Scores) -> Estimate:
+    """Mean of ours less theirs, run by run with the same data set and seed.
 
     Raises:
       ValueError: if the runs do not pair up.
@@ -106,20 +71,23 @@ def paired_difference(
     shapes = [len(runs) for runs in ours], [len(runs) for runs in theirs]
     if shapes[0] != shapes[1]:
         raise ValueError(f"runs do not pair up: {shapes[0]} against {shapes[1]}")
-    differences = [np.asarray(a) - np.asarray(b) for a, b in zip(ours, theirs, strict=True)]
-    return bootstrap(aggregate, differences, seed=seed, num_resamples=num_resamples)
+    return mean([np.asarray(a) - np.asarray(b) for a, b in zip(ours, theirs, strict=True)])
 
 
-def mean_ranks(methods: Mapping[str, Scores]) -> dict[str, float]:
-    """Mean over data sets of each method's rank by interquartile mean; rank 1 is best.
+def mean_ranks(methods: Mapping[str, Scores]) -> dict[str, Estimate]:
+    """Mean rank of each method among the runs of the same data set and seed; rank 1 is best.
 
     Ties share the mean of their ranks.
 
     Raises:
-      ValueError: if the methods were not run on the same data sets.
+      ValueError: if the methods were not run on the same data sets and seeds.
     """
-    if len({len(scores) for scores in methods.values()}) > 1:
-        raise ValueError("methods with different data sets cannot be ranked")
-    means = [[interquartile_mean(runs) for runs in scores] for scores in methods.values()]
-    ranks = stats.rankdata(-np.round(means, 12), axis=0)  # a rounding error breaks no tie
-    return dict(zip(methods, ranks.mean(axis=1).tolist(), strict=True))
+    shapes = {tuple(len(runs) for runs in scores) for scores in methods.values()}
+    if len(shapes) > 1:
+        raise ValueError("methods with different data sets or seeds cannot be ranked")
+    # A rounding error breaks no tie.
+    ranks = [
+        stats.rankdata(-np.round(runs, 12), axis=0)
+        for runs in (np.stack(parts) for parts in zip(*methods.values(), strict=True))
+    ]
+    return {name: mean([rank[i] for rank in ranks]) for i, name in enumerate(methods)}

@@ -10,10 +10,13 @@ import numpy as np
 
 from etpo_jax.reproduction import measures, published, statistics
 from etpo_jax.reproduction.measures import Results, Run
-from etpo_jax.reproduction.statistics import Estimate
 from etpo_jax.runs import files
 
 MISSING = "-"
+_INTERVALS = (
+    "Means over data sets of the mean over seeds, with 95 % t intervals over seeds: the data sets "
+    "are fixed and no sample, so an interval says nothing about other tables."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,18 +64,15 @@ def methods(results: Results) -> Table:
         name: measures.scores(by_dataset, "reward_fifth_5", datasets)
         for name, by_dataset in results.items()
     }
-    ranks = statistics.mean_ranks(columns) if datasets else {}
-    shown = measures.MEASURES
-    header = ["algorithm", "runs", *shown.values(), "mean rank"]
-    header += [f"P(better than {name})" for name in results if len(results) > 1]
+    ranks = _ranks(columns)
+    header = ["algorithm", "runs", *measures.MEASURES.values(), "trimmed mean reward", "mean rank"]
     rows = []
     for name, by_dataset in results.items():
         cells = [name, str(sum(len(by_dataset[dataset]) for dataset in datasets))]
-        cells += [_aggregate(measures.scores(by_dataset, key, datasets)) for key in shown]
-        cells.append(f"{ranks[name]:.2f}" if datasets else MISSING)
-        for other in results if len(results) > 1 else ():
-            cells.append(_improvement(columns[name], columns[other]) if other != name else MISSING)
-        rows.append(cells)
+        for key in measures.MEASURES:
+            cells.append(_mean(measures.scores(by_dataset, key, datasets)))
+        cells.append(f"{statistics.trimmed_mean(columns[name]):.3f}" if datasets else MISSING)
+        rows.append([*cells, ranks.get(name, MISSING)])
     return Table(
         "methods",
         f"Methods over {len(datasets)} data set" + "s" * (len(datasets) != 1),
@@ -80,15 +80,15 @@ def methods(results: Results) -> Table:
         rows,
         [
             f"Data sets: {', '.join(datasets) or 'none that every algorithm has finished'}. "
-            "Interquartile means over runs with 95 % stratified bootstrap intervals; rank and "
-            "probability of improvement are by the mean reward of the last fifth of the actions "
-            "(a program that fails counts -1).",
+            f"{_INTERVALS} The trimmed mean leaves out the best and the worst quarter of the runs. "
+            "Ranks are among the runs of the same data set and seed, by the mean reward of the "
+            "last fifth of the actions (a program that fails counts -1); rank 1 is best.",
         ],
     )
 
 
 def by_dataset(results: Results) -> Table:
-    """Compares the mean rewards and ranks of the algorithms data set by data set."""
+    """Compares the mean rewards of the algorithms data set by data set."""
     datasets = list(dict.fromkeys(name for rows in results.values() for name in rows))
     rows = []
     for dataset in datasets:
@@ -97,20 +97,15 @@ def by_dataset(results: Results) -> Table:
             for name, runs in results.items()
             if dataset in runs
         }
-        ranks = statistics.mean_ranks(rewards)
         rows.append(
-            [dataset]
-            + [
-                f"{_aggregate(rewards[name])}, rank {ranks[name]:g}" if name in rewards else MISSING
-                for name in results
-            ]
+            [dataset, *(_mean(rewards[name]) if name in rewards else MISSING for name in results)]
         )
     return Table(
         "datasets",
         "Mean reward of the last fifth, by data set",
         ["data set", *results],
         rows,
-        ["Interquartile means over seeds with 95 % bootstrap intervals; rank 1 is best."],
+        ["Means over seeds with 95 % t intervals."],
     )
 
 
@@ -125,7 +120,7 @@ def pairs(results: Results, baseline: str) -> Table:
         for measure in names:
             ours, theirs = measures.paired(results, (name, baseline), measure)
             cells.append(
-                _text(statistics.paired_difference(ours, theirs), signed=True) if ours else MISSING
+                statistics.paired_difference(ours, theirs).text("+.3f") if ours else MISSING
             )
         rows.append(cells)
     return Table(
@@ -133,10 +128,7 @@ def pairs(results: Results, baseline: str) -> Table:
         f"Differences to {baseline}, run by run",
         ["algorithm", *(measures.MEASURES[name] for name in names)],
         rows,
-        [
-            f"Interquartile mean of (algorithm - {baseline}) on the same data set and seed, with "
-            "the 95 % paired bootstrap interval: an interval without 0 is a difference."
-        ],
+        [f"(Algorithm - {baseline}) on the same data set and seed. {_INTERVALS}"],
     )
 
 
@@ -173,9 +165,9 @@ def published_scores(
         rows,
         [
             "The paper's results are for CodeLlama-7B: the best program of one run and its "
-            "deviation over five splits. Our results are for the model that was run: interquartile "
-            "mean over seeds of the best reward, in brackets the 95 % bootstrap interval, after ± "
-            "the mean over seeds of the best program's deviation over its splits."
+            "deviation over five splits. Our results are for the model that was run: mean over "
+            "seeds of the best reward, in brackets its 95 % t interval, after ± the mean over "
+            "seeds of the best program's deviation over its splits."
         ],
     )
 
@@ -203,33 +195,22 @@ def perplexity(rows: Sequence[tuple[str, str, float, float]]) -> Table:
     )
 
 
-def _aggregate(scores: statistics.Scores) -> str:
-    if not scores:
-        return MISSING
-    if sum(len(runs) for runs in scores) == 1:
-        return f"{float(statistics.aggregate(scores)):.3f}"  # one run has no interval
-    return _text(statistics.bootstrap(statistics.aggregate, scores))
+def _mean(scores: statistics.Scores) -> str:
+    return statistics.mean(scores).text() if scores else MISSING
 
 
-def _improvement(ours: statistics.Scores, theirs: statistics.Scores) -> str:
-    if not ours:
-        return MISSING
-    return _text(statistics.bootstrap(statistics.probability_of_improvement, ours, theirs))
-
-
-def _text(estimate: Estimate, *, signed: bool = False) -> str:
-    spec = "+.3f" if signed else ".3f"
-    low, high = format(estimate.low, spec), format(estimate.high, spec)
-    return f"{estimate.value:{spec}} [{low}, {high}]"
+def _ranks(columns: Mapping[str, statistics.Scores]) -> dict[str, str]:
+    """Mean rank of each method; nothing where their runs do not pair up."""
+    try:
+        return {name: rank.text(".2f") for name, rank in statistics.mean_ranks(columns).items()}
+    except ValueError:
+        return {}
 
 
 def _best(runs: Sequence[Run]) -> str:
     if not runs:
         return MISSING
     best = np.array([run.measures["reward_best"] for run in runs])
-    text = f"{float(statistics.interquartile_mean(best)):.4f}"
-    if len(runs) > 1:
-        interval = statistics.bootstrap(statistics.aggregate, [best])
-        text += f" [{interval.low:.4f}, {interval.high:.4f}]"
+    text = statistics.mean([best]).text(".4f")
     deviations = [np.std(run.best.split_scores) for run in runs if run.best is not None]
     return f"{text} ± {np.mean(deviations):.3f}" if deviations else text

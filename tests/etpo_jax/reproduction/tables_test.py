@@ -7,6 +7,7 @@ import xml.etree.ElementTree
 
 import matplotlib.image
 import numpy as np
+import pandas as pd
 import pytest
 
 from etpo_jax.reproduction import curves, figures, measures, page, published, tables
@@ -88,35 +89,50 @@ def test_measures_of_a_run_by_hand(runs):
     assert run.measures["kl_fifth_5"] == pytest.approx(4.75)
     assert run.measures["distinct_programs"] == 20
     assert run.measures["runnable"] == 1.0
+    # Of the last eight programs one is new.
+    assert run.measures["repeated"] == 7 / 8
     assert (run.best_until(20), run.best_until(21), run.best_until(40)) == (-1.0, 0.8, 0.81)
+
+
+def test_steps_to_a_reward():
+    reward_t = np.r_[np.zeros(100), np.ones(100)]
+    # The mean of 48 reaches 0.7 with 34 ones among them (34 / 48 = 0.708).
+    assert measures.steps_to(reward_t, 0.7) == 134
+    assert np.isnan(measures.steps_to(reward_t, 1.1))
+    assert np.isnan(measures.steps_to(reward_t[-40:], 0.7))
 
 
 def test_only_what_all_have_run_is_aggregated(results):
     assert measures.common_datasets(results) == ["balance_scale", "tic_tac_toe"]
     table = tables.methods(results)
     assert cells(table, "etpo", "runs") == "6"
-    # Interquartile mean of .8 .9 .85 .6 .7 .65 (weights .5 1 1 .5 in the middle), + 0.01 / 8.
-    expected = (0.5 * 0.65 + 0.7 + 0.8 + 0.5 * 0.85) / 3 + 0.01 / 8
+    # Means of .8 .9 .85 and .6 .7 .65, + 0.01 / 8.
     text = cells(table, "etpo", "mean reward, last fifth")
-    assert text.startswith(f"{expected:.3f} [")
+    assert text.startswith(f"{0.75 + 0.01 / 8:.3f} [")
+    # The middle four of the six.
+    assert cells(table, "etpo", "trimmed mean reward") == f"{0.75 + 0.01 / 8:.3f}"
     assert cells(table, "etpo", "mean rank") == "1.00"
-    assert cells(table, "etpo", "P(better than reflection)") == "1.000 [1.000, 1.000]"
-    assert cells(table, "etpo", "P(better than etpo)") == tables.MISSING
 
 
-def test_by_dataset_has_ranks_and_gaps(results):
+def test_runs_that_do_not_pair_up_have_no_rank(runs):
+    kept = [run for run in runs if (run.cell.algorithm, run.cell.seed) != ("etpo", 2)]
+    table = tables.methods(measures.group(kept))
+    assert cells(table, "etpo", "mean rank") == tables.MISSING
+
+
+def test_by_dataset_has_gaps(results):
     table = tables.by_dataset(results)
-    assert cells(table, "tic_tac_toe", "reflection").endswith("rank 2")
+    assert cells(table, "tic_tac_toe", "reflection").startswith("0.451 [")
     assert cells(table, "csv_mine.csv", "reflection") == tables.MISSING
     # One run has no interval.
-    assert cells(table, "csv_mine.csv", "etpo") == "0.101, rank 1"
+    assert cells(table, "csv_mine.csv", "etpo") == "0.101"
 
 
 def test_pairs_are_matched_by_seed(results):
     table = tables.pairs(results, "reflection")
     # Differences .3 .4 .35 and .2 .2 .2.
     assert cells(table, "etpo", "best reward").startswith("+0.2")
-    assert cells(table, "etpo", "KL to the reference, nats per action") == "+0.000 [+0.000, +0.000]"
+    assert cells(table, "etpo", "KL to the reference, nats per action") == "+0.000"
 
 
 def test_published_figures_stand_beside_ours(results):
@@ -135,7 +151,7 @@ def test_published_figures_stand_beside_ours(results):
     ]
     assert {row[0] for row in table.rows} == {name for rows in results.values() for name in rows}
     assert cells(table, "tic_tac_toe", "PPO-KL, paper") == "0.7356 ± 0.036"
-    assert cells(table, "balance_scale", "reflection, ours") == "0.5100 [0.5100, 0.5100] ± 0.010"
+    assert cells(table, "balance_scale", "reflection, ours") == "0.5100 ± 0.010"
     assert cells(table, "csv_mine.csv", "reflection, ours") == tables.MISSING
 
 
@@ -183,9 +199,8 @@ def test_the_curves_are_the_runs(results):
     lines = {line.get_label(): line.get_xydata() for line in axes.lines}
     assert {line.get_drawstyle() for line in axes.lines if line.get_xydata().size} == {"steps-post"}
     assert lines["reflection"][0].tolist() == [1.0, -1.0]
-    # .5 .5 .5 .4 .5 .45, sorted: weights 0 .5 1 1 .5 0 of six.
-    expected = (0.5 * 0.45 + 0.5 + 0.5 + 0.5 * 0.5) / 3 + 0.01
-    assert lines["reflection"][-1] == pytest.approx([40, expected])
+    # Means of .5 .5 .5 and .4 .5 .45.
+    assert lines["reflection"][-1] == pytest.approx([40, 0.475 + 0.01])
 
 
 def test_evolution_shows_what_changed(results):
@@ -214,12 +229,18 @@ def test_the_page_shows_every_table_and_figure_and_names_what_failed(results, tm
     for title in ("Methods over 2", "Table 2", "Table 3", "Differences to reflection", "Figure 3"):
         assert f"### {title}" in text
     assert "Table 4" not in text
-    names = {"methods", "datasets", "against_reflection", "table2", "table3"}
+    names = {"methods", "datasets", "against_reflection", "table2", "table3", "runs"}
     assert {file.stem for file in tmp_path.glob("*.csv")} == names
     assert {file.stem for file in tmp_path.glob("*.svg")} == {"figure1", "figure3"}
     for name in ("figure1", "figure3"):
         assert f"]({name}.svg)" in text
     assert "```diff\n+ x = 1" in text
+    rows = pd.read_csv(tmp_path / "runs.csv").set_index(["algorithm", "dataset", "seed"])
+    assert len(rows) == 13
+    row = rows.loc[("etpo", "balance_scale", 0)]
+    assert row["reward_fifth_5"] == pytest.approx(0.8 + 0.01 / 8, abs=1e-4)
+    assert row["repeated"] == 7 / 8
+    assert np.isnan(row["steps_to_0.7"])
 
     shown = html_path.read_text()
     assert "http" not in shown.replace("http://www.w3.org", "")
