@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 from absl import flags
 
+from benchmarks import measured_run
 from env import command_line
 from env.base import UsageError
 from etpo_jax.launch_files import launch_folder
@@ -60,7 +61,7 @@ class Stage:
       seeds, datasets: each setting runs on each data set with each seed.
       keep: number of settings kept of each method's stage before, best first; 0 keeps all.
       vary: values of a flag that replace that of each setting.
-      num_samples: fresh programs of the final policy on which its reward and KL are measured.
+      num_samples: fresh episodes of the final policy, on which its reward and KL are measured.
     """
 
     name: str
@@ -269,11 +270,15 @@ class _Recorder:
                 print(f"{outcome.cell}: {outcome.error}", file=sys.stderr)
                 continue
             run, folder = self._runs[outcome.cell], outcome.cell.folder(self._output)
+            final = {}
+            if run.num_samples:
+                final = files.read_json(folder / measured_run.FILE)
             row = {
                 **{"algorithm": run.method, "setting": run.number},
                 **dict.fromkeys(self._protocol.setting_names, ""),
                 **run.setting,
                 **measures.row(measures.read(outcome.cell, folder)),
+                **{f"final_{name}": round(value, 4) for name, value in final.items()},
             }
             rows = pd.concat([self.rows(), pd.DataFrame([row])])
             files.replace(self._output / "runs.csv", rows.to_csv(index=False))
@@ -283,8 +288,11 @@ class _Recorder:
 
 
 def _command(protocol: Protocol, cell: Cell, folder: Path, run: Run) -> list[str]:
+    program = ["etpo_jax.train"]
+    if run.num_samples:
+        program = ["benchmarks.measured_run", f"--num_samples={run.num_samples}"]
     return [
-        *(sys.executable, "-m", "etpo_jax.train", *protocol.methods[run.method]["flags"]),
+        *(sys.executable, "-m", *program, *protocol.methods[run.method]["flags"]),
         *(f"--{name}={value}" for name, value in run.setting.items()),
         f"--executor=local:workers={max(1, (os.cpu_count() or 1) // _JOBS.value)}",
         *([f"--flagfile={_SETUP.value}"] if _SETUP.value else []),
