@@ -178,7 +178,9 @@ class FinetuneConfig(Section):
         "frozen base. Settings follow a colon: full:dtype=bfloat16 stores the trained weights in "
         "bfloat16 with stochastic rounding (the default is float32; adapters and the target critic "
         "are always float32), lora:rank=16,alpha=32,targets=q+v names the sizes of the adapters "
-        f"and the kernels that have one, among {'+'.join(TARGETS)}.",
+        f"and the kernels that have one, among {'+'.join(TARGETS)}. tilt=0.03, for either, trains "
+        "five numbers that tilt every distribution by functions of the reference's probabilities, "
+        "with this learning rate (docs/algorithm.md); 0 is none.",
     )
     microbatch_size: int = option(
         0,
@@ -196,6 +198,8 @@ class FinetuneConfig(Section):
         super().__post_init__()
         if self.trained_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"--finetune={self.finetune}: dtype must be float32 or bfloat16")
+        if self.tilt_learning_rate < 0:
+            raise ValueError(f"--finetune={self.finetune}: tilt must be >= 0")
         try:
             _ = self.adapters
         except ValueError as error:
@@ -205,6 +209,11 @@ class FinetuneConfig(Section):
     def trained_dtype(self) -> str:
         """Storage of the weights that are trained: float32 or bfloat16."""
         return self._parsed[1].get("dtype", "float32")
+
+    @property
+    def tilt_learning_rate(self) -> float:
+        """Learning rate of the coefficients of the tilt; 0 if there are none."""
+        return self._parsed[1].get("tilt", 0.0)
 
     @property
     def adapters(self) -> LoraConfig | None:
@@ -219,8 +228,8 @@ class FinetuneConfig(Section):
     @property
     def _parsed(self) -> tuple[str, dict[str, Any]]:
         kinds: dict[str, dict[str, type]] = {
-            "full": {"dtype": str},
-            "lora": {"rank": int, "alpha": float, "targets": str},
+            "full": {"dtype": str, "tilt": float},
+            "lora": {"rank": int, "alpha": float, "targets": str, "tilt": float},
         }
         return parse_choice("finetune", self.finetune, kinds)
 
@@ -366,6 +375,11 @@ class Config:
     def algorithm(self) -> Any:
         """The class of the algorithm, a subclass of `etpo_jax.algorithms.base.Algorithm`."""
         return registry.find_algorithm(self.run.algorithm)
+
+    @property
+    def samples_with_reference(self) -> bool:
+        """True if sampling needs the reference's logits: for a support mask or a tilt."""
+        return self.sampling.support_threshold > 0 or self.finetune.tilt_learning_rate > 0
 
     @property
     def may_differ(self) -> frozenset[str]:

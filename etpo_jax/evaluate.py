@@ -144,7 +144,7 @@ def _sample(
     prompts = build.make_prompts(config, task, language.tokenizer)
     actor = build.make_actor(config, language, mesh, action_end=prompts.action_end)
     weights = actor.weights(trunk)
-    reference_weights = actor.weights({}) if config.sampling.support_threshold > 0 else None
+    reference_weights = actor.weights({}) if config.samples_with_reference else None
     key = jax.random.key(_SEED.value)
     rows: list[dict[str, Any]] = []
     transitions: list[Transition] = []

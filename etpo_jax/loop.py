@@ -119,9 +119,7 @@ class Loop:
         )
         self._episodes = Episodes(task, prompts, config.run.num_envs, config.run.seed)
         self._key = jax.random.key(config.run.seed)
-        self._reference_weights = (
-            actor.weights({}) if config.sampling.support_threshold > 0 else None
-        )
+        self._reference_weights = actor.weights({}) if config.samples_with_reference else None
 
     @property
     def counters(self) -> Counters:

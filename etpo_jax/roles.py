@@ -6,5 +6,6 @@ Role = dict[str, Any]
 """Variables of one network over the common trunk.
 
 `{"params": tree}` for full fine-tuning, `{"lora": tree}` for an adapter over the frozen base, and
-an empty dict for the reference, which is the base alone.
+an empty dict for the reference, which is the base alone. With `--finetune=...:tilt=` a role also
+holds `tilt`, the coefficients of `etpo_jax.distribution.Distribution.tilted`.
 """

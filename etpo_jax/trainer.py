@@ -227,9 +227,7 @@ class Trainer:
                 actor.weights(policy),
                 encoded,
                 jax.random.key(seed),
-                reference_weights=(
-                    actor.weights({}) if config.sampling.support_threshold > 0 else None
-                ),
+                reference_weights=(actor.weights({}) if config.samples_with_reference else None),
             )
         return actions.texts
 

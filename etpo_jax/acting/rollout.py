@@ -26,6 +26,7 @@ from etpo_jax.acting.formats import Prompt
 from etpo_jax.acting.sampler import Sampler
 from etpo_jax.acting.transitions import Transition, bucket, pad_left
 from etpo_jax.devices import hosts
+from etpo_jax.distribution import TILT
 from etpo_jax.roles import Role
 from models import decode
 from models.tokenizer import Tokenizer
@@ -154,7 +155,7 @@ class Actor(Protocol):
           weights: the policy, from `weights`.
           prompts: at least one prompt.
           key: typed random key, the only source of randomness on our side.
-          reference_weights: the reference, from `weights`; set where `--support_threshold` is.
+          reference_weights: the reference, from `weights`; for a support mask or a tilt.
 
         Raises:
           UsageError: if no action can be had, for reasons that the user can remove.
@@ -164,18 +165,19 @@ class Actor(Protocol):
 def make_unstack(model: Decoder) -> Callable[[Any, Role], Any]:
     """Builds the jitted function of (base, role) that lays out weights for `Sampler.generate`.
 
-    Adapters are merged into the weights.
+    Adapters are merged into the weights; the coefficients of a tilt stand beside them.
     """
 
     def unstack(base: Any, trunk: Role) -> Any:
         adapters = trunk.get("lora")
-        return decode.unstack(
+        weights = decode.unstack(
             trunk.get("params", base),
             model.config,
             dtype=model.dtype,
             lora=adapters,
             lora_config=None if adapters is None else model.lora,
         )
+        return weights if TILT not in trunk else {**weights, TILT: trunk[TILT]}
 
     return jax.jit(unstack)
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from etpo_jax.acting import endings, sampling
 from etpo_jax.acting.sampling import Truncation
 from etpo_jax.config import SamplingConfig
-from etpo_jax.distribution import MASKED
+from etpo_jax.distribution import MASKED, TILT
 from models.config import DecoderConfig
 from models.decode import Cache, Weights, decode_step, num_slots, prefill
 from models.sharding import shard
@@ -111,11 +111,13 @@ class Sampler:
         number of rows, or on the amount of padding.
 
         Args:
-          weights: the policy, as `models.decode.unstack` returns it.
+          weights: the policy, as `models.decode.unstack` returns it, with the coefficients of its
+            tilt, if it has one, as `distribution.TILT`.
           prompt_tokens_bp: left padded prompts; a single row is read once and shared by all keys.
           prompt_mask_bp: True for real tokens.
           keys_b: typed random keys; token j of a row is drawn with `fold_in(key, j)`.
-          reference_weights: the reference, likewise; required for a support mask, else not read.
+          reference_weights: the reference, likewise; required for a support mask or a tilt, else
+            not read.
           temperature: overrides the configured temperature; above 0.
 
         Raises:
@@ -128,11 +130,10 @@ class Sampler:
         if temperature is not None and not temperature > 0:
             raise ValueError(f"temperature={temperature}: must be above 0 (greedy is top_k=1)")
         networks: tuple[Weights, ...] = (weights,)
-        if self.sampling.support_threshold > 0:
+        if self.sampling.support_threshold > 0 or TILT in weights:
             if reference_weights is None:
-                raise ValueError(
-                    f"support_threshold={self.sampling.support_threshold}: needs reference_weights"
-                )
+                what = f"support_threshold={self.sampling.support_threshold}"
+                raise ValueError(f"{TILT if TILT in weights else what}: needs reference_weights")
             networks = (weights, reference_weights)
         with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
             return _generate(
@@ -165,7 +166,7 @@ class _LoopState(NamedTuple):
       token_b: the token chosen last, which is not in the cache yet.
       end_state_b: state of each row in the table of ends; the last one says that the action has
         ended.
-      caches: cache of the policy, and of the reference where there is a support mask.
+      caches: cache of the policy, and of the reference where sampling reads it.
       generation: the result; padding from index `step` on.
     """
 
@@ -247,7 +248,7 @@ class _Decoding:
     """The decoding loop over rows whose prompts have been read: its condition and its body.
 
     Attributes:
-      networks: weights of the policy, and of the reference where there is a support mask.
+      networks: weights of the policy, and of the reference where sampling reads it.
       num_prompt_slots: slots of the cache that prompts take, padding included.
       prompt_length_b: real tokens of each prompt.
       slot_m: indices of the slots of the cache.
@@ -298,7 +299,10 @@ class _Decoding:
         if self.static.vocabulary < self.static.config.vocab_size:
             has_token_v = jnp.arange(self.static.config.vocab_size) < self.static.vocabulary
             logits = tuple(jnp.where(has_token_v, of_network, MASKED) for of_network in logits)
-        weights_bv = sampling.weights(logits[0], self.truncation, *logits[1:])
+        reference_bv = logits[1] if len(logits) > 1 else None
+        weights_bv = sampling.weights(
+            logits[0], self.truncation, reference_bv, self.networks[0].get(TILT)
+        )
         uniform_b = sampling.uniform(self.keys_b, state.step)
         token_b, log_prob_b = sampling.draw(weights_bv, uniform_b)
         is_real_b = ~self.is_ended(state)

@@ -53,6 +53,7 @@ def weights(
     logits_bv: Float[Array, "b v"],
     truncation: Truncation,
     reference_logits_bv: Float[Array, "b v"] | None = None,
+    tilt: Float[Array, "t"] | None = None,
 ) -> Float[Array, "b v"]:
     """Unnormalised probabilities of the sampled distribution; the largest weight is 1.
 
@@ -61,19 +62,24 @@ def weights(
     Args:
       logits_bv: unprocessed logits of the policy.
       truncation: temperature, support mask, top-k and top-p.
-      reference_logits_bv: unprocessed logits of the reference; required for a support mask.
+      reference_logits_bv: unprocessed logits of the reference; required for a support mask or a
+        tilt.
+      tilt: coefficients of `Distribution.tilted`; None for no tilt.
 
     Raises:
-      ValueError: if there is a support mask and no logits of the reference.
+      ValueError: if there is a support mask or a tilt and no logits of the reference.
     """
-    if truncation.support_threshold is None:
+    threshold = truncation.support_threshold
+    if threshold is None and tilt is None:
         scaled_bv = logits_bv / truncation.temperature
     elif reference_logits_bv is None:
-        raise ValueError("support_threshold: needs the logits of the reference")
+        raise ValueError("support_threshold and tilt: need the logits of the reference")
     else:
-        distribution = Distribution(truncation.temperature, truncation.support_threshold)
-        support_bv = distribution.support(reference_logits_bv)
-        scaled_bv = distribution.logits(logits_bv, support_bv)
+        distribution = Distribution(
+            truncation.temperature, jnp.float32(0) if threshold is None else threshold
+        )
+        reference = distribution.reference(reference_logits_bv)
+        scaled_bv = distribution.tilted(logits_bv, reference, tilt)
     weights_bv = jnp.exp(scaled_bv - jnp.max(scaled_bv, axis=-1, keepdims=True))
     if truncation.top_k is not None:
         one_bv = jnp.ones_like(weights_bv)

@@ -40,7 +40,7 @@ from etpo_jax.algorithms.gradients import (
     over_devices,
 )
 from etpo_jax.algorithms.networks import Critic, Networks
-from etpo_jax.algorithms.token_scores import divergences, in_chunks, of_token, read_reference
+from etpo_jax.algorithms.token_scores import divergences, in_chunks, of_token, read_policy
 from etpo_jax.config import Config
 from etpo_jax.divergence import categorical_kl, entropy, masked_mean
 from etpo_jax.learning import LearningConfig
@@ -197,13 +197,14 @@ class ActorCritic(Algorithm):
     @classmethod
     def make_networks(cls, model: Decoder, config: Config) -> Networks:
         # A dueling critic has the scalar head that values are read from.
-        return Networks(model, "dueling", trained_dtype=jnp.dtype(config.finetune.trained_dtype))
+        networks = super().make_networks(model, config)
+        return dataclasses.replace(networks, q_parameterization="dueling")
 
     @classmethod
     def initial_state(cls, networks: Networks, base: Any, config: Config) -> ActorCriticState:
         """Policy and value network start as rho, the value head as 0."""
         policy_key, critic_key = jax.random.split(initial_key(config.run.seed))
-        transformation = optimizer.build(config.learning, momentum_dtype=networks.trained_dtype)
+        transformation = optimizer.build(config)
         policy = networks.initial_policy(base, policy_key)
         critic = networks.initial_critic(base, critic_key) if cls.has_critic(config) else None
         return ActorCriticState(
@@ -265,7 +266,7 @@ class ActorCritic(Algorithm):
         ETPO: `critic_loss` is the loss of the value head, `clipped_share` the share of the
         minibatch whose ratio was outside the range in which it is not clipped.
         """
-        transformation = optimizer.build(config.learning, momentum_dtype=networks.trained_dtype)
+        transformation = optimizer.build(config)
 
         def step(
             state: ActorCriticState,
@@ -401,10 +402,8 @@ def score_policy(
     """
 
     def score(inputs: tuple[Array, Array, Array]) -> Scores:
-        policy_bjd, reference_bjd, tokens_bj = inputs
-        reference_bjv, support_bjv = read_reference(networks, base, reference_bjd, tokens_bj, hyper)
-        raw_bjv = networks.logits(base, policy, policy_bjd)
-        policy_bjv = hyper.distribution.logits(raw_bjv, support_bjv)
+        tokens_bj = inputs[-1]
+        policy_bjv, reference_bjv = read_policy(networks, base, policy, *inputs, hyper)
         constant_bjv = jax.lax.stop_gradient(policy_bjv)
         return Scores(
             log_prob_bj=of_token(jax.nn.log_softmax(policy_bjv), tokens_bj),

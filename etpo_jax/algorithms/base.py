@@ -272,7 +272,9 @@ class Algorithm(abc.ABC):
     @classmethod
     def make_networks(cls, model: Decoder, config: Config) -> Networks:
         """The networks over one trunk, with this algorithm's reading of the critic."""
-        return Networks(model, trained_dtype=jnp.dtype(config.finetune.trained_dtype))
+        finetune = config.finetune
+        dtype = jnp.dtype(finetune.trained_dtype)
+        return Networks(model, trained_dtype=dtype, has_tilt=finetune.tilt_learning_rate > 0)
 
     @classmethod
     @abc.abstractmethod

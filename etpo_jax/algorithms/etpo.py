@@ -243,11 +243,10 @@ class Etpo(Algorithm):
     @classmethod
     def make_networks(cls, model: Decoder, config: Config) -> Networks:
         learning: EtpoConfig = config.learning
-        return Networks(
-            model,
-            learning.q_parameterization,
+        return dataclasses.replace(
+            super().make_networks(model, config),
+            q_parameterization=learning.q_parameterization,
             tie_policy=not learning.has_policy_network,
-            trained_dtype=jnp.dtype(config.finetune.trained_dtype),
         )
 
     @classmethod
@@ -256,7 +255,7 @@ class Etpo(Algorithm):
         policy_key, critic_key = jax.random.split(initial_key(config.run.seed))
         policy = networks.initial_policy(base, policy_key)
         critic = networks.initial_critic(base, critic_key)
-        transformation = optimizer.build(config.learning, momentum_dtype=networks.trained_dtype)
+        transformation = optimizer.build(config)
         return TrainState(
             policy=policy,
             critic=critic,
@@ -309,7 +308,7 @@ def make_gradient_step(networks: Networks, config: Config, mesh: Mesh) -> Gradie
     kept the values from before. `kl_to_reference` and `entropy` are nats per action, summed over
     its tokens; `clipped_share` is the share of the actions outside the trust region.
     """
-    transformation = optimizer.build(config.learning, momentum_dtype=networks.trained_dtype)
+    transformation = optimizer.build(config)
 
     def gradient_step(
         state: TrainState, base: Any, batch: Batch, hyper: Hyperparameters

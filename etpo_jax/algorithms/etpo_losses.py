@@ -26,6 +26,7 @@ from etpo_jax.algorithms.token_scores import (
     divergences,
     of_token,
     read_critic,
+    read_logits,
     read_reference,
     score_tokens,
 )
@@ -221,23 +222,19 @@ def next_state_value(
         def last_hidden(role: Role) -> Array:
             return networks.state_hidden(base, role, tokens_bp, mask_bp, num_blocks)
 
-        distribution, target = hyper.distribution, state.target_critic
+        target = state.target_critic
         if networks.q_parameterization == "policy":
             # Q is v + beta log(pi / rho), whose soft value under pi is v.
             return networks.head(target, last_hidden(target.trunk))
-        raw_bv = networks.logits(base, {}, last_hidden({}))
-        support_bv = distribution.support(raw_bv)
-        reference_bv = distribution.logits(raw_bv, support_bv)
+        reference = hyper.distribution.reference(networks.logits(base, {}, last_hidden({})))
         soft_q, _ = read_critic(
-            networks, base, target, last_hidden(target.trunk), None, reference_bv, support_bv, hyper
+            networks, base, target, last_hidden(target.trunk), None, reference, hyper
         )
         if learning.is_path:
             return soft_q.value_bj
         trunk = networks.policy_trunk(state.policy, state.critic)
-        policy_bv = distribution.logits(
-            networks.logits(base, trunk, last_hidden(trunk)), support_bv
-        )
-        return soft_value(policy_bv, reference_bv, soft_q.q_bjv, beta=hyper.beta)
+        policy_bv = read_logits(networks, base, trunk, last_hidden(trunk), reference, hyper)
+        return soft_value(policy_bv, reference.logits_bjv, soft_q.q_bjv, beta=hyper.beta)
 
     return next_state_values(batch, value)
 
@@ -261,21 +258,20 @@ def make_inspect(networks: Networks, config: Config) -> Inspect:
         scores = score_tokens(networks, learning, base, roles, hidden, tokens_bj, hyper)
         next_value_b = next_state_value(networks, learning, base, state, batch, hyper)
         read = (networks, base)
-        reference_bjv, support_bjv = read_reference(*read, hidden.reference_bjd, tokens_bj, hyper)
+        reference = read_reference(*read, hidden.reference_bjd, tokens_bj, hyper)
         trunk = networks.policy_trunk(state.policy, state.critic)
         policy_bjd = hidden.critic_bjd if hidden.policy_bjd is None else hidden.policy_bjd
-        policy_bjv = hyper.distribution.logits(
-            networks.logits(base, trunk, policy_bjd), support_bjv
+        policy_bjv = read_logits(*read, trunk, policy_bjd, reference, hyper)
+        soft_q, _ = read_critic(
+            *read, state.critic, hidden.critic_bjd, policy_bjv, reference, hyper
         )
-        processed = (policy_bjv, reference_bjv, support_bjv)
-        soft_q, _ = read_critic(*read, state.critic, hidden.critic_bjd, *processed, hyper)
         top_probs_bjk, top_tokens_bjk = jax.lax.top_k(jax.nn.softmax(policy_bjv), NUM_ALTERNATIVES)
         return Inspection(
             q_bj=scores.q_bj,
             value_bj=scores.state_value_bj if learning.is_path else scores.value_bj,
             target_bj=targets(learning, scores, batch, next_value_b, hyper),
             log_prob_bj=scores.log_prob_bj,
-            log_reference_bj=of_token(jax.nn.log_softmax(reference_bjv), tokens_bj),
+            log_reference_bj=of_token(jax.nn.log_softmax(reference.logits_bjv), tokens_bj),
             kl_bj=scores.kl_bj,
             top_tokens_bjk=top_tokens_bjk,
             top_probs_bjk=top_probs_bjk,

@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from etpo_jax.acting.transitions import Batch
+from etpo_jax.distribution import NUM_TILTS, TILT
 from etpo_jax.roles import Role
 from etpo_jax.soft_q import optimal_soft_value
 from models import lora
@@ -144,12 +145,14 @@ class Networks:
       q_parameterization: see `read_soft_q`.
       tie_policy: whether the policy is the softmax of the critic's logits.
       trained_dtype: storage of what full fine-tuning trains.
+      has_tilt: whether the trained roles have the coefficients of a tilt.
     """
 
     model: Decoder
     q_parameterization: str = "residual"
     tie_policy: bool = False
     trained_dtype: Any = jnp.float32
+    has_tilt: bool = False
 
     def initial_policy(self, base: Any, key: Key[Array, ""]) -> Role:
         """A policy equal to rho: a copy, because states are donated, or a zero adapter."""
@@ -163,9 +166,11 @@ class Networks:
         return Critic(self._initial_role(base, key), offset=jnp.zeros((), jnp.float32), value=value)
 
     def _initial_role(self, base: Any, key: Key[Array, ""]) -> Role:
+        tilt = {TILT: jnp.zeros((NUM_TILTS,), jnp.float32)} if self.has_tilt else {}
         if self.model.lora is not None:
-            return {"lora": lora.init(key, base, self.model.lora)}
-        return {"params": jax.tree.map(lambda leaf: jnp.array(leaf, self.trained_dtype), base)}
+            return {"lora": lora.init(key, base, self.model.lora), **tilt}
+        params = jax.tree.map(lambda leaf: jnp.array(leaf, self.trained_dtype), base)
+        return {"params": params, **tilt}
 
     def policy_trunk(self, policy: Role, critic: Critic) -> Role:
         """The variables that actions are sampled with."""
@@ -185,9 +190,14 @@ class Networks:
 
         An empty role is the reference. `num_blocks` packs the rows, see `Decoder.hidden`.
         """
-        variables = {"params": base, **role}
         hidden: Any = self.model.apply(
-            variables, tokens_bs, positions(mask_bs), mask_bs, last, num_blocks, method="hidden"
+            _variables(base, role),
+            tokens_bs,
+            positions(mask_bs),
+            mask_bs,
+            last,
+            num_blocks,
+            method="hidden",
         )
         return hidden
 
@@ -215,8 +225,8 @@ class Networks:
     def logits(
         self, base: Any, role: Role, hidden_bjd: Float[Array, "*b d"]
     ) -> Float[Array, "*b v"]:
-        """Float32 logits of hidden states, unprocessed."""
-        logits: Any = self.model.apply({"params": base, **role}, hidden_bjd, method="logits")
+        """Float32 logits of hidden states, unprocessed and without the role's tilt."""
+        logits: Any = self.model.apply(_variables(base, role), hidden_bjd, method="logits")
         return logits
 
     def head(self, critic: Critic, hidden_bjd: Float[Array, "*b d"]) -> Float[Array, "*b"]:
@@ -224,3 +234,8 @@ class Networks:
         if critic.value is None:
             return jnp.broadcast_to(critic.offset, hidden_bjd.shape[:-1])
         return critic.offset + hidden_bjd.astype(jnp.float32) @ critic.value
+
+
+def _variables(base: Any, role: Role) -> dict[str, Any]:
+    """The variables of the decoder in a role."""
+    return {"params": base, **{name: tree for name, tree in role.items() if name != TILT}}

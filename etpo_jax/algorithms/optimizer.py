@@ -11,29 +11,56 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from etpo_jax.learning import LearningConfig
+from etpo_jax.config import Config
+from etpo_jax.distribution import TILT
+from models.sharding import path_name
 
 
-def build(
-    config: LearningConfig, *, momentum_dtype: Any = jnp.float32
-) -> optax.GradientTransformation:
-    """The optimiser: gradient clipping, then AdamW or Lion; `step` applies what it returns.
+def build(config: Config) -> optax.GradientTransformationExtraArgs:
+    """The optimiser: gradient clipping, AdamW or Lion, and the learning rate.
+
+    The coefficients of a tilt have a learning rate and an Adam of their own: they are neither
+    clipped together with the weights nor decayed.
 
     Args:
-      config: names the optimiser and its settings.
-      momentum_dtype: storage of the first moment; the second is float32.
+      config: names the optimiser, its settings, and the storage of its first moment, which is that
+        of the trained weights; the second moment is float32.
     """
-    name, settings = config.optimizer_settings
-    moments = {"b1": settings["b1"], "b2": settings["b2"], "mu_dtype": momentum_dtype}
+    name, settings = config.learning.optimizer_settings
+    moments = {"b1": settings["b1"], "b2": settings["b2"]}
+    stored = {**moments, "mu_dtype": jnp.dtype(config.finetune.trained_dtype)}
     if name == "lion":
-        direction = optax.scale_by_lion(**moments)
+        direction = optax.scale_by_lion(**stored)
     else:
-        direction = optax.scale_by_adam(**moments, eps=settings["eps"])
-    return optax.chain(
+        direction = optax.scale_by_adam(**stored, eps=settings["eps"])
+    of_weights = optax.chain(
         optax.clip_by_global_norm(settings["clip_norm"]),
         direction,
         optax.add_decayed_weights(settings["weight_decay"]),
+        _scale_by_given_rate(),
     )
+    if not (tilt_rate := config.finetune.tilt_learning_rate):
+        return of_weights
+    of_tilt = optax.chain(optax.scale_by_adam(**moments), optax.scale(tilt_rate))
+    return optax.partition({"weights": of_weights, TILT: of_tilt}, _groups)
+
+
+def _groups(parameters: Any) -> Any:
+    """The group of every parameter, tilt or weights."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: TILT if path_name(path).rpartition("/")[-1] == TILT else "weights",
+        parameters,
+    )
+
+
+def _scale_by_given_rate() -> optax.GradientTransformationExtraArgs:
+    """Multiplies by the argument `learning_rate` of `update`, a traced scalar."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, learning_rate: Any) -> Any:
+        del params
+        return jax.tree.map(lambda leaf: learning_rate * leaf, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def initial(transformation: optax.GradientTransformation, parameters: Any) -> Any:
@@ -42,7 +69,7 @@ def initial(transformation: optax.GradientTransformation, parameters: Any) -> An
 
 
 def step(
-    transformation: optax.GradientTransformation,
+    transformation: optax.GradientTransformationExtraArgs,
     gradients: Any,
     optimizer_state: Any,
     parameters: Any,
@@ -56,15 +83,17 @@ def step(
       gradients: gradients of the loss, a tree like `parameters`.
       optimizer_state: made by `initial` or by the step before.
       parameters: float32 leaves are moved exactly, bfloat16 ones by stochastic rounding.
-      learning_rate: multiplies the optimiser's direction.
+      learning_rate: multiplies the optimiser's direction; that of a tilt has its own.
       key: random key of the rounding.
 
     Returns:
       The new parameters, in their dtypes, and the new optimiser state.
     """
     wide = _wide(parameters)
-    direction, optimizer_state = transformation.update(_wide(gradients), optimizer_state, wide)
-    moved = jax.tree.map(lambda old, way: old - learning_rate * way, wide, direction)
+    ways, optimizer_state = transformation.update(
+        _wide(gradients), optimizer_state, wide, learning_rate=learning_rate
+    )
+    moved = jax.tree.map(jnp.subtract, wide, ways)
     leaves: list[Array] = jax.tree.leaves(moved)
     rounded = [
         _as_stored(leaf, old.dtype, jax.random.fold_in(key, index))

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from etpo_jax.acting.transitions import Batch
 from etpo_jax.algorithms.base import Hyperparameters
 from etpo_jax.algorithms.gradients import Metrics
 from etpo_jax.algorithms.networks import Critic, Networks, SoftQ, read_soft_q
+from etpo_jax.distribution import TILT, Reference
 from etpo_jax.divergence import categorical_kl, entropy
 from etpo_jax.losses import policy_objective, uniform_policy_objective
 from etpo_jax.roles import Role
@@ -140,21 +141,16 @@ def _score(
     tokens_bj: Array,
     hyper: Hyperparameters,
 ) -> TokenScores:
-    distribution, beta = hyper.distribution, hyper.beta
-    reference_bjv, support_bjv = read_reference(
-        networks, base, hidden.reference_bjd, tokens_bj, hyper
-    )
+    beta = hyper.beta
+    reference = read_reference(networks, base, hidden.reference_bjd, tokens_bj, hyper)
+    reference_bjv = reference.logits_bjv
 
     policy_bjv = None
     if hidden.policy_bjd is not None:
-        policy_bjv = distribution.logits(
-            networks.logits(base, roles.policy, hidden.policy_bjd), support_bjv
-        )
+        policy_bjv = read_logits(networks, base, roles.policy, hidden.policy_bjd, reference, hyper)
 
     def read(critic: Critic, hidden_bjd: Array) -> tuple[SoftQ, Array]:
-        return read_critic(
-            networks, base, critic, hidden_bjd, policy_bjv, reference_bjv, support_bjv, hyper
-        )
+        return read_critic(networks, base, critic, hidden_bjd, policy_bjv, reference, hyper)
 
     soft_q, critic_logits_bjv = read(roles.critic, hidden.critic_bjd)
     if policy_bjv is None:
@@ -196,14 +192,43 @@ def read_reference(
     hidden_bjd: Float[Array, "b j d"],
     tokens_bj: Int[Array, "b j"],
     hyper: Hyperparameters,
-) -> tuple[Float[Array, "b j v"], Bool[Array, "b j v"]]:
+) -> Reference:
     """The reference's logits at the temperature and within the support, and the support."""
     raw_bjv = networks.logits(base, {}, hidden_bjd)
     support_bjv = hyper.distribution.support(raw_bjv)
     # A sampled token was in the support; at its edge, rounding in another program may say otherwise
     # and would make its probability nearly 0.
     support_bjv |= jax.nn.one_hot(tokens_bj, raw_bjv.shape[-1], dtype=jnp.bool_)
-    return jax.lax.stop_gradient(hyper.distribution.logits(raw_bjv, support_bjv)), support_bjv
+    logits_bjv = hyper.distribution.logits(raw_bjv, support_bjv)
+    return Reference(jax.lax.stop_gradient(logits_bjv), support_bjv)
+
+
+def read_policy(
+    networks: Networks,
+    base: Any,
+    policy: Role,
+    policy_bjd: Float[Array, "b j d"],
+    reference_bjd: Float[Array, "b j d"],
+    tokens_bj: Int[Array, "b j"],
+    hyper: Hyperparameters,
+) -> tuple[Float[Array, "b j v"], Float[Array, "b j v"]]:
+    """Processed logits of the policy and of the reference, see `read_logits`."""
+    reference = read_reference(networks, base, reference_bjd, tokens_bj, hyper)
+    policy_bjv = read_logits(networks, base, policy, policy_bjd, reference, hyper)
+    return policy_bjv, reference.logits_bjv
+
+
+def read_logits(
+    networks: Networks,
+    base: Any,
+    role: Role,
+    hidden_bjd: Float[Array, "*b d"],
+    reference: Reference,
+    hyper: Hyperparameters,
+) -> Float[Array, "*b v"]:
+    """Logits of a role at the temperature, within the support and with its tilt, if it has one."""
+    raw_bjv = networks.logits(base, role, hidden_bjd)
+    return hyper.distribution.tilted(raw_bjv, reference, role.get(TILT))
 
 
 def read_critic(
@@ -212,25 +237,21 @@ def read_critic(
     critic: Critic,
     hidden_bjd: Float[Array, "*b d"],
     policy_logits_bjv: Float[Array, "*b v"] | None,
-    reference_logits_bjv: Float[Array, "*b v"],
-    support_bjv: Array,
+    reference: Reference,
     hyper: Hyperparameters,
 ) -> tuple[SoftQ, Float[Array, "*b v"]]:
     """Q of a critic at hidden states, and the logits that it is read from.
 
-    The logits are the critic's own or the policy's. All are at the temperature and within the
-    support.
+    The logits are the critic's own or the policy's, processed as by `read_logits`.
     """
     if networks.q_parameterization == "policy" and policy_logits_bjv is not None:
         logits_bjv = policy_logits_bjv
     else:
-        logits_bjv = hyper.distribution.logits(
-            networks.logits(base, critic.trunk, hidden_bjd), support_bjv
-        )
+        logits_bjv = read_logits(networks, base, critic.trunk, hidden_bjd, reference, hyper)
     soft_q = read_soft_q(
         networks.q_parameterization,
         logits_bjv,
-        reference_logits_bjv,
+        reference.logits_bjv,
         networks.head(critic, hidden_bjd),
         beta=hyper.beta,
     )
@@ -282,14 +303,13 @@ def make_divergences(
     """
 
     def divergences_of(base: Any, trunk: Role, batch: Batch, hyper: Hyperparameters) -> Divergences:
-        reference_bjv = networks.logits(base, {}, networks.action_hidden(base, {}, batch))
-        support_bjv = hyper.distribution.support(reference_bjv)
-        policy_bjv = networks.logits(base, trunk, networks.action_hidden(base, trunk, batch))
-        policy_bjv = hyper.distribution.logits(policy_bjv, support_bjv)
-        masked_bjv = hyper.distribution.logits(reference_bjv, support_bjv)
-        full_bjv = hyper.distribution.logits(reference_bjv, jnp.ones_like(support_bjv))
+        raw_bjv = networks.logits(base, {}, networks.action_hidden(base, {}, batch))
+        reference = hyper.distribution.reference(raw_bjv)
+        hidden_bjd = networks.action_hidden(base, trunk, batch)
+        policy_bjv = read_logits(networks, base, trunk, hidden_bjd, reference, hyper)
+        full_bjv = hyper.distribution.logits(raw_bjv, jnp.ones_like(reference.support_bjv))
         along_bj = (
-            categorical_kl(policy_bjv, masked_bjv),
+            categorical_kl(policy_bjv, reference.logits_bjv),
             categorical_kl(policy_bjv, full_bjv),
             entropy(policy_bjv),
         )

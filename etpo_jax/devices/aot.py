@@ -32,6 +32,7 @@ from etpo_jax.algorithms.base import AbstractRun
 from etpo_jax.config import Config
 from etpo_jax.devices import memory
 from etpo_jax.devices.mesh import AXES, axis_sizes
+from etpo_jax.distribution import NUM_TILTS, TILT
 from models import decode
 from models.config import DecoderConfig
 from models.convert import abstract_parameters
@@ -243,7 +244,10 @@ def _lower_generation(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any
         next_state_sv=state_table("fence", None, decoder.vocab_size),
         attention=config.model.attention,
     )
-    reference = weights if config.sampling.support_threshold > 0 else None
+    reference = weights if config.samples_with_reference else None
+    if config.finetune.tilt_learning_rate > 0:
+        tilt = _whole(jax.ShapeDtypeStruct((NUM_TILTS,), jnp.float32), mesh)
+        weights = {**weights, TILT: tilt}
 
     def generate(weights: Any, reference: Any, tokens_bp: Any, mask_bp: Any, keys_b: Any) -> Any:
         return sampler.generate(weights, tokens_bp, mask_bp, keys_b, reference_weights=reference)

@@ -99,7 +99,7 @@ def estimate(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> Memo
     layout = [base] + [base["embedder"]] * decoder.tie_word_embeddings
     sampled = Item("weights of generation", sum(_num_bytes(tree, mesh) for tree in layout))
     copies = 1
-    if config.sampling.support_threshold > 0:
+    if config.samples_with_reference:
         copies = 2
         resident.append(dataclasses.replace(sampled, name="reference's weights of generation"))
     needed = _gradient_step(config, decoder, mesh, state) if algorithm.learns else []

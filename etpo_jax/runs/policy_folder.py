@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import models
 from env.base import UsageError
 from etpo_jax.config import Config
+from etpo_jax.distribution import TILT
 from etpo_jax.roles import Role
 from models import peft_format
 from models.config import DecoderConfig, read_json
@@ -67,6 +68,8 @@ def write_policy(
     check_new(output)
     if form not in FORMS:
         raise UsageError(f"form {form!r}: must be {' or '.join(FORMS)}")
+    if TILT in role:
+        raise UsageError(f"--finetune={config.finetune.finetune}: a model cannot hold the tilt")
     name = model or config.model.model
     folder = local_folder(name)
     part = output.with_name(f"{output.name}.part")

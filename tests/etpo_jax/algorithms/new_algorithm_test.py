@@ -11,7 +11,12 @@ import pytest
 from env.tasks.toy import ToyTask
 from etpo_jax import registry
 from etpo_jax.algorithms.base import Algorithm
-from etpo_jax.algorithms.token_scores import make_measure, of_token, read_reference
+from etpo_jax.algorithms.token_scores import (
+    make_measure,
+    of_token,
+    read_logits,
+    read_reference,
+)
 from etpo_jax.build import Language
 from etpo_jax.config import Config
 from etpo_jax.learning import LearningConfig
@@ -63,12 +68,11 @@ class WeightedLikelihood(Algorithm):
         weight_b = jax.nn.softmax(hyper.sharpness * batch.reward_b)
         tokens_bj, mask_bj = batch.action_tokens_bj, batch.action_mask_bj
         hidden_bjd = self.networks.action_hidden(base, {}, batch)
-        _, support_bjv = read_reference(self.networks, base, hidden_bjd, tokens_bj, hyper)
+        reference = read_reference(self.networks, base, hidden_bjd, tokens_bj, hyper)
 
         def loss(policy):
             hidden_bjd = self.networks.action_hidden(base, policy, batch)
-            raw_bjv = self.networks.logits(base, policy, hidden_bjd)
-            policy_bjv = hyper.distribution.logits(raw_bjv, support_bjv)
+            policy_bjv = read_logits(self.networks, base, policy, hidden_bjd, reference, hyper)
             log_prob_bj = of_token(jax.nn.log_softmax(policy_bjv), tokens_bj)
             return -weight_b @ jnp.sum(jnp.where(mask_bj, log_prob_bj, 0), axis=1)
 

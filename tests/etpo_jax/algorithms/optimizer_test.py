@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 
 from etpo_jax.algorithms import optimizer
-from etpo_jax.learning import LearningConfig
+from etpo_jax.config import Config
 
 
 def test_stochastic_rounding_chooses_a_neighbour_and_keeps_the_mean():
@@ -31,8 +31,7 @@ def test_stochastic_rounding_keeps_what_bfloat16_has():
 
 
 def test_a_step_in_float32_is_the_optimiser_s():
-    config = LearningConfig(optimizer="lion:clip_norm=1e9")
-    transformation = optimizer.build(config)
+    transformation = optimizer.build(Config.from_dict({"optimizer": "lion:clip_norm=1e9"}))
     parameters = {"w": jnp.array([1.0, 2.0, 3.0])}
     state = optimizer.initial(transformation, parameters)
     gradients = {"w": jnp.array([0.5, -3.0, 0.0])}
@@ -45,9 +44,8 @@ def test_a_step_in_float32_is_the_optimiser_s():
 def test_moments_of_narrow_weights():
     parameters = {"w": jnp.ones(3, jnp.bfloat16)}
     for name, moments in (("lion", ("bfloat16",)), ("adamw", ("bfloat16", "float32"))):
-        transformation = optimizer.build(
-            LearningConfig(optimizer=name), momentum_dtype=jnp.bfloat16
-        )
+        settings = {"optimizer": name, "finetune": "full:dtype=bfloat16"}
+        transformation = optimizer.build(Config.from_dict(settings))
         state = optimizer.initial(transformation, parameters)[1]
         found = [state.mu["w"].dtype] + ([state.nu["w"].dtype] if name == "adamw" else [])
         assert [str(dtype) for dtype in found] == list(moments)
