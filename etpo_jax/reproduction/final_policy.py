@@ -91,7 +91,7 @@ def measure(
             trunk,
             num_episodes=num_samples,
             rows=config.run.num_envs,
-            needs_reference=config.sampling.support_threshold > 0,
+            needs_reference=config.samples_with_reference,
             seed=seed,
         )
         kl, full_kl = divergences(
