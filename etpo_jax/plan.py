@@ -2,13 +2,16 @@
 
   etpo plan --flagfile=codellama_7b_v5e_16.flags --device=v5e
   etpo plan --flagfile=codellama_7b_v5e_16.flags --aot=v5e:4x4
+  etpo plan --flagfile=codellama_7b_h200.flags --aot=h200
 
 It needs no weights and no accelerator: `--model` may be a folder that holds config.json alone, and
-the devices of `--mesh` need not exist. With libtpu installed, `--aot` compiles for TPUs as well.
+the devices of `--mesh` need not exist. `--aot` compiles the run's programs for GPUs where JAX's
+CUDA plugin is installed, and for TPUs where libtpu is.
 """
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
 from absl import flags
@@ -17,7 +20,7 @@ from jax.sharding import AbstractMesh
 from env import command_line
 from etpo_jax import flags as settings_flags
 from etpo_jax.config import Config
-from etpo_jax.devices import accelerators, aot, memory
+from etpo_jax.devices import accelerators, aot, compiled_table, memory, topologies
 from etpo_jax.devices.accelerators import Accelerator
 from etpo_jax.devices.memory import Item, Memory, total
 from etpo_jax.devices.mesh import abstract_mesh
@@ -41,10 +44,25 @@ flags.DEFINE_enum(
     "Kind of the devices in --mesh, for which the plan says whether the run fits.",
     flag_values=_flags,
 )
-flags.DEFINE_string(
-    "aot",
+flags.DEFINE_string("aot", None, topologies.HELP, flag_values=_flags)
+flags.DEFINE_multi_enum(
+    "aot_programs",
+    list(aot.PROGRAMS),
+    aot.PROGRAMS,
+    "Program to compile with --aot; the flag may be given twice.",
+    flag_values=_flags,
+)
+flags.DEFINE_float(
+    "aot_timeout_s",
     None,
-    "TPU topology such as v5e:4x4 that the run's programs are compiled for.",
+    "Seconds after which the compilation of a program is given up; none by default.",
+    lower_bound=1.0,
+    flag_values=_flags,
+)
+flags.DEFINE_string(
+    "aot_folder",
+    None,
+    "Folder in which the text of each compiled program is kept, as PROGRAM.hlo.gz.",
     flag_values=_flags,
 )
 
@@ -144,22 +162,25 @@ def _item_lines(items: tuple[Item, ...], text: Callable[[int], str]) -> Iterator
     yield f"  {'sum':48}{text(total(items)):>14}"
 
 
-def _compiler_lines(config: Config, topology: str) -> tuple[list[str], bool]:
-    programs = aot.PROGRAMS if config.algorithm.learns else ("generation",)
-    limit = accelerators.find(topology.split(":")[0]).num_bytes
-    lines = ["", f"compiled for {topology}, on each chip ({_gib(limit)})"]
-    columns = ("arguments", "temporaries", "results", "sum", "host", "seconds")
-    lines.append(f"  {'program':14}" + "".join(f"{name:>13}" for name in columns))
-    fits = True
-    for made in aot.compile_for(config, topology, programs):
-        if made.error:
-            lines.append(f"  {made.program:14}  does not fit: {made.error}")
-            fits = False
-            continue
-        sizes = (made.arguments, made.temporaries, made.results, made.total, made.host_bytes)
-        cells = "".join(f"{_gib(size):>13}" for size in sizes)
-        lines.append(f"  {made.program:14}{cells}{made.compile_s:>13.0f}")
-    return lines, fits
+def _compiler_lines(config: Config, name: str) -> tuple[list[str], bool]:
+    """What the compiler says of the programs, and True if all of them fit."""
+    programs = list(_flags["aot_programs"].value or ())
+    if not config.algorithm.learns and "gradient_step" in programs:
+        programs.remove("gradient_step")
+    decoder = DecoderConfig.from_folder(config_folder(config.model.model))
+    needed = memory.estimate(config, decoder, abstract_mesh(config.model.mesh))
+    folder = _flags["aot_folder"].value
+    made = aot.compile_for(
+        config,
+        name,
+        programs,
+        timeout_s=_flags["aot_timeout_s"].value,
+        folder=folder and Path(folder),
+    )
+    limit = topologies.find(name).num_bytes
+    lines = ["", f"compiled for {name}, on each device ({_gib(limit)})"]
+    lines += compiled_table.lines(made, needed, limit)
+    return lines, compiled_table.fits(made, needed, limit)
 
 
 def _count(number: int, noun: str) -> str:

@@ -12,7 +12,16 @@ _ALGORITHMS: dict[str, Any] = {}
 # Arguments of `etpo_jax.Trainer` and flags of programs, which no setting may be called.
 _RESERVED = (
     *("self", "prompts", "reward", "callbacks", "overwrite", "quiet", "hosts", "dry_run"),
-    *("device", "aot", "help", "version", "flagfile"),
+    *(
+        "device",
+        "aot",
+        "aot_programs",
+        "aot_timeout_s",
+        "aot_folder",
+        "help",
+        "version",
+        "flagfile",
+    ),
 )
 
 _Class = TypeVar("_Class", bound=type)

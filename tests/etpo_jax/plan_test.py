@@ -11,7 +11,7 @@ import pytest
 from env.base import UsageError
 from etpo_jax import plan
 from etpo_jax.config import Config
-from etpo_jax.devices import accelerators, aot, memory
+from etpo_jax.devices import accelerators, aot, compiled_table, memory, topologies
 from etpo_jax.devices.mesh import abstract_mesh
 from models.config import DecoderConfig
 
@@ -80,15 +80,82 @@ def test_devices_as_jax_names_them(kind, name):
 def test_unknown_devices_and_topologies_are_one_line():
     with pytest.raises(UsageError, match="--device=h300: must be one of h200"):
         accelerators.find("h300")
-    with pytest.raises(UsageError, match="--aot=h200: must be such as v5e:4x4"):
-        aot.compile_for(Config(), "h200", aot.PROGRAMS)
-    with pytest.raises(UsageError, match="--attention=cudnn is for NVIDIA GPUs"):
-        aot.compile_for(Config.from_dict({"attention": "cudnn"}), "v5e:4x4", aot.PROGRAMS)
+    with pytest.raises(UsageError, match="--aot=h300: must be one of h200, h100, a100-80"):
+        topologies.find("h300")
+
+
+@pytest.mark.parametrize(
+    ("device", "attention", "kind"),
+    [("v5e:4x4", "cudnn", "NVIDIA GPUs"), ("h200", "splash", "TPUs")],
+)
+def test_kernels_of_other_devices_are_refused(monkeypatch, device, attention, kind):
+    monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(UsageError, match=f"--attention={attention} is for {kind}"):
+        aot.compile_for(Config.from_dict({"attention": attention}), device, aot.PROGRAMS)
+
+
+def test_every_card_is_described(monkeypatch):
+    monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda name: name)
+    memory_of = {name: topologies.find(name).num_bytes for name in ("h200", "a100", "b200")}
+    assert memory_of == {
+        name: accelerators.find({"a100": "a100-80"}.get(name, name)).num_bytes for name in memory_of
+    }
+    assert topologies.find("h200").value("memory_bandwidth") == 4.8e12
+
+
+def test_a_card_of_ones_own_is_read_from_a_file(monkeypatch, tmp_path):
+    monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda name: name)
+    path = tmp_path / "card.txtpb"
+    with pytest.raises(UsageError, match=r"cannot read .*card\.txtpb"):
+        topologies.find(f"CUDA:{path}")
+    path.write_text("platform_name: 'CUDA'")
+    with pytest.raises(UsageError, match="holds no gpu_device_info"):
+        topologies.find(f"CUDA:{path}")
+    path.write_text("gpu_device_info { device_memory_size: 1000 }")
+    assert topologies.find(f"CUDA:{path}").num_bytes == 920
 
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu (requirements-tpu.txt)"
 )
+needs_cuda = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is None,
+    reason="needs JAX's CUDA plugin (requirements-cuda.txt)",
+)
+
+
+@needs_cuda
+@pytest.mark.slow
+def test_both_programs_compile_for_four_cards(tmp_path):
+    config = Config.from_dict(
+        {**LION, "mesh": "fsdp:4", "max_prompt_length": 32, "max_new_tokens": 16, "num_envs": 4}
+    )
+    made = aot.compile_for(config, "h200", aot.PROGRAMS, folder=tmp_path)
+    decoder = DecoderConfig.from_folder(config_folder("tiny"))
+    needed = memory.estimate(config, decoder, abstract_mesh("fsdp:4"))
+    limit = topologies.find("h200").num_bytes
+    assert compiled_table.fits(made, needed, limit)
+    assert not compiled_table.fits(made, needed, memory.total(needed.resident))
+    generation, update = made
+    assert update.arguments == pytest.approx(memory.total(needed.resident), rel=0.02)
+    # No copy of a cache or of weights for each token; kernels stay where their parts lie.
+    assert 0 < generation.figures.largest_copy < 4096
+    assert generation.figures.kernels > decoder.num_layers * 10
+    assert "all-reduce" in generation.figures.collectives
+    assert "all-gather" in update.figures.collectives
+    assert update.figures.data_dependent_loops == 0
+    text = "\n".join(compiled_table.lines(made, needed, limit))
+    assert "each token of generation:" in text
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "generation.hlo.gz",
+        "gradient_step.hlo.gz",
+    }
+
+
+@needs_cuda
+def test_a_compilation_that_takes_too_long_is_given_up():
+    (made,) = aot.compile_for(Config(), "h200", ["generation"], timeout_s=0.1)
+    assert made.error == "not compiled within 0.1 seconds"
 
 
 @pytest.fixture
@@ -129,3 +196,11 @@ def test_what_the_compiler_refuses_is_told(few_layers):
 def test_without_libtpu_it_is_said_how_to_get_it():
     with pytest.raises(UsageError, match=r"libtpu is not installed \(pip install -r requirements"):
         aot.compile_for(Config(), "v5e:4x4", aot.PROGRAMS)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is not None, reason="the plugin is installed"
+)
+def test_without_the_cuda_plugin_it_is_said_how_to_get_it():
+    with pytest.raises(UsageError, match=r"jax_cuda13_plugin is not installed \(pip install -r"):
+        aot.compile_for(Config(), "h200", aot.PROGRAMS)

@@ -1,11 +1,11 @@
-"""Programs of a run are lowered from shapes alone; compiling for TPUs is tested in plan_test."""
+"""Programs of a run are lowered from shapes alone; compiling them is tested in plan_test."""
 
 import jax
 import pytest
 
 from etpo_jax.acting.endings import AUTOMATA
 from etpo_jax.config import Config
-from etpo_jax.devices import aot
+from etpo_jax.devices import lowering
 from etpo_jax.devices.mesh import build_mesh
 from models.config import DecoderConfig
 from models.repository import config_folder
@@ -25,7 +25,7 @@ def test_a_gradient_step_is_lowered_without_arrays(settings):
     mesh = build_mesh()
     decoder = DecoderConfig.from_folder(config_folder("tiny"))
     with jax.set_mesh(mesh):
-        lowered = aot._lower_gradient_step(config, decoder, mesh)
+        lowered = lowering.lower_gradient_step(config, decoder, mesh)
     state, metrics = lowered.out_info
     assert state.policy.keys() == {"lora" if "finetune" in settings else "params"}
     assert {"critic_loss", "policy_grad_norm", "is_finite"} <= metrics.keys()
@@ -37,7 +37,7 @@ def test_generation_is_lowered_with_room_for_every_ending():
     mesh = build_mesh()
     decoder = DecoderConfig.from_folder(config_folder("tiny"))
     with jax.set_mesh(mesh):
-        lowered = aot._lower_generation(config, decoder, mesh)
+        lowered = lowering.lower_generation(config, decoder, mesh)
     assert lowered.out_info.action_tokens_bj.shape == (2, 8)
     largest = max(len(next_sk) for next_sk in AUTOMATA.values())
     assert f"tensor<{largest}x{decoder.vocab_size}xui8>" in lowered.as_text()
@@ -48,4 +48,4 @@ def test_nothing_is_lowered_where_nothing_is_learnt():
     mesh = build_mesh()
     decoder = DecoderConfig.from_folder(config_folder("tiny"))
     with jax.set_mesh(mesh):
-        assert aot._lower_gradient_step(config, decoder, mesh) is None
+        assert lowering.lower_gradient_step(config, decoder, mesh) is None
