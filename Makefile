@@ -6,7 +6,7 @@ RUN_DIR ?= runs/demo
 SOAK ?= 1000
 BIN := $(VENV)/bin
 
-.PHONY: demo test parity lint types soak ray notebook package clean
+.PHONY: demo test parity aot lint types soak ray notebook package clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/python -m etpo_jax.train --flagfile=launch/tiny.flags --run_dir=$(RUN_DIR)
@@ -20,6 +20,11 @@ test: $(VENV)/test.stamp
 # Compares with PyTorch, the models of transformers and PEFT, which are installed for it.
 parity: $(VENV)/parity.stamp
 	$(BIN)/python -m pytest tests/models/parity_test.py tests/benchmarks tests/etpo_jax/export_test.py
+
+# Compiles for NVIDIA cards and TPUs that are not there; installs their compilers into an environment
+# of their own, VENV-aot, some 6 GB.
+aot: $(VENV)-aot/aot.stamp
+	$(VENV)-aot/bin/python -m pytest tests/etpo_jax/plan_test.py
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -51,6 +56,12 @@ $(VENV)/parity.stamp: requirements-parity.txt $(VENV)/test.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt
 	touch $@
 
+$(VENV)-aot/aot.stamp: requirements-cuda.txt requirements-tpu.txt requirements-test.txt requirements.txt
+	test -d $(VENV)-aot || $(PYTHON) -m venv $(VENV)-aot
+	$(VENV)-aot/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -r requirements-cuda.txt -r requirements-tpu.txt -r requirements-test.txt
+	touch $@
+
 $(VENV)/notebook.stamp: requirements-notebook.txt $(VENV)/run.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-notebook.txt
 	touch $@
@@ -68,4 +79,4 @@ package:
 	.ci/installed
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-aot build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -14,6 +14,7 @@ from etpo_jax.config import Config
 from etpo_jax.devices import accelerators, aot, compiled_table, memory, topologies
 from etpo_jax.devices.mesh import abstract_mesh
 from models.config import DecoderConfig
+from models.repository import config_folder
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NAME = "codellama/CodeLlama-7b-hf"
@@ -127,9 +128,8 @@ needs_cuda = pytest.mark.skipif(
 @needs_cuda
 @pytest.mark.slow
 def test_both_programs_compile_for_four_cards(tmp_path):
-    config = Config.from_dict(
-        {**LION, "mesh": "fsdp:4", "max_prompt_length": 32, "max_new_tokens": 16, "num_envs": 4}
-    )
+    flags = {"mesh": "fsdp:4", "max_prompt_length": 32, "max_new_tokens": 16, "num_envs": 4}
+    config = Config.from_dict({**LION, "model": "tiny", **flags})
     made = aot.compile_for(config, "h200", aot.PROGRAMS, folder=tmp_path)
     decoder = DecoderConfig.from_folder(config_folder("tiny"))
     needed = memory.estimate(config, decoder, abstract_mesh("fsdp:4"))
