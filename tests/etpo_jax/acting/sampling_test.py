@@ -43,6 +43,10 @@ def expected_probabilities(logits_v, reference_v, temperature, support_threshold
     return p_v / p_v.sum()
 
 
+SEARCHES = ("_bisect", "_search_in_passes")
+
+
+@pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize(
     "options",
     [
@@ -58,7 +62,8 @@ def expected_probabilities(logits_v, reference_v, temperature, support_threshold
     ],
     ids=str,
 )
-def test_distribution_equals_sorting(options):
+def test_distribution_equals_sorting(monkeypatch, options, search):
+    monkeypatch.setattr(sampling, "_bisect", getattr(sampling, search))  # that of CPUs
     logits_bv, reference_bv = logits(0), logits(1)
     values = {"temperature": 1.0, "support_threshold": 0.0, "top_k": 0, "top_p": 1.0} | options
     expected = [
@@ -73,6 +78,22 @@ def test_distribution_equals_sorting(options):
 def test_ties_with_the_last_kept_token_are_kept():
     logits_bv = np.array([[3.0, 1.0, 2.0, 1.0, 0.0]], np.float32)
     assert ((probabilities(logits_bv, top_k=3) > 0) == [[1, 1, 1, 1, 0]]).all()
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+def test_all_tokens_as_likely_as_the_last_are_kept(monkeypatch, search, scale):
+    """Against a sort, with few distinct logits, weights down to zero and every k."""
+    monkeypatch.setattr(sampling, "_bisect", getattr(sampling, search))
+    logits_bv = np.round(logits(4, rows=8, scale=3.0)) * np.float32(scale)
+    keep = jax.jit(sampling.weights)
+    for k in (1, 2, 5, V - 1, V, V + 1):
+        weights_bv = np.asarray(keep(logits_bv, Truncation.of(settings(top_k=k))))
+        last_b1 = np.sort(logits_bv, axis=1)[:, ::-1][:, [min(k, V) - 1]]
+        untouched_bv = np.asarray(keep(logits_bv, Truncation.of(settings())))
+        np.testing.assert_array_equal(
+            weights_bv, np.where(logits_bv >= last_b1, untouched_bv, 0), err_msg=f"{k=}"
+        )
 
 
 def test_support_mask_needs_the_reference():
