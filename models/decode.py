@@ -4,6 +4,7 @@ These are pure functions, to be called inside one jitted program. Linear maps th
 input are fused: with few rows, a step costs what reading weights and starting products cost.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,9 @@ from models.transformer import positions
 # For each layer {"k": [b, k, h, m], "v": [b, k, m, h]}: the slots of keys come last because a query
 # is compared with all of them (up to twice as fast on a CPU as with the head's dimension last).
 Cache = list[dict[str, Array]]
+
+CHUNK = 512
+"""Tokens of each prompt that are read at once."""
 
 
 def unstack(
@@ -94,6 +98,9 @@ def prefill(
 ) -> tuple[Float[Array, "b v"], Cache]:
     """Reads prompts into a new cache.
 
+    Prompts of more than `CHUNK` tokens are read in chunks, one after the other, so that the
+    temporaries are those of a chunk; results are the same but for rounding.
+
     Args:
       weights: output of `unstack`.
       config: the decoder's sizes.
@@ -111,34 +118,62 @@ def prefill(
     b, p = tokens_bp.shape
     if cache_length < p:
         raise ValueError(f"cache_length={cache_length}: must be at least the prompt's length {p}")
+    length = min(p, CHUNK)
+    m = -(-p // length) * length
+    tokens_bm, mask_bm = (jnp.pad(x, ((0, 0), (m - p, 0))) for x in (tokens_bp, mask_bp))
+    inputs = (tokens_bm, positions(mask_bm), mask_bm)
     k, h, dtype = config.num_kv_heads, config.head_dim, weights["embedder"]["embedding"].dtype
-    empty = {"k": jnp.zeros((b, k, h, p), dtype), "v": jnp.zeros((b, k, p, h), dtype)}
-    window = config.sliding_window
-    mask = causal_visibility(mask_bp, attention, window)
-
-    def attend_prompt(q_bsnh: Array, entry: dict[str, Array]) -> Array:
-        return attend(q_bsnh, *_views(entry), mask, implementation=attention, window=window)
-
-    x_bpd, cache = _forward(
-        weights,
-        config,
-        tokens_bp,
-        positions(mask_bp),
-        jnp.int32(0),
-        [empty] * config.num_layers,
-        attend_prompt,
-        KERNELS_TRAVEL,
-    )
+    empty = {"k": jnp.zeros((b, k, h, m), dtype), "v": jnp.zeros((b, k, m, h), dtype)}
+    state = ([empty] * config.num_layers, jnp.zeros((b, m), jnp.bool_))
+    read = functools.partial(_read_chunk, weights, config, attention)
+    if m == length:
+        (cache, _), x_bd = read(state, inputs)
+    else:
+        chunks = [x.reshape(b, -1, length).swapaxes(0, 1) for x in inputs]
+        (cache, _), last_cbd = jax.lax.scan(read, state, chunks)
+        x_bd = last_cbd[-1]
     # Room for new tokens comes afterwards: attention costs what the whole cache holds.
     rest = (0, cache_length - p)
     cache = [
         {
-            "k": jnp.pad(entry["k"], ((0, 0), (0, 0), (0, 0), rest)),
-            "v": jnp.pad(entry["v"], ((0, 0), (0, 0), rest, (0, 0))),
+            "k": jnp.pad(entry["k"][..., m - p :], ((0, 0), (0, 0), (0, 0), rest)),
+            "v": jnp.pad(entry["v"][:, :, m - p :], ((0, 0), (0, 0), rest, (0, 0))),
         }
         for entry in cache
     ]
-    return _logits(weights, config, x_bpd[:, -1]), cache
+    return _logits(weights, config, x_bd), cache
+
+
+def _read_chunk(
+    weights: Weights,
+    config: DecoderConfig,
+    attention: str,
+    state: tuple[Cache, Bool[Array, "b m"]],
+    chunk: Sequence[Array],
+) -> tuple[tuple[Cache, Bool[Array, "b m"]], Float[Array, "b d"]]:
+    """Reads a chunk of left padded prompts, one step of the scan in `prefill`.
+
+    Args:
+      weights, config, attention: as in `prefill`.
+      state: cache and mask of the tokens before, left padded too.
+      chunk: tokens, positions and mask [b, s].
+
+    Returns:
+      The state with the chunk in its last slots, and the residual stream at the last token.
+    """
+    cache, seen_bm = state
+    tokens_bs, positions_bs, mask_bs = chunk
+    seen_bm = jnp.concatenate([seen_bm[:, mask_bs.shape[1] :], mask_bs], axis=1)
+    window = config.sliding_window
+    mask = causal_visibility(seen_bm, attention, window)
+
+    def attend_prompt(q_bsnh: Array, entry: dict[str, Array]) -> Array:
+        return attend(q_bsnh, *_views(entry), mask, implementation=attention, window=window)
+
+    x_bsd, cache = _forward(
+        weights, config, tokens_bs, positions_bs, cache, _shift_in, attend_prompt, KERNELS_TRAVEL
+    )
+    return (cache, seen_bm), x_bsd[:, -1]
 
 
 def decode_step(
@@ -173,12 +208,21 @@ def decode_step(
 
     def attend_all(q_bsnh: Array, entry: dict[str, Array]) -> Array:
         if attention != "splash":
+            length = key_mask_bm.shape[1]
+            entry = {"k": entry["k"][..., :length], "v": entry["v"][:, :, :length]}
             return attend(q_bsnh, *_views(entry), key_mask_bm[:, None])
         newest = flash_decode.attend_newest(q_bsnh[:, 0], entry["k"], entry["v"], key_mask_bm)
         return newest[:, None]
 
     x_bsd, cache = _forward(
-        weights, config, token_b[:, None], position_b[:, None], slot, cache, attend_all, ROWS_TRAVEL
+        weights,
+        config,
+        token_b[:, None],
+        position_b[:, None],
+        cache,
+        functools.partial(_write, slot=slot),
+        attend_all,
+        ROWS_TRAVEL,
     )
     return _logits(weights, config, x_bsd[:, 0]), cache
 
@@ -188,16 +232,16 @@ def _forward(
     config: DecoderConfig,
     tokens_bs: Int[Array, "b s"],
     positions_bs: Int[Array, "b s"],
-    slot: Int[Array, ""],
     cache: Cache,
+    append: Callable[[dict[str, Array], Array, Array], dict[str, Array]],
     attend_cache: Callable[[Array, dict[str, Array]], Array],
     layout: Layout,
 ) -> tuple[Float[Array, "b s d"], Cache]:
-    """The residual stream of tokens that take the slots from `slot` on, and the cache with them.
+    """The residual stream of new tokens, and the cache with them.
 
     Args:
       weights, config, tokens_bs, positions_bs, cache: as in `prefill` and `decode_step`.
-      slot: slot of the first token.
+      append: (a layer's cache, keys, values [b, s, k, h]) to the cache with them.
       attend_cache: (queries [b, s, n, h], a layer's cache with the new keys and values in it) to
         the outputs of the heads [b, s, n, h].
       layout: where activations lie on a mesh.
@@ -208,7 +252,7 @@ def _forward(
     for p, entry in zip(weights["layers"], cache, strict=True):
 
         def attention(q: Array, k: Array, v: Array, entry: Any = entry) -> tuple[Array, Any]:
-            entry = _write(entry, k, v, slot)
+            entry = append(entry, k, v)
             return attend_cache(q, entry), entry
 
         x_bsd, entry = blocks.block(config, p, x_bsd, angles, attention, layout=layout)
@@ -232,11 +276,34 @@ def _write(
     entry: dict[str, Array],
     k_bskh: Float[Array, "b s k h"],
     v_bskh: Float[Array, "b s k h"],
+    *,
     slot: Int[Array, ""],
 ) -> dict[str, Array]:
     """A layer's cache with new keys and values from `slot` on."""
-    keys = jax.lax.dynamic_update_slice_in_dim(
-        entry["k"], k_bskh.transpose(0, 2, 3, 1), slot, axis=3
+    new = _in_cache_order(k_bskh, v_bskh)
+    update = jax.lax.dynamic_update_slice_in_dim
+    return _sharded(
+        update(entry["k"], new["k"], slot, axis=3), update(entry["v"], new["v"], slot, axis=2)
     )
-    values = jax.lax.dynamic_update_slice_in_dim(entry["v"], v_bskh.swapaxes(1, 2), slot, axis=2)
-    return {"k": shard(keys, "b", "k", "h", "m"), "v": shard(values, "b", "k", "m", "h")}
+
+
+def _shift_in(
+    entry: dict[str, Array], k_bskh: Float[Array, "b s k h"], v_bskh: Float[Array, "b s k h"]
+) -> dict[str, Array]:
+    """A layer's cache with new keys and values in its last slots, and without its oldest ones."""
+    s = k_bskh.shape[1]
+    new = _in_cache_order(k_bskh, v_bskh)
+    return _sharded(
+        jnp.concatenate([entry["k"][..., s:], new["k"]], axis=3),
+        jnp.concatenate([entry["v"][:, :, s:], new["v"]], axis=2),
+    )
+
+
+def _in_cache_order(
+    k_bskh: Float[Array, "b s k h"], v_bskh: Float[Array, "b s k h"]
+) -> dict[str, Array]:
+    return {"k": k_bskh.transpose(0, 2, 3, 1), "v": v_bskh.swapaxes(1, 2)}
+
+
+def _sharded(k_bkhm: Float[Array, "b k h m"], v_bkmh: Float[Array, "b k m h"]) -> dict[str, Array]:
+    return {"k": shard(k_bkhm, "b", "k", "h", "m"), "v": shard(v_bkmh, "b", "k", "m", "h")}

@@ -24,6 +24,13 @@ from models.config import DecoderConfig
 from models.decode import Cache, Weights, decode_step, num_slots, prefill
 from models.sharding import shard
 
+# Tokens between two looks at whether all rows have ended, on accelerators.
+_STEPS_UNTIL_CHECK = 4
+# Attention costs what it reads of the cache. Decoding is a sequence of loops, each of which reads
+# the slots up to the last one that it fills. Every loop is compiled, so there are few.
+_LEAST_SEGMENT = 64
+_MAX_SEGMENTS = 4
+
 
 class Generation(NamedTuple):
     """Sampled actions, on the device.
@@ -223,8 +230,20 @@ def _generate(
         jnp.asarray(next_state_sv),
         static=static,
     )
-    first = decoding.choose(_before_the_first_token(b, caches, static), logits)
-    return jax.lax.while_loop(decoding.is_running, decoding.append, first).generation
+    state = decoding.choose(_before_the_first_token(b, caches, static), logits)
+    for end in _ends_of_segments(static):
+        state = decoding.run(state, end)
+    return state.generation
+
+
+def _ends_of_segments(static: _Static) -> range:
+    """Numbers of chosen tokens at which decoding goes over to a loop that reads more slots."""
+    last = static.max_new_tokens
+    if static.attention == "splash":  # its kernel reads no more than the filled slots anyway
+        return range(last, last + 1)
+    num_segments = min(_MAX_SEGMENTS, -(-last // _LEAST_SEGMENT))
+    length = -(-last // (num_segments * _STEPS_UNTIL_CHECK)) * _STEPS_UNTIL_CHECK
+    return range(length, last + length, length)
 
 
 def _before_the_first_token(b: int, caches: tuple[Cache, ...], static: _Static) -> _LoopState:
@@ -269,15 +288,31 @@ class _Decoding:
     next_state_sv: UInt8[Array, "s v"]
     static: _Static
 
-    def is_running(self, state: _LoopState) -> Bool[Array, ""]:
-        """True while a row has not stopped and there is room for another token."""
-        return (state.step < self.static.max_new_tokens) & ~jnp.all(self.is_ended(state))
+    def run(self, state: _LoopState, end: int) -> _LoopState:
+        """Appends tokens until every row has `end` of them or has ended.
 
-    def append(self, state: _LoopState) -> _LoopState:
-        """Reads the last token into the caches, then chooses the next."""
+        Whether all rows have ended is looked at every few tokens on accelerators, because a GPU
+        waits for the host then. Until then ended rows get padding, and what a row gets beyond
+        `max_new_tokens` is dropped.
+        """
+        num_read = min(self.num_prompt_slots + end, self.slot_m.size)
+        steps = jax.lax.platform_dependent(
+            cpu=lambda: jnp.int32(1), default=lambda: jnp.int32(_STEPS_UNTIL_CHECK)
+        )
+
+        def is_running(state: _LoopState) -> Bool[Array, ""]:
+            return (state.step < end) & ~jnp.all(self.is_ended(state))
+
+        def append_some(state: _LoopState) -> _LoopState:
+            return jax.lax.fori_loop(0, steps, lambda _, s: self.append(s, num_read), state)
+
+        return jax.lax.while_loop(is_running, append_some, state)
+
+    def append(self, state: _LoopState, num_read: int) -> _LoopState:
+        """Reads the last token into the caches, then chooses the next, given the first slots."""
         slot = self.num_prompt_slots + state.step - 1
         position_b = self.prompt_length_b + state.step - 1
-        key_mask_bm = self.slot_mask_bm & (self.slot_m <= slot)
+        key_mask_bm = self.slot_mask_bm[:, :num_read] & (self.slot_m[:num_read] <= slot)
         read = [
             decode_step(
                 weights,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import lora
+from models import decode, lora
 from models.config import Llama3Rope
 from models.decode import decode_step, num_slots, prefill, unstack
 from models.kernels import flash_decode, splash
@@ -106,6 +106,34 @@ def test_the_chosen_attention(monkeypatch, attention, config):
     calls = config.num_layers if attention == "splash" else 0
     assert [kernel.call_count for kernel in kernels.values()] == [calls, calls]
     np.testing.assert_allclose(actual, cached(*arguments), atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, PROMPT])
+@pytest.mark.parametrize("attention", ["reference", "splash"])
+@pytest.mark.parametrize("config", [PLAIN, WINDOWED], ids=["plain", "windowed"])
+def test_reading_prompts_in_chunks_changes_nothing(monkeypatch, config, attention, chunk):
+    for module, name in ((splash, "attend_causal"), (flash_decode, "attend_newest")):
+        monkeypatch.setattr(module, name, functools.partial(getattr(module, name), interpret=True))
+    arguments = unstack(parameters(config), config), config, *sequences()
+    expected = cached(*arguments)
+    monkeypatch.setattr(decode, "CHUNK", chunk)
+    actual = cached(*arguments, attention=attention)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+def test_chunks_bound_what_a_long_prompt_needs(monkeypatch):
+    weights = jax.eval_shape(lambda: unstack(parameters(PLAIN), PLAIN))
+    tokens_bp = jax.ShapeDtypeStruct((2, 1024), jnp.int32)
+    mask_bp = jax.ShapeDtypeStruct((2, 1024), jnp.bool_)
+
+    def temporaries(chunk):
+        monkeypatch.setattr(decode, "CHUNK", chunk)
+        read = jax.jit(lambda *arguments: prefill(arguments[0], PLAIN, *arguments[1:], 1024))
+        return (
+            read.lower(weights, tokens_bp, mask_bp).compile().memory_analysis().temp_size_in_bytes
+        )
+
+    assert temporaries(128) < temporaries(1024) / 4
 
 
 @pytest.mark.parametrize("config", [PLAIN, WINDOWED], ids=["plain", "windowed"])

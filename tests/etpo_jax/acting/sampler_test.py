@@ -127,6 +127,56 @@ def test_decoding_ends_with_the_last_row(monkeypatch):
     assert len(steps) == expected < 10
 
 
+def generated_elsewhere(monkeypatch, model, *arguments, **options):
+    """The actions that the program of accelerators gives, here on the CPU."""
+
+    def choose(*arguments, cpu, default):
+        return default(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(jax.lax, "platform_dependent", choose)
+        sampler._generate.clear_cache()
+        generation = jax.device_get(model.generate(*arguments, **options))
+    sampler._generate.clear_cache()
+    return generation
+
+
+@pytest.mark.parametrize("new", [1, 2, 5, 9])
+def test_looking_for_the_end_every_few_tokens_changes_nothing(monkeypatch, new):
+    """Neither for rows that end in between nor for those that take all tokens."""
+    model = build(max_new_tokens=new, **ALL_OPTIONS)
+    arguments, options = (weights(), *prompts(), keys()), {"reference_weights": weights(1)}
+    expected = jax.device_get(model.generate(*arguments, **options))
+    actual = generated_elsewhere(monkeypatch, model, *arguments, **options)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_reading_the_filled_part_of_the_cache_changes_nothing(monkeypatch, elsewhere):
+    model = build(eos_ids=EOS[:1], max_new_tokens=30)
+    arguments = (weights(), *prompts(), keys())
+    expected = jax.device_get(model.generate(*arguments))
+    assert expected.action_mask_bj.sum(axis=1).max() == 30
+    widths = set()
+
+    def seen(*arguments, **options):
+        widths.add(arguments[6].shape[1])
+        return decode.decode_step(*arguments, **options)
+
+    monkeypatch.setattr(sampler, "decode_step", seen)
+    monkeypatch.setattr(sampler, "_LEAST_SEGMENT", 5)
+    if elsewhere:
+        actual = generated_elsewhere(monkeypatch, model, *arguments)
+    else:
+        sampler._generate.clear_cache()
+        actual = jax.device_get(model.generate(*arguments))
+        sampler._generate.clear_cache()
+    assert widths == {PROMPT + 8, PROMPT + 16, PROMPT + 24, PROMPT + 30}
+    np.testing.assert_array_equal(actual.action_tokens_bj, expected.action_tokens_bj)
+    np.testing.assert_array_equal(actual.action_mask_bj, expected.action_mask_bj)
+    np.testing.assert_allclose(actual.log_probs_bj, expected.log_probs_bj, atol=1e-5)
+
+
 class Words:
     """A third of the tokens is a line break, and a third is a word."""
 
