@@ -1,0 +1,123 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import search, search_page
+
+TEXT = """
+seed = 3
+num_settings = 2
+num_env_steps = 320
+criterion_betas = [0.05, 0.15]
+ranges = {beta = {choice = [0.1]}, top_k = {choice = [1, 2]}}
+methods = {a = {flags = []}, b = {flags = []}, plain = {flags = [], trained = false}}
+
+[[stage]]
+name = "draws"
+methods = ["a", "b"]
+seeds = [100]
+datasets = ["x"]
+
+[[stage]]
+name = "evaluation"
+methods = ["a", "b", "plain"]
+keep = 1
+seeds = [0, 1]
+datasets = ["x", "y"]
+
+[[stage]]
+name = "frontier"
+methods = ["a", "b"]
+keep = 1
+seeds = [0, 1]
+datasets = ["x", "y"]
+vary = {beta = [0.05, 0.2, 0.4]}
+"""
+
+
+def outcome(run, cell):
+    """Reward 0.2 + 0.1 KL, and 0.3 more for method a; a KL of 0.1 / beta, a little by seed."""
+    beta = float(run.setting.get("beta", "inf"))
+    kl = 0.1 / beta + 0.01 * cell.seed
+    reward = 0.2 + 0.1 * kl + 0.3 * (run.method == "a") + 0.05 * cell.seed
+    reward += 0.001 * int(run.setting.get("top_k", 0))
+    fifths = {f"reward_fifth_{k}": reward for k in range(1, 6)}
+    fifths |= {f"kl_fifth_{k}": kl for k in range(1, 6)}
+    return fifths | {
+        **{"steps_to_0.7": 100.0 if run.method == "a" else np.nan, "reward_best": 0.9},
+        **{"distinct_programs": 50, "repeated": 0.25, "seconds": 30.0, "final_reward": reward},
+        **{"final_kl": kl, "final_kl_full": kl, "final_repeated": 0.1, "final_first_distinct": 60},
+    }
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "protocol.toml").write_text(TEXT)
+    protocol = search.Protocol.read(folder / "protocol.toml")
+    for stage in protocol.stages:
+        rows = search.read_rows(folder / "runs.csv", protocol)
+        new = [
+            {"algorithm": run.method, "setting": run.number, "dataset": cell.dataset}
+            | {"seed": cell.seed, **run.setting, **outcome(run, cell)}
+            for cell, run in search.missing(protocol, stage, rows).items()
+        ]
+        pd.concat([rows, pd.DataFrame(new)]).to_csv(folder / "runs.csv", index=False)
+    return folder, protocol, search.read_rows(folder / "runs.csv", protocol)
+
+
+def cells(table, row):
+    (found,) = [line for line in table.rows if line[0] == row]
+    return dict(zip(table.header[1:], found[1:], strict=True))
+
+
+def test_progress_counts_every_stage(study):
+    _, protocol, rows = study
+    table = search_page.progress(protocol, rows)
+    assert [line[-1] for line in table.rows] == ["4 of 4", "12 of 12", "24 of 24"]
+    table = search_page.progress(protocol, rows[rows.seed == 100])
+    assert [line[-1] for line in table.rows] == ["4 of 4", "0 of 12", "0 of 24"]
+
+
+def test_the_search_names_the_better_setting_first(study):
+    _, protocol, rows = study
+    table = search_page.searched(protocol, "a", rows)
+    top_k = table.header.index("top_k")
+    assert [line[top_k] for line in table.rows] == ["2", "1"]
+
+
+def test_evaluation_by_hand(study):
+    _, protocol, rows = study
+    table = search_page.methods(search_page.evaluated(protocol, rows), protocol)
+    reward = cells(table, "reward, last fifth")
+    # At beta 0.1 a KL of 1.005 on average; the seeds differ by 0.051.
+    assert reward["a"].startswith(f"{0.5 + 0.1005 + 0.025 + 0.002:.3f} [")
+    assert reward["a less b"] == "+0.300"
+    assert cells(table, "J = reward - 0.15 KL")["plain"].startswith("0.225")
+    steps = cells(table, "steps to a reward of 0.7")
+    assert (steps["a"], steps["b"], steps["a less b"]) == ("100", "320", "-220")
+    assert cells(table, "rank by mean J")["a"] == "1.00"
+
+
+def test_matched_kl_compares_seed_by_seed_where_both_frontiers_reach(study):
+    _, protocol, rows = study
+    table = search_page.matched(search_page.frontiers(protocol, rows))
+    by_kl = {line[1]: line[2:] for line in table.rows}
+    # The sweep reaches from 0.25 to 2 nats.
+    assert by_kl["1.5"] == ["4 of 4", "+0.300"]
+    assert by_kl["3"] == ["0 of 4", "-"]
+
+
+def test_the_page_is_the_same_each_time_and_needs_no_run_folders(study):
+    folder, *_ = study
+    pd.DataFrame({"x": [-1, 0.5, 0.9], "y": [-1, 0.4, 0.8]}).to_csv(
+        folder / "reference_rewards.csv", index=False
+    )
+    search_page._flags(["search_page", f"--study={folder}"])
+    texts = []
+    for _ in range(2):
+        assert search_page.main() == 0
+        texts.append((folder / "report.md").read_text() + (folder / "frontier.svg").read_text())
+    assert texts[0] == texts[1]
+    for words in ("](frontier.svg)", "](learning.svg)", "### Search: b", "soft optimum"):
+        assert words in texts[0]
