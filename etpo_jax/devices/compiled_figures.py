@@ -133,27 +133,69 @@ def work(program: Program, computation: str) -> Iterator[Work]:
     for one, times in program.executed(computation):
         if one.is_kernel:
             read, written = _traffic(program, one)
-            yield Work(one.name, times, read, written, _flops(program, one))
+            yield Work(one.name, times, sum(read), written, _flops(program, one))
 
 
-def _traffic(program: Program, one: Instruction) -> tuple[int, int]:
-    shapes = program.operand_shapes(one)
+def carried_bytes(program: Program, body: str) -> int:
+    """Bytes of the arrays that a loop carries, weights and caches, as far as a turn reads them.
+
+    An array that several kernels read counts once, and not at all where it is only written.
+    """
+    read: collections.Counter[str] = collections.Counter()
+    carried: dict[str, str] = {}
+    sizes: dict[str, int] = {}
+    for one in program.computations[body]:
+        if one.opcode == "get-tuple-element" and one.operands[0] not in carried:
+            sizes[one.name] = one.num_bytes
+            carried[one.name] = one.name
+        if not one.is_kernel:
+            if one.opcode in _VIEWS and one.operands[0] in carried:
+                carried[one.name] = carried[one.operands[0]]
+            continue
+        for name, size in zip(one.operands, _traffic(program, one)[0], strict=True):
+            if name in carried:
+                read[carried[name]] += size
+        if (updated := _updated(program, one)) in carried:
+            carried[one.name] = carried[updated]
+    return sum(min(size, sizes[name]) for name, size in read.items())
+
+
+def _updated(program: Program, one: Instruction) -> str:
+    """The operand that a kernel updates in place; empty if it updates none."""
     if one.opcode == "dynamic-update-slice":
-        return num_bytes(shapes[1]), num_bytes(shapes[1])
+        return one.operands[0]
+    if one.opcode != "fusion":
+        return ""
+    inside = {each.name: each for each in program.computations[one.called("calls")]}
+    value = next(each for each in inside.values() if each.is_root)
+    while value.opcode in (*_VIEWS, "dynamic-update-slice"):
+        value = inside[value.operands[0]]
+    # The parameter's number is the operand's.
+    return one.operands[int(value.rest.partition(")")[0])] if value.opcode == "parameter" else ""
+
+
+def _traffic(program: Program, one: Instruction) -> tuple[list[int], int]:
+    """Bytes that a kernel reads of each operand, and bytes that it writes."""
+    shapes = program.operand_shapes(one)
+    sizes = [num_bytes(shape) for shape in shapes]
+    if one.opcode == "dynamic-update-slice":
+        return [0, sizes[1], *sizes[2:]], sizes[1]
     if one.opcode in _SLICES:
-        return one.result_bytes, one.result_bytes
+        return [one.result_bytes, *sizes[1:]], one.result_bytes
     called = one.called("calls") if one.opcode == "fusion" else ""
     if not called:
-        return sum(num_bytes(shape) for shape in shapes), one.result_bytes
+        return sizes, one.result_bytes
     inside = program.computations[called]
     by_name = {each.name: each for each in inside}
     users: dict[str, list[Instruction]] = collections.defaultdict(list)
     for each in inside:
         for operand in each.operands:
             users[operand].append(each)
-    read = sum(_read(each, users, by_name) for each in inside if each.opcode == "parameter")
+    for each in inside:
+        if each.opcode == "parameter":
+            sizes[int(each.rest.partition(")")[0])] = _read(each, users, by_name)
     root = next(each for each in inside if each.is_root)
-    return read, _written(root, by_name)
+    return sizes, _written(root, by_name)
 
 
 def _read(
