@@ -84,8 +84,9 @@ class Protocol:
       criterion_betas: a setting is judged by the mean over its runs, and over these values of
         beta0, of J = reward - beta0 KL in the last fifth of a run.
       ranges: flag to its range, `{log = [low, high]}` or `{choice = [...]}`, for every method that
-        is trained.
-      methods: name of a method to its `flags` and further `ranges`; `trained = false` takes none.
+        is searched.
+      methods: name of a method to its `flags` and further `ranges`; one with `searched = false` has
+        its flags alone.
       stages: in the order in which they run.
     """
 
@@ -133,7 +134,7 @@ class Protocol:
         have in common have the same values in the settings of the same number.
         """
         given = self.methods[method]
-        if not given.get("trained", True):
+        if not given.get("searched", True):
             return [{}]
         ranges = {**self.ranges, **given.get("ranges", {})}
         columns = {

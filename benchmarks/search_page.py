@@ -8,6 +8,7 @@ of the reference's programs for each data set), and writes `report.md` and its f
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,6 @@ from matplotlib.figure import Figure
 
 from benchmarks import search
 from benchmarks.search import Protocol
-from benchmarks.study import tilted
 from env import command_line
 from env.base import UsageError
 from etpo_jax.reproduction import statistics
@@ -33,12 +33,27 @@ _STUDY = flags.DEFINE_string(
 
 MATCHED_KL = (0.5, 1.0, 1.5, 2.0, 3.0)
 """KL to the reference, nats per action, at which methods are compared."""
+SOFT_BETAS = (0.05, 0.1, 0.2)
 _GRID = np.linspace(0.1, 5.0, 99)
 _STEPS = f"steps_to_{THRESHOLD}"
 _INTERVALS = (
     "Means over data sets of the mean over seeds, in brackets 95 % t intervals over seeds. The "
     "data sets are fixed and no sample: an interval says nothing about other tables."
 )
+
+
+class Tilted(NamedTuple):
+    """Programs of the reference, weighted with exp(reward / beta).
+
+    Attributes:
+      reward: mean reward under the weights.
+      kl: KL to the reference, nats per action.
+      effective: Kish's effective number of programs, 1 / sum of squared weights.
+    """
+
+    reward: float
+    kl: float
+    effective: float
 
 
 def main() -> int:
@@ -67,6 +82,10 @@ def main() -> int:
         _save(frontier_figure(swept, rewards), folder / "frontier.svg")
         parts.append("### Reward against KL\n\n![Frontier](frontier.svg)\n\n" + _FRONTIER)
         parts += [sweep(protocol, rows).markdown(), matched(swept).markdown()]
+    if len(rewards):
+        parts.append(soft_optimum(rewards).markdown())
+    if (other := fixed(protocol, rows)).rows:
+        parts.append(other.markdown())
     files.replace(folder / "report.md", "\n\n".join(part.strip() for part in parts) + "\n")
     print(f"wrote {folder / 'report.md'}")
     return 0
@@ -125,14 +144,19 @@ def searched(protocol: Protocol, method: str, rows: pd.DataFrame) -> Table:
 def evaluated(protocol: Protocol, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The evaluation of each method's best setting, on the runs that every method has.
 
+    Methods that are evaluated on other data sets or seeds than the first one are left out.
+
     Returns:
       Method to its rows by data set and seed, with `J_beta0` for each beta0 and their mean `J`.
     """
-    kept = {}
+    kept: dict[str, pd.DataFrame] = {}
+    cells: set[tuple] = set()
     for stage in protocol.stages:
         for method in stage.methods if not stage.vary else ():
             numbers = protocol.candidates(stage, method, rows)
-            if len(numbers) == 1:
+            cell = (*stage.seeds, *stage.datasets)
+            if len(numbers) == 1 and (cells or {cell}) == {cell}:
+                cells = {cell}
                 mine = rows[(rows.algorithm == method) & rows.seed.isin(stage.seeds)]
                 setting = protocol.draws(method)[numbers[0]]
                 is_best = np.all([mine[n] == setting.get(n, "") for n in protocol.setting_names], 0)
@@ -153,7 +177,7 @@ def evaluated(protocol: Protocol, rows: pd.DataFrame) -> dict[str, pd.DataFrame]
 def methods(found: Mapping[str, pd.DataFrame], protocol: Protocol) -> Table:
     """The methods over all data sets, and the first one less each other one that was trained."""
     ours = next(iter(found))
-    others = [n for n in found if n != ours and protocol.methods[n].get("trained", True)]
+    others = [n for n in found if n != ours and protocol.methods[n].get("searched", True)]
     lines = [["runs", *(str(len(rows)) for rows in found.values()), *[""] * len(others)]]
     for column, (title, spec) in _columns(protocol).items():
         scores = {name: _split(rows[column]) for name, rows in found.items()}
@@ -257,6 +281,34 @@ def matched(swept: Mapping[str, Mapping[tuple, np.ndarray]]) -> Table:
     return Table("matched", "Reward at the same KL", header, lines, notes)
 
 
+def soft_optimum(rewards: pd.DataFrame) -> Table:
+    """Reward and KL of the soft optimum on each data set, without training."""
+    lines = []
+    for name, column in rewards.items():
+        known = column.dropna().to_numpy()
+        cells = [f"{r:.3f} at {kl:.2f}" for r, kl, _ in (tilted(known, b) for b in SOFT_BETAS)]
+        lines.append([str(name), str(len(known)), f"{known.mean():.3f}", *cells])
+    header = ["data set", "programs", "mean reward", *(f"beta {b:g}" for b in SOFT_BETAS)]
+    note = "Programs of the reference, weighted with exp(reward / beta): reward at nats of KL."
+    return Table("soft_optimum", "The soft optimum", header, lines, [note])
+
+
+def fixed(protocol: Protocol, rows: pd.DataFrame) -> Table:
+    """Reward and KL of the methods that were not searched, on each data set."""
+    lines = []
+    for method, given in protocol.methods.items():
+        mine = rows[rows.algorithm == method]
+        for dataset, part in mine.groupby("dataset") if not given.get("searched", True) else ():
+            cells = [
+                _mean([part[name].to_numpy(float)])
+                for name in ("reward_fifth_1", "reward_fifth_3", "reward_fifth_5", "kl_fifth_5")
+            ]
+            lines.append([method, dataset, str(len(part)), *cells])
+    header = ["method", "data set", "runs", "first fifth", "middle fifth", "last fifth", "KL"]
+    note = "Mean reward, and KL of the last fifth, of flagfiles as they are."
+    return Table("fixed", "Methods that were not searched", header, lines, [note])
+
+
 def frontier_figure(
     swept: Mapping[str, Mapping[tuple, np.ndarray]], rewards: pd.DataFrame
 ) -> Figure:
@@ -275,6 +327,25 @@ def frontier_figure(
     charts.draw_lines(axes, _GRID, lines)
     charts.legend(axes)
     return figure
+
+
+def tilted(rewards: Sequence[float], beta: float) -> Tilted:
+    """Estimates the soft optimum rho(a) exp(r(a) / beta) / Z by importance sampling from rho.
+
+    Nothing is learnt. Each action counts for itself: all prompts of a table are taken as one, and
+    the value of a next step is left out. N programs show at most log N nats, and where few of them
+    carry the weight the estimate is rough.
+
+    Args:
+      rewards: rewards of programs that the reference sampled.
+      beta: reward per nat.
+    """
+    reward_n = np.asarray(rewards, np.float64)
+    weight_n = np.exp((reward_n - reward_n.max()) / beta)
+    weight_n /= weight_n.sum()
+    seen_n = weight_n > 0
+    kl = float(np.sum(weight_n[seen_n] * np.log(weight_n[seen_n] * len(reward_n))))
+    return Tilted(float(weight_n @ reward_n), kl, float(1 / np.sum(np.square(weight_n))))
 
 
 def _soft_optimum(rewards: Float[np.ndarray, "n"]) -> Float[np.ndarray, "k"]:
@@ -323,7 +394,7 @@ def _columns(protocol: Protocol) -> dict[str, tuple[str, str]]:
 
 
 def _trained(protocol: Protocol, rows: pd.DataFrame) -> Sequence[str]:
-    names = [n for n, given in protocol.methods.items() if given.get("trained", True)]
+    names = [n for n, given in protocol.methods.items() if given.get("searched", True)]
     return [name for name in names if (rows.algorithm == name).any()]
 
 

@@ -2,7 +2,6 @@
 
     python -m benchmarks.study --setting='base:' --setting='beta 0.1: --beta=0.1' --seeds=0,1,2
     python -m benchmarks.study --vary=beta=0.05,0.1,0.2 --vary=temperature=0.7,1 --jobs=2
-    python -m benchmarks.study --setting='reflection: --algorithm=reflection' --soft_optimum=0.2,0.1
 
 Every run is an ordinary run of `etpo_jax.train` with a run directory of its own below --output. The
 same command again keeps finished runs and continues the others. One row per run goes to runs.csv in
@@ -15,7 +14,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -25,7 +24,6 @@ from env.base import UsageError
 from etpo_jax.launch_files import launch_folder
 from etpo_jax.reproduction import grid, measures
 from etpo_jax.reproduction.grid import Cell, Progress
-from etpo_jax.runs import directory, files
 from etpo_jax.runs.stopping import StopSignals
 
 _flags = flags.FlagValues()
@@ -56,32 +54,11 @@ _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time.", lower_bound=1,
 _OUTPUT = flags.DEFINE_string(
     "output", "results/study", "Folder of the runs and runs.csv.", flag_values=_flags
 )
-_SOFT_OPTIMUM = flags.DEFINE_list(
-    "soft_optimum",
-    [],
-    "Values of beta for which runs of reflection give the soft optimum.",
-    flag_values=_flags,
-)
-
 _FIFTHS = tuple(f"reward_fifth_{number}" for number in range(1, 6))
 _LAST_FIFTH = ("kl_fifth_5", "entropy", "distinct_programs", "repeated")
 _SHOWN = (_FIFTHS[0], _FIFTHS[2], _FIFTHS[4], *_LAST_FIFTH, "reward_best", "seconds")
 
 Row = dict[str, Any]
-
-
-class Tilted(NamedTuple):
-    """Programs of the reference, weighted with exp(reward / beta).
-
-    Attributes:
-      reward: mean reward under the weights.
-      kl: KL to the reference, nats per action.
-      effective: Kish's effective number of programs, 1 / sum of squared weights.
-    """
-
-    reward: float
-    kl: float
-    effective: float
 
 
 def main() -> int:
@@ -121,10 +98,6 @@ def main() -> int:
             writer.writeheader()
             writer.writerows(rows)
         print(table(rows))
-    if _SOFT_OPTIMUM.value:
-        print(
-            "\n" + _soft_optimum_table([cell.folder(output) for cell in cells if cell in finished])
-        )
     return 0 if len(finished) == len(cells) else 1
 
 
@@ -177,49 +150,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                 cells[-1] += f" ({min(values):.3f} to {max(values):.3f})"
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _soft_optimum_table(paths: Sequence[Path]) -> str:
-    """Reward and KL of the soft optimum on each table, from programs that the reference wrote."""
-    rewards: dict[str, list[float]] = {}
-    for path in paths:
-        config = files.read_json(path / directory.CONFIG)
-        if config["algorithm"] == "reflection":
-            episodes = files.read_rows(path / directory.EPISODES)
-            rewards.setdefault(config["dataset"], []).extend(row["reward"] for row in episodes)
-    if not rewards:
-        raise UsageError("--soft_optimum: needs a finished setting with --algorithm=reflection")
-    lines = [
-        "| data set | programs | mean reward | beta | reward | KL, nats | effective programs |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, values in rewards.items():
-        for beta in map(float, _SOFT_OPTIMUM.value):
-            reward, kl, effective = tilted(values, beta)
-            lines.append(
-                f"| {name} | {len(values)} | {np.mean(values):.3f} | {beta:g} | {reward:.3f} | "
-                f"{kl:.2f} | {effective:.0f} |"
-            )
-    return "\n".join(lines)
-
-
-def tilted(rewards: Sequence[float], beta: float) -> Tilted:
-    """Estimates the soft optimum rho(a) exp(r(a) / beta) / Z by importance sampling from rho.
-
-    Nothing is learnt. Each action counts for itself: all prompts of a table are taken as one, and
-    the value of a next step is left out. N programs show at most log N nats, and where few of them
-    carry the weight the estimate is rough.
-
-    Args:
-      rewards: rewards of programs that the reference sampled.
-      beta: reward per nat.
-    """
-    reward_n = np.asarray(rewards, np.float64)
-    weight_n = np.exp((reward_n - reward_n.max()) / beta)
-    weight_n /= weight_n.sum()
-    seen_n = weight_n > 0
-    kl = float(np.sum(weight_n[seen_n] * np.log(weight_n[seen_n] * len(reward_n))))
-    return Tilted(float(weight_n @ reward_n), kl, float(1 / np.sum(np.square(weight_n))))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ num_settings = 2
 num_env_steps = 320
 criterion_betas = [0.05, 0.15]
 ranges = {beta = {choice = [0.1]}, top_k = {choice = [1, 2]}}
-methods = {a = {flags = []}, b = {flags = []}, plain = {flags = [], trained = false}}
+methods = {a = {flags = []}, b = {flags = []}, plain = {flags = [], searched = false}}
 
 [[stage]]
 name = "draws"
@@ -121,3 +121,22 @@ def test_the_page_is_the_same_each_time_and_needs_no_run_folders(study):
     assert texts[0] == texts[1]
     for words in ("](frontier.svg)", "](learning.svg)", "### Search: b", "soft optimum"):
         assert words in texts[0]
+
+
+def test_the_weighted_programs_are_the_exponential_tilt():
+    # Three kinds of program, as often as rho writes them; KL and reward in closed form.
+    rewards = [-1.0] * 50 + [0.5] * 40 + [0.9] * 10
+    rho, kinds, beta = np.array([0.5, 0.4, 0.1]), np.array([-1.0, 0.5, 0.9]), 0.2
+    best = rho * np.exp(kinds / beta)
+    best /= best.sum()
+    found = search_page.tilted(rewards, beta)
+    assert found.reward == pytest.approx(best @ kinds)
+    assert found.kl == pytest.approx(best @ np.log(best / rho))
+    assert 10 < found.effective < 50
+
+
+def test_a_large_beta_is_the_reference_and_a_small_one_the_best_program():
+    rewards = [-1.0, 0.2, 0.7, 0.8]
+    assert search_page.tilted(rewards, 1e6).kl == pytest.approx(0.0, abs=1e-6)
+    reward, kl, effective = search_page.tilted(rewards, 1e-3)
+    assert (reward, kl, effective) == pytest.approx((0.8, np.log(4), 1.0))

@@ -27,7 +27,7 @@ ranges = {max_steps = {choice = [1, 5]}}
 
 [methods.plain]
 flags = ["--algorithm=reflection"]
-trained = false
+searched = false
 
 [[stage]]
 name = "draws"
