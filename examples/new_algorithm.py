@@ -87,7 +87,7 @@ def make_step(networks, config, mesh):
             found = grad(state.policy, base, *part, hyper)
             gradient, metrics = jax.tree.map(lambda leaf: leaf * share.actions, found)
             gradient = gradients.constrain(gradient, mesh)
-            return gradients.Backward(metrics, (lambda after: gradient, lambda after: None))
+            return gradients.Backward(metrics, (lambda _: gradient, lambda _: None))
 
         baseline_b = leave_one_out(batch.reward_b, is_same_state(batch), num_new)
         data, trained = (batch, batch.reward_b - baseline_b), (state.policy, None)

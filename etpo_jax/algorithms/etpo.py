@@ -6,7 +6,9 @@ the step: the policy's loss reads the critic before its own step, where Algorith
 after the other. Losses and targets are in `etpo_losses`.
 
 Memory: both forward passes are followed by the critic's backward pass and step, then the policy's,
-so that one gradient is alive at a time. With microbatches the sums of both gradients are.
+so that one gradient is alive at a time. With microbatches and full fine-tuning the policy's forward
+pass is repeated for that, a tenth of the step's work; the gradients of adapters are small and are
+summed together.
 """
 
 import dataclasses
@@ -17,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array
 
 from etpo_jax.acting.transitions import Batch
 from etpo_jax.algorithms import etpo_losses, optimizer
@@ -30,8 +33,10 @@ from etpo_jax.algorithms.gradients import (
     guarded_step,
     in_microbatches,
     initial_key,
+    once_done,
     over_devices,
     where,
+    without_layers,
 )
 from etpo_jax.algorithms.inspection import Inspection
 from etpo_jax.algorithms.networks import Networks, TrainState, polyak
@@ -319,6 +324,11 @@ def make_gradient_step(networks: Networks, config: Config, mesh: Mesh) -> Gradie
         def backward(part: Batch, share: Share) -> Backward:
             return etpo_losses.backward(networks, config, base, state, part, hyper, mesh, share)
 
+        def policy_again(part: Batch, cotangent_bjd: Array) -> Any:
+            return etpo_losses.policy_gradient_through_trunk(
+                networks, base, state.policy, part, cotangent_bjd
+            )
+
         found = in_microbatches(
             backward,
             batch,
@@ -326,11 +336,13 @@ def make_gradient_step(networks: Networks, config: Config, mesh: Mesh) -> Gradie
             (state.critic, state.policy),
             config.finetune.microbatch_size,
             mesh,
+            second=policy_again if config.finetune.adapters is None else None,
+            direct=without_layers(state.policy),
         )
         metrics, (critic_gradient, policy_gradient) = found.metrics, found.gradients
         critic = guarded_step(
             transformation,
-            critic_gradient(None),
+            critic_gradient(True),
             state.critic,
             state.critic_optimizer,
             learning_rate=hyper.critic_learning_rate,
@@ -340,7 +352,7 @@ def make_gradient_step(networks: Networks, config: Config, mesh: Mesh) -> Gradie
         moved = polyak(state.target_critic, critic.parameters, hyper.polyak_lambda)
         policy = guarded_step(
             transformation,
-            policy_gradient(critic.parameters),
+            policy_gradient(once_done(critic)),
             state.policy,
             state.policy_optimizer,
             learning_rate=hyper.policy_learning_rate,

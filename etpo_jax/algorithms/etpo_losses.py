@@ -15,7 +15,12 @@ from etpo_jax.algorithms.gradients import (
     Metrics,
     Share,
     constrain,
+    if_needed,
     next_state_values,
+    over_devices,
+    plus,
+    with_layers,
+    without_layers,
 )
 from etpo_jax.algorithms.inspection import NUM_ALTERNATIVES, Inspection
 from etpo_jax.algorithms.networks import Critic, Networks, TrainState
@@ -79,7 +84,9 @@ def backward(
             networks,
             learning,
             base,
-            Roles(policy, critic, target_critic),
+            Roles(
+                with_layers(policy, state.policy), with_layers(critic, state.critic), target_critic
+            ),
             Hidden(reference_bjd, policy_bjd, critic_bjd, target_bjd),
             batch.action_tokens_bj,
             hyper,
@@ -88,24 +95,34 @@ def backward(
         metrics = losses(learning, scores, batch, next_value_b, hyper, share)
         return metrics["critic_loss"] + metrics["policy_loss"], metrics
 
-    # The gradients of the parameters hold the output layers' part alone; the trunk's comes below.
+    # Scores are read from hidden states and from what is beside the layers, such as output layers.
     (_, metrics), cotangents = jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True)(
-        state.critic, critic_bjd, state.policy, policy_bjd
+        without_layers(state.critic), critic_bjd, without_layers(state.policy), policy_bjd
     )
-    critic_head, critic_cotangent, policy_head, policy_cotangent = cotangents
+    critic_direct, critic_cotangent, policy_direct, policy_cotangent = cotangents
 
-    def add(through_trunk: tuple[Any], through_head: Any) -> Any:
-        return constrain(jax.tree.map(jnp.add, through_trunk[0], through_head), mesh)
+    def critic_gradient(is_needed: Any) -> Any:
+        del is_needed
+        return constrain(plus(critic_back(critic_cotangent)[0], critic_direct), mesh)
 
-    def critic_gradient(after: Any) -> Any:
-        del after
-        return add(critic_back(critic_cotangent), critic_head)
+    def policy_gradient(is_needed: Any) -> Any:
+        through_trunk = if_needed(
+            is_needed,
+            lambda: constrain(policy_back(policy_cotangent)[0], mesh),
+            lambda: constrain(jax.tree.map(jnp.zeros_like, state.policy), mesh),
+        )
+        return constrain(plus(through_trunk, policy_direct), mesh)
 
-    def policy_gradient(after: Any) -> Any:
-        cotangent, _ = jax.lax.optimization_barrier((policy_cotangent, after))
-        return add(policy_back(cotangent), policy_head)
+    gradients = (critic_gradient, policy_gradient)
+    return Backward(metrics, gradients, kept=policy_cotangent, direct=policy_direct)
 
-    return Backward(metrics, (critic_gradient, policy_gradient))
+
+def policy_gradient_through_trunk(
+    networks: Networks, base: Any, policy: Role, batch: Batch, cotangent_bjd: Float[Array, "b j d"]
+) -> Any:
+    """The policy's gradient from that of its hidden states, with a forward pass of its own."""
+    _, back = jax.vjp(lambda policy: networks.action_hidden(base, policy, batch), policy)
+    return back(over_devices(cotangent_bjd))[0]
 
 
 def losses(

@@ -34,12 +34,19 @@ class Backward(NamedTuple):
 
     Attributes:
       metrics: scalars of the minibatch; those of a microbatch are weighted with its share.
-      gradients: one function for each trained network. It makes the gradient of that network once
-        its argument has been computed, so that one gradient can be applied before the next exists.
+      gradients: one function for each trained network, in the order of their steps. Its argument
+        says whether the gradient is needed: True, or a traced bool where it may be 0 instead, see
+        `if_needed`.
+      kept: small arrays, from which the second network's gradient can be computed in a later pass,
+        see `in_microbatches`.
+      direct: the part of the second network's gradient that this pass computes anyway, which the
+        later one leaves out; a tree like the network's with None for what it has no part in.
     """
 
     metrics: Metrics
     gradients: tuple[Callable[[Any], Any], ...]
+    kept: Any = ()
+    direct: Any = None
 
 
 def in_microbatches(
@@ -49,6 +56,9 @@ def in_microbatches(
     trained: tuple[Any, ...],
     size: int,
     mesh: Mesh,
+    *,
+    second: Callable[[Any, Any], Any] | None = None,
+    direct: Any = None,
 ) -> Backward:
     """The backward pass of a minibatch, with its gradients accumulated over microbatches.
 
@@ -59,6 +69,10 @@ def in_microbatches(
       trained: the networks, in the order of `Backward.gradients`.
       size: transitions of a microbatch; 0 is the whole minibatch.
       mesh: devices over which every microbatch is spread.
+      second: makes the second network's gradient of a part from what `Backward.kept` holds of it.
+        Then the sum of its gradients is made when it is asked for, in a second pass over the
+        microbatches, and never exists beside that of the first network. None sums them together.
+      direct: a tree with the shapes of `Backward.direct`.
 
     Raises:
       ValueError: microbatches of this size do not divide the minibatch.
@@ -73,30 +87,93 @@ def in_microbatches(
         lambda leaf: leaf.reshape(size, count, *leaf.shape[1:]).swapaxes(0, 1), (data, mask_bj)
     )
     num_tokens = jnp.sum(mask_bj)
+    is_apart = second is not None and bool(jax.tree.leaves(trained[1]))
 
-    def add(sums: Any, part: Any) -> tuple[Any, Metrics]:
-        microbatch, part_mask_bj = jax.tree.map(over_devices, part)
-        microbatch = jax.tree.map(
-            lambda node: node.as_microbatch() if isinstance(node, Batch) else node,
-            microbatch,
-            is_leaf=lambda node: isinstance(node, Batch),
-        )
-        share = Share(1 / count, jnp.sum(part_mask_bj) / num_tokens)
-        found = backward(microbatch, share)
-        gradients: list[Any] = []
-        for make_gradient in found.gradients:
-            gradients.append(make_gradient(gradients[-1] if gradients else None))
-        return constrain(jax.tree.map(jnp.add, sums, tuple(gradients)), mesh), found.metrics
+    def add(sums: Any, part: Any) -> tuple[Any, tuple[Metrics, Any]]:
+        microbatch, part_mask_bj = _as_microbatch(part)
+        found = backward(microbatch, Share(1 / count, jnp.sum(part_mask_bj) / num_tokens))
+        if is_apart:
+            gradients = (found.gradients[0](True), found.direct)
+        else:
+            gradients = tuple(make_gradient(True) for make_gradient in found.gradients)
+        return _added(sums, gradients, mesh), (found.metrics, found.kept)
 
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trained)
-    sums, metrics = jax.lax.scan(add, constrain(zeros, mesh), parts)
+    summed = (trained[0], direct) if is_apart else trained
+    sums, (metrics, kept) = jax.lax.scan(add, _zeros(summed, mesh), parts)
     metrics = {name: jnp.sum(values) for name, values in metrics.items()}
-    return Backward(metrics, tuple(functools.partial(_given, gradient) for gradient in sums))
+    if second is None or not is_apart:
+        return Backward(metrics, tuple(functools.partial(_given, gradient) for gradient in sums))
+
+    def add_second(total: Any, part: Any) -> tuple[Any, None]:
+        microbatch, _ = _as_microbatch(part[0])
+        return _added(total, second(microbatch, part[1]), mesh), None
+
+    def second_gradient(is_needed: Any) -> Any:
+        total = if_needed(
+            is_needed,
+            lambda: jax.lax.scan(add_second, _zeros(trained[1], mesh), (parts, kept))[0],
+            lambda: _zeros(trained[1], mesh),
+        )
+        return plus(total, sums[1])
+
+    return Backward(metrics, (functools.partial(_given, sums[0]), second_gradient))
 
 
-def _given(gradient: Any, after: Any) -> Any:
+def if_needed(is_needed: Any, make: Callable[[], Any], zeros: Callable[[], Any]) -> Any:
+    """What `make` computes if it is needed, else zeros.
+
+    What is computed is a branch of the compiled program, which no compiler begins before it knows
+    the answer. An answer that depends on a step before therefore keeps its gradient and this one
+    from being alive at the same time. XLA for GPUs fills the arrays of both at the start of the
+    program otherwise, whatever barriers are between them.
+
+    Args:
+      is_needed: True, or a traced bool.
+      make: computes a tree of arrays.
+      zeros: makes zeros of the same shapes and dtypes.
+    """
+    return make() if is_needed is True else jax.lax.cond(is_needed, make, zeros)
+
+
+def plus(gradient: Any, direct: Any) -> Any:
+    """The sum of two gradients, of which the second may have None for what it has no part in."""
+    return jax.tree.map(lambda a, b: a if b is None else a + b, gradient, direct)
+
+
+def without_layers(tree: Any) -> Any:
+    """The tree with None in place of the decoder's layers, which hold nearly all parameters."""
+
+    def keep(path: Any, leaf: Any) -> Any:
+        return None if "layers" in sharding.path_name(path).split("/") else leaf
+
+    return jax.tree.map_with_path(keep, tree)
+
+
+def with_layers(tree: Any, whole: Any) -> Any:
+    """A tree of `without_layers` with the layers of another tree of the same kind."""
+    return jax.tree.map(lambda leaf, other: leaf if other is None else other, whole, tree)
+
+
+def _as_microbatch(part: Any) -> Any:
+    """A part of the scanned arrays as the data of a microbatch, spread over the devices."""
+    return jax.tree.map(
+        lambda node: node.as_microbatch() if isinstance(node, Batch) else node,
+        jax.tree.map(over_devices, part),
+        is_leaf=lambda node: isinstance(node, Batch),
+    )
+
+
+def _added(sums: Any, gradients: Any, mesh: Mesh) -> Any:
+    return constrain(jax.tree.map(jnp.add, sums, gradients), mesh)
+
+
+def _zeros(tree: Any, mesh: Mesh) -> Any:
+    return constrain(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), tree), mesh)
+
+
+def _given(gradient: Any, is_needed: Any) -> Any:
     """Returns a gradient that was computed before."""
-    del after
+    del is_needed
     return gradient
 
 
@@ -147,6 +224,11 @@ def guarded_step(
     )
     kept_parameters, kept_state = where(is_taken, proposed, (parameters, optimizer_state))
     return Step(kept_parameters, kept_state, norm, is_taken)
+
+
+def once_done(step: Step) -> Bool[Array, ""]:
+    """Whether the step was taken, which is known once its new parameters are."""
+    return jax.lax.optimization_barrier((step.is_taken, step.parameters, step.optimizer_state))[0]
 
 
 def next_state_values(
