@@ -8,7 +8,7 @@ import dataclasses
 import importlib.util
 import math
 import re
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,13 @@ def find(name: str) -> Topology:
     return topology
 
 
+def compilers() -> list[str]:
+    """Requirements of the compilers that belong to the installed JAX, without their libraries."""
+    version = metadata.version("jax")
+    (tpu,) = {line.partition(";")[0] for line in metadata.requires("jax") or () if "libtpu" in line}
+    return [f"jax-cuda13-plugin=={version}", f"jax-cuda13-pjrt=={version}", tpu]
+
+
 def _read(name: str) -> str:
     path = Path(name.partition(":")[2])
     try:
@@ -130,3 +137,7 @@ def _read(name: str) -> str:
     if "gpu_device_info" not in text:
         raise UsageError(f"--aot={name}: {path} holds no gpu_device_info, as XLA's specs do")
     return text
+
+
+if __name__ == "__main__":
+    print(*compilers())
