@@ -21,7 +21,7 @@ from absl import flags
 from env import command_line
 from env.base import UsageError
 from etpo_jax.devices import compiled_figures, compiled_program
-from etpo_jax.devices.compiled_program import Instruction, Program
+from etpo_jax.devices.compiled_program import Program
 
 _PROGRAMS = flags.DEFINE_list(
     "programs", None, "Files with texts of compiled programs, as plan --aot_folder keeps them."
@@ -67,6 +67,8 @@ class Expected:
       kernels: number of kernels.
       traffic: bytes that kernels read and write.
       flops: operations of products.
+
+    Numbers of a token are means over the loops that generation goes through.
     """
 
     title: str
@@ -75,9 +77,9 @@ class Expected:
     others: float
     starts: float
     trips: float
-    kernels: int
-    traffic: int
-    flops: int
+    kernels: float
+    traffic: float
+    flops: float
 
     @property
     def total(self) -> float:
@@ -86,39 +88,52 @@ class Expected:
 
 
 def expected(program: Program, rates: Rates) -> Expected:
-    """The time of a token where there is a decoding loop, else that of the whole program."""
-    loop = _decode_loop(program)
-    start = loop.called("body") if loop else program.entry
-    works = list(compiled_figures.work(program, start))
-    flops = sum(one.flops * one.times for one in works)
+    """The time of a token where there is a decoding loop, else that of the whole program.
+
+    Where generation goes through several loops, each of which reads more of the cache, it is their
+    mean.
+    """
+    if all(program.trip_count(loop) for loop in program.loops()):
+        time = _expected(program, program.entry, rates)
+        return dataclasses.replace(time, floor=time.flops / rates.peak)
+    times = []
+    for loop in compiled_figures.decode_loops(program):
+        body = loop.called("body")
+        # Where tokens are chosen in rounds of a known number, the host is asked once a round.
+        trips = rates.trip / (program.trip_count(loop) or 1)
+        time = _expected(program, body, rates)
+        floor = compiled_figures.carried_bytes(program, body) / rates.bandwidth
+        times.append(
+            dataclasses.replace(time, title="a token", floor=floor, trips=time.trips + trips)
+        )
+    numbers = {
+        field.name: sum(getattr(time, field.name) for time in times) / len(times)
+        for field in dataclasses.fields(Expected)
+        if field.name != "title"
+    }
+    return Expected("a token", **numbers)
+
+
+def _expected(program: Program, computation: str, rates: Rates) -> Expected:
+    """What a computation takes, without a floor."""
+    works = list(compiled_figures.work(program, computation))
     products = others = 0.0
     for one in works:
         seconds = max((one.read + one.written) / rates.bandwidth, one.flops / rates.peak)
         products += seconds * one.times * bool(one.flops)
         others += seconds * one.times * (not one.flops)
-    seen = compiled_figures.figures(program, start)
-    needed = compiled_figures.carried_bytes(program, start) if loop else 0
-    # Where tokens are chosen in rounds of a known number, the host is asked once a round.
-    asked = 1 / (loop.trip_count or 1) if loop else 0
-    trips = seen.data_dependent_loops * rates.turns + asked
+    seen = compiled_figures.figures(program, computation)
     return Expected(
-        title="a token" if loop else "the program",
-        floor=needed / rates.bandwidth if loop else flops / rates.peak,
+        title="the program",
+        floor=0.0,
         products=products,
         others=others,
         starts=seen.kernels * rates.start,
-        trips=trips * rates.trip,
+        trips=seen.data_dependent_loops * rates.turns * rates.trip,
         kernels=seen.kernels,
         traffic=sum((one.read + one.written) * one.times for one in works),
-        flops=flops,
+        flops=sum(one.flops * one.times for one in works),
     )
-
-
-def _decode_loop(program: Program) -> Instruction | None:
-    """The loop that decodes; None in a program whose loops are all known to the compiler."""
-    if all(loop.trip_count for loop in program.loops()):
-        return None
-    return compiled_figures.decode_loop(program)
 
 
 def lines(name: str, time: Expected) -> Iterator[str]:
@@ -129,7 +144,7 @@ def lines(name: str, time: Expected) -> Iterator[str]:
 
     yield f"{name}, {time.title}: {ms(time.total)}, {time.floor / time.total:.0%} of the floor"
     yield (
-        f"  floor {ms(time.floor)}; {time.kernels:,} kernels, {time.traffic / 1e9:,.1f} GB of "
+        f"  floor {ms(time.floor)}; {time.kernels:,.0f} kernels, {time.traffic / 1e9:,.1f} GB of "
         f"traffic, {time.flops / 1e12:,.1f} TFLOP"
     )
     yield (

@@ -183,8 +183,12 @@ def _figures(program: str, text: str, num_layers: int) -> Figures:
     parsed = compiled_program.parse(text)
     if program == "gradient_step":
         return compiled_figures.figures(parsed, parsed.entry)
-    loop = compiled_figures.decode_loop(parsed)
-    return compiled_figures.figures(parsed, loop.called("body"), num_layers)
+    loops = [
+        compiled_figures.figures(parsed, loop.called("body"), num_layers)
+        for loop in compiled_figures.decode_loops(parsed)
+    ]
+    # Of several loops the worst one is told.
+    return max(loops, key=lambda one: (one.data_dependent_loops, one.largest_copy, one.kernels))
 
 
 def _first_sentences(text: str) -> str:

@@ -80,29 +80,49 @@ def figures(program: Program, computation: str, num_layers: int = 0) -> Figures:
         copies=sum(times for _, times in copies),
         copied_bytes=sum(size * times for size, times in copies),
         largest_copy=max((size for size, _ in copies), default=0),
-        data_dependent_loops=sum(loop.trip_count is None for loop in program.loops(computation)),
+        data_dependent_loops=sum(
+            program.trip_count(loop) is None for loop in program.loops(computation)
+        ),
         collectives=dict(sorted(collectives.items())),
         custom_calls=dict(sorted(custom_calls.items())),
     )
 
 
-def decode_loop(program: Program) -> Instruction:
-    """The loop whose turn reads and draws one token: the innermost one that carries the caches.
+def decode_loops(program: Program) -> list[Instruction]:
+    """The loops a turn of which reads and draws one token, in the order of execution.
+
+    Generation may go through several, each of which reads more of the cache. In a loop over rounds
+    of tokens, the loop inside is meant.
 
     Raises:
       ValueError: the program has no loop.
     """
-    found = None
-    computation = program.entry
-    while True:
-        inside = program.loops(computation)
-        largest = max(inside, key=lambda one: one.num_bytes, default=None)
-        if largest is None or (found and 2 * largest.num_bytes < found.num_bytes):
-            break
-        found, computation = largest, largest.called("body")
-    if found is None:
+    found = [_innermost(program, loop) for loop in _largest(program, program.entry)]
+    if not found:
         raise ValueError("the program has no loop")
     return found
+
+
+def _innermost(program: Program, loop: Instruction) -> Instruction:
+    """The loop inside that does most of the work, if there is one, else the loop itself."""
+    inside = _largest(program, loop.called("body"))
+    body = program.num_kernels(loop.called("body"))
+    if inside and 2 * program.num_kernels(inside[0].called("body")) > body:
+        return _innermost(program, inside[0])
+    return loop
+
+
+def _largest(program: Program, computation: str) -> list[Instruction]:
+    """The outermost loops of a computation with at least half as many kernels as the largest."""
+    nested: set[str] = set()
+    sizes: dict[str, int] = {}
+    loops = program.loops(computation)
+    for loop in loops:
+        nested.update(one.name for one in program.loops(loop.called("body")))
+        sizes[loop.name] = program.num_kernels(loop.called("body"))
+    outer = [loop for loop in loops if loop.name not in nested]
+    most = max((sizes[loop.name] for loop in outer), default=0)
+    return [loop for loop in outer if 2 * sizes[loop.name] >= most]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,12 +80,6 @@ class Instruction:
         return tuple(filter(None, both))
 
     @property
-    def trip_count(self) -> int | None:
-        """Turns of a while loop that the compiler knows; None if they depend on data."""
-        found = re.search(r'known_trip_count"?\s*[:=]\s*\{"?n"?\s*[:=]\s*"?(\d+)', self.rest)
-        return int(found.group(1)) if found else None
-
-    @property
     def target(self) -> str:
         """Target of a custom call, such as "__cublas$gemm"."""
         found = re.search(r'custom_call_target="([^"]*)"', self.rest)
@@ -113,19 +107,16 @@ class Program:
         for instruction in self.computations[computation]:
             yield instruction, times
             if instruction.opcode == "while":
-                turns = times * (instruction.trip_count or 1)
+                turns = times * (self.trip_count(instruction) or 1)
                 yield from self.executed(instruction.called("condition"), turns)
                 yield from self.executed(instruction.called("body"), turns)
             elif instruction.opcode == "conditional":
-                longest = max(instruction.branches, key=self._count)
+                longest = max(instruction.branches, key=self.num_kernels)
                 yield from self.executed(longest, times)
             elif instruction.opcode == "call":
                 yield from self.executed(instruction.called("to_apply"), times)
             elif instruction.opcode == "async-start" and instruction.called("calls"):
                 yield from self.executed(instruction.called("calls"), times)
-
-    def _count(self, computation: str) -> int:
-        return sum(times for one, times in self.executed(computation) if one.is_kernel)
 
     @functools.cached_property
     def _shapes(self) -> dict[str, str]:
@@ -134,6 +125,28 @@ class Program:
     def operand_shapes(self, instruction: Instruction) -> list[str]:
         """Shapes of an instruction's operands."""
         return [self._shapes[name] for name in instruction.operands]
+
+    def trip_count(self, loop: Instruction) -> int | None:
+        """Turns of a while loop; None if they depend on data.
+
+        Compilers for CPUs and GPUs note the number. Otherwise a loop is known that ends when a
+        counter, which starts at 0, reaches a constant.
+        """
+        found = re.search(r'known_trip_count"?\s*[:=]\s*\{"?n"?\s*[:=]\s*"?(\d+)', loop.rest)
+        if found:
+            return int(found.group(1))
+        inside = {one.name: one for one in self.computations[loop.called("condition")]}
+        test = next(one for one in inside.values() if one.is_root)
+        if test.opcode != "compare" or "direction=LT" not in test.rest:
+            return None
+        counter, limit = (inside[name] for name in test.operands)
+        if counter.opcode != "get-tuple-element" or limit.opcode != "constant":
+            return None
+        return int(limit.rest.partition(")")[0])
+
+    def num_kernels(self, computation: str) -> int:
+        """Kernels that a computation executes if every loop turns once."""
+        return sum(one.is_kernel for one, _ in self.executed(computation))
 
     def loops(self, computation: str = "") -> list[Instruction]:
         """The while loops that a computation (the whole program, if empty) executes, nested too."""
@@ -167,7 +180,8 @@ def parse(text: str) -> Program:
     entry = current = ""
     for line in text.splitlines():
         if current:
-            if line.startswith("}"):
+            # A literal of several lines may have a line that starts with a bracket as well.
+            if re.match(r"\}(,|\s*$)", line):
                 computations[current] = tuple(lines)
                 current, lines = "", []
             elif instruction := _instruction(line):

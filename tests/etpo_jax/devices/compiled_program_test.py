@@ -19,8 +19,8 @@ def program():
 
 
 def test_the_loop_that_carries_the_cache_is_found_and_counted(program):
-    loop = compiled_figures.decode_loop(program)
-    assert (loop.name, loop.trip_count) == ("a.3", None)
+    (loop,) = compiled_figures.decode_loops(program)
+    assert (loop.name, program.trip_count(loop)) == ("a.3", None)
     seen = compiled_figures.figures(program, loop.called("body"))
     # The call, three fusions, two copies and a start, a collective; three turns and one of the
     # inner loops with two instructions each.
@@ -33,7 +33,8 @@ def test_the_loop_that_carries_the_cache_is_found_and_counted(program):
 
 
 def test_traffic_counts_slices_and_updates_in_place_of_whole_arrays(program):
-    body = compiled_figures.decode_loop(program).called("body")
+    (loop,) = compiled_figures.decode_loops(program)
+    body = loop.called("body")
     works = {work.name: work for work in compiled_figures.work(program, body)}
     # The update and the index; two gathered rows, their ids and a kernel of 4 x 16.
     assert works["f.1"] == Work("f.1", 1, read=16 + 4, written=16, flops=0)
@@ -59,10 +60,48 @@ def test_turns_that_the_compiler_knows_and_those_that_depend_on_data():
     def searching(x):
         return jax.lax.while_loop(lambda y: jnp.sum(y) > 1, lambda y: jnp.tanh(y @ y) / 2, x)
 
-    (loop,) = compiled(fixed, (8, 8)).loops()
-    assert loop.trip_count == 7
-    (loop,) = compiled(searching, (8, 8)).loops()
-    assert loop.trip_count is None
+    for function, turns in ((fixed, 7), (searching, None)):
+        program = compiled(function, (8, 8))
+        (loop,) = program.loops()
+        assert program.trip_count(loop) == turns
+
+
+def test_a_counter_up_to_a_constant_is_a_number_of_turns():
+    """As in texts for TPUs, which do not note it."""
+    without = TEXT.replace(', backend_config={"known_trip_count":{"n":"3"}}', "")
+    counted = without.replace(
+        "%y.2 = pred[] compare(%y.1, %y.1)", "%y.2 = pred[] compare(%y.1, %y.0)"
+    )
+    counted = counted.replace("  %y.1 =", "  %y.0 = s32[] constant(5)\n  %y.1 =")
+    for text, turns in ((without, None), (counted, 5)):
+        program = compiled_program.parse(text)
+        assert {program.trip_count(loop) for loop in program.loops()[1:]} == {turns}
+
+
+def test_one_loop_for_each_part_of_the_cache_and_rounds_of_tokens():
+    def generate(cache, kernel):
+        """Rounds of four tokens until the sum is large, with half of the cache and with all."""
+        for slots in (128, 256):
+
+            def token(_, cache, slots=slots):
+                row = jnp.tanh(jnp.mean(cache[:slots] @ kernel, axis=0))
+                return jax.lax.dynamic_update_slice_in_dim(cache, row[None], slots - 1, axis=0)
+
+            cache = jax.lax.while_loop(
+                lambda cache: jnp.sum(cache) < 10,
+                lambda cache, token=token: jax.lax.fori_loop(0, 4, token, cache),
+                cache,
+            )
+        return cache
+
+    program = compiled(generate, (256, 64), (64, 64))
+    loops = compiled_figures.decode_loops(program)
+    assert [program.trip_count(loop) for loop in loops] == [4, 4]
+    flops = [
+        sum(work.flops for work in compiled_figures.work(program, loop.called("body")))
+        for loop in loops
+    ]
+    assert flops == [2 * 128 * 64 * 64, 2 * 256 * 64 * 64]
 
 
 def test_products_are_counted_with_the_turns_of_their_loop():
@@ -86,5 +125,6 @@ def test_an_array_that_a_loop_must_not_overwrite_is_copied():
     program = compiled(grown, (256, 64), (8, 64))
     whole = compiled_figures.figures(program, program.entry)
     assert whole.largest_copy == 256 * 64 * 4
-    inside = compiled_figures.figures(program, compiled_figures.decode_loop(program).called("body"))
+    (loop,) = compiled_figures.decode_loops(program)
+    inside = compiled_figures.figures(program, loop.called("body"))
     assert inside.largest_copy < 256 * 64 * 4
