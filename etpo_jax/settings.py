@@ -65,6 +65,13 @@ class Section:
         """
         del config
 
+    def traced_numbers(self) -> dict[str, float]:
+        """Numbers that compiled programs take as arguments, by name."""
+        fields = dataclasses.fields(self)
+        return {
+            field.name: getattr(self, field.name) for field in fields if field.metadata["traced"]
+        }
+
     def changed(self) -> list[str]:
         """Names of the settings that do not have their default."""
         return [

@@ -19,7 +19,7 @@ import optax
 
 import etpo_jax
 from etpo_jax.algorithms import gradients, optimizer
-from etpo_jax.algorithms.actor_critic import ActorCriticState, score_policy, take_steps
+from etpo_jax.algorithms.clipped_steps import ActorCriticState, score_policy, take_steps
 from etpo_jax.algorithms.ppo_kl import is_same_state, leave_one_out
 from etpo_jax.algorithms.token_scores import divergences
 from etpo_jax.divergence import action_log_ratio

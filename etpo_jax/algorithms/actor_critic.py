@@ -8,100 +8,142 @@ place of the vocabulary's.
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, NamedTuple
+import functools
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from etpo_jax.acting.transitions import Batch, Blocks
 from etpo_jax.algorithms import optimizer
 from etpo_jax.algorithms.base import AbstractRun, Algorithm, Experience, Hyperparameters
 from etpo_jax.algorithms.clipped_losses import (
+    approximate_kl,
     clipped_share,
     clipped_surrogate,
     standardize,
     value_loss,
 )
+from etpo_jax.algorithms.clipped_steps import (
+    ActorCriticState,
+    Labels,
+    Scores,
+    minibatches,
+    score_policy,
+    standardize_labels,
+    state_values,
+    take_steps,
+)
 from etpo_jax.algorithms.gradients import (
     Backward,
     Metrics,
     Share,
-    all_finite,
     constrain,
-    guarded_step,
     in_microbatches,
     initial_key,
     next_state_values,
     over_devices,
 )
 from etpo_jax.algorithms.networks import Critic, Networks
-from etpo_jax.algorithms.token_scores import divergences, in_chunks, of_token, read_policy
+from etpo_jax.algorithms.token_scores import divergences
 from etpo_jax.config import Config
-from etpo_jax.divergence import categorical_kl, entropy, masked_mean
+from etpo_jax.divergence import masked_mean
 from etpo_jax.learning import LearningConfig
 from etpo_jax.roles import Role
-from etpo_jax.settings import option
+from etpo_jax.settings import option, parse_options
 from models.transformer import Decoder
+
+
+@dataclasses.dataclass(frozen=True)
+class ClippedUpdate:
+    """The value of `--clip_ratio`: the clip, and what is added to the update.
+
+    Attributes:
+      ratio: distance from 1 at which the ratio to the sampling policy is clipped.
+      max_kl: greatest `approximate_kl` of a minibatch, per token or per action, with which the
+        policy takes a step; None is no limit.
+      entropy: weight of the mean entropy of the policy's tokens, which is maximised too.
+      value_clip: see `value_loss`; None is no clip.
+      trace: "action" ends the trace of advantages with each action, "episode" lets it go on through
+        the actions of an episode within a collection.
+      standardize: whether advantages are standardised over the "collection" or each "minibatch".
+    """
+
+    ratio: float
+    max_kl: float | None = None
+    entropy: float = 0.0
+    value_clip: float | None = None
+    trace: str = "action"
+    standardize: str = "collection"
+
+    @classmethod
+    def parse(cls, text: str) -> "ClippedUpdate":
+        """Reads a value such as `0.2:max_kl=0.02,entropy=0.01`.
+
+        Raises:
+          ValueError: naming the flag, its value and what is allowed.
+        """
+        ratio, _, rest = text.partition(":")
+        numbers = dict.fromkeys(("max_kl", "entropy", "value_clip"), float)
+        names = {"trace": ("action", "episode"), "standardize": ("collection", "minibatch")}
+        options = parse_options("clip_ratio", rest, numbers | dict.fromkeys(names, str))
+        for name, choices in names.items():
+            if options.get(name, choices[0]) not in choices:
+                raise ValueError(f"--clip_ratio={text}: {name} must be one of {', '.join(choices)}")
+        try:
+            options["ratio"] = float(ratio)
+        except ValueError:
+            raise ValueError(f"--clip_ratio={text}: must begin with a number") from None
+        for name in ("ratio", *numbers):
+            least = "0 or more" if name == "entropy" else "above 0"
+            value = options.get(name, 1.0)
+            if not math.isfinite(value) or value < 0 or (value == 0 and name != "entropy"):
+                raise ValueError(f"--clip_ratio={text}: {name} must be {least}")
+        return cls(**options)
 
 
 @dataclasses.dataclass(frozen=True)
 class ClippedConfig(LearningConfig):
     """Settings that the clipped policy gradients have in common."""
 
-    clip_ratio: float = option(
-        0.2,
-        "Distance from 1 at which the ratio to the sampling policy is clipped.",
-        lower=0.0,
-        exclusive_lower=True,
-        traced=True,
+    beta: float = option(
+        0.05, "Weight of the KL to the reference; 0 is without it.", lower=0.0, traced=True
+    )
+    clip_ratio: str = option(
+        "0.2",
+        "Distance from 1 at which the ratio to the sampling policy is clipped. Additions to the "
+        "update follow a colon: 0.2:max_kl=0.02 takes no step of the policy on a minibatch whose "
+        "approximate KL to the sampling policy is larger, entropy=0.01 rewards entropy, "
+        "value_clip=0.2 limits how far a value moves, trace=episode (poad) continues the trace of "
+        "advantages into the next actions of the episode, standardize=minibatch standardises "
+        "advantages over each minibatch in place of the collection.",
     )
 
+    def __post_init__(self) -> None:
+        if isinstance(self.clip_ratio, numbers.Real) and not isinstance(self.clip_ratio, bool):
+            object.__setattr__(self, "clip_ratio", f"{self.clip_ratio:g}")
+        super().__post_init__()
+        _ = self.update
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ActorCriticState:
-    """Everything that a gradient step changes.
+    @functools.cached_property
+    def update(self) -> ClippedUpdate:
+        """`clip_ratio`, parsed."""
+        return ClippedUpdate.parse(self.clip_ratio)
 
-    Attributes:
-      policy: pi_phi.
-      critic: the value network, read by its scalar head only; None where there is none.
-      policy_optimizer, critic_optimizer: optax states; None without a critic.
-      step: gradient steps taken.
-    """
-
-    policy: Role
-    critic: Critic | None
-    policy_optimizer: Any
-    critic_optimizer: Any
-    step: Int[Array, ""]
-
-
-class Labels(NamedTuple):
-    """Constants of the gradient steps on a collection, from the parameters that sampled it.
-
-    Attributes:
-      reference_bjd: hidden states of the reference that score the action tokens.
-      advantage: standardised; [b] for whole actions, [b, j] for tokens.
-      target: what the value head regresses on, of the same shape, in reward units.
-    """
-
-    reference_bjd: Float[Array, "b j d"]
-    advantage: Float[Array, "*b"]
-    target: Float[Array, "*b"]
-
-
-class Scores(NamedTuple):
-    """Log pi (differentiable), log rho, KL and entropy of each action token, in nats."""
-
-    log_prob_bj: Float[Array, "b j"]
-    reference_log_prob_bj: Float[Array, "b j"]
-    kl_bj: Float[Array, "b j"]
-    entropy_bj: Float[Array, "b j"]
+    def traced_numbers(self) -> dict[str, float]:
+        update = self.update
+        return super().traced_numbers() | {
+            "ratio_clip": update.ratio,
+            "max_kl": update.max_kl or 0.0,
+            "entropy_weight": update.entropy,
+            "value_clip": update.value_clip or 0.0,
+        }
 
 
 class ActorCritic(Algorithm):
@@ -143,6 +185,7 @@ class ActorCritic(Algorithm):
         next_value_b: Float[Array, "b"],
         num_new: Int[Array, ""],
         hyper: Hyperparameters,
+        config: Config,
     ) -> tuple[Array, Array, Array]:
         """Advantage, regression target and mask of a collection, per action or per token.
 
@@ -153,6 +196,7 @@ class ActorCritic(Algorithm):
           next_value_b: values of the next states, 0 where the episode ended.
           num_new: rows that are no copies.
           hyper: traced numbers of the settings.
+          config: the settings.
         """
 
     @classmethod
@@ -250,10 +294,12 @@ class ActorCritic(Algorithm):
                     batch, lambda *prompts: state_values(networks, base, critic, *prompts)
                 )
             advantage, target, mask = cls.worth(
-                batch, scores.reference_log_prob_bj, value, next_value_b, num_new, hyper
+                batch, scores.reference_log_prob_bj, value, next_value_b, num_new, hyper, config
             )
-            labels = Labels(reference_bjd, standardize(advantage, mask), target)
-            return jax.lax.stop_gradient(labels)
+            if config.learning.update.standardize == "collection":
+                advantage = standardize(advantage, mask)
+            old_value = target if value is None else value
+            return jax.lax.stop_gradient(Labels(reference_bjd, advantage, target, old_value))
 
         return jax.jit(label)
 
@@ -264,7 +310,8 @@ class ActorCritic(Algorithm):
         It maps (state, base, collection, labels, rows, hyperparameters) to (state, metrics), where
         `rows` are the transitions of the minibatch. The state is donated. Metrics are named as for
         ETPO: `critic_loss` is the loss of the value head, `clipped_share` the share of the
-        minibatch whose ratio was outside the range in which it is not clipped.
+        minibatch whose ratio was outside the range in which it is not clipped. With `max_kl`,
+        `approximate_kl` is what it limits and `skipped_policy_steps` 1 where no step was taken.
         """
         transformation = optimizer.build(config)
 
@@ -279,6 +326,8 @@ class ActorCritic(Algorithm):
             # The microbatches are of other rows than those that blocks were counted for.
             batch = dataclasses.replace(batch, microbatch_blocks=Blocks())
             data = jax.tree.map(lambda leaf: over_devices(leaf[rows_m]), (batch, labels))
+            if config.learning.update.standardize == "minibatch":
+                data = (data[0], standardize_labels(data[1], data[0].action_mask_bj))
             trained = (state.policy, state.critic)
 
             def backward(part: tuple[Batch, Labels], share: Share) -> Backward:
@@ -293,7 +342,8 @@ class ActorCritic(Algorithm):
                 mesh,
             )
             key = jax.random.fold_in(initial_key(config.run.seed), state.step)
-            state, metrics = take_steps(transformation, state, found, hyper, key)
+            max_kl = None if config.learning.update.max_kl is None else hyper.max_kl
+            state, metrics = take_steps(transformation, state, found, hyper, key, max_kl=max_kl)
             return constrain(state, mesh), metrics
 
         return jax.jit(step, donate_argnums=0)
@@ -310,138 +360,48 @@ class ActorCritic(Algorithm):
         mesh: Mesh,
         share: Share,
     ) -> Backward:
-        batch, labels = data
+        (batch, labels), update = data, config.learning.update
 
         def loss(trained: tuple[Role, Critic | None]) -> tuple[Array, Metrics]:
             policy, critic = trained
             scores = score_policy(
-                networks, config, base, policy, labels.reference_bjd, batch, hyper
+                networks,
+                config,
+                base,
+                policy,
+                labels.reference_bjd,
+                batch,
+                hyper,
+                has_entropy_gradient=bool(update.entropy),
             )
             log_ratio, mask = cls.log_ratio(scores, batch)
             value = labels.target
             if critic is not None:
                 value = cls.values(networks, base, critic, batch)
-            clip = {"clip_ratio": hyper.clip_ratio}
+            clip = {"clip_ratio": hyper.ratio_clip}
             entries = {
                 "policy_loss": clipped_surrogate(log_ratio, labels.advantage, mask, **clip),
-                "critic_loss": value_loss(value, labels.target, mask),
+                "critic_loss": value_loss(
+                    value,
+                    labels.target,
+                    mask,
+                    old_value=None if update.value_clip is None else labels.old_value,
+                    value_clip=hyper.value_clip,
+                ),
                 "target_mean": masked_mean(labels.target, mask),
                 "clipped_share": clipped_share(log_ratio, mask, **clip),
             }
+            if update.max_kl is not None:
+                entries["approximate_kl"] = approximate_kl(log_ratio, mask)
             of_entries = share.tokens if cls.is_per_token else share.actions
             per_action = divergences(scores.kl_bj, scores.entropy_bj, batch)
             metrics = {name: entry * of_entries for name, entry in entries.items()}
             metrics |= {name: entry * share.actions for name, entry in per_action.items()}
+            if update.entropy:
+                bonus = masked_mean(scores.entropy_bj, batch.action_mask_bj) * share.tokens
+                metrics["policy_loss"] -= hyper.entropy_weight * bonus
             return metrics["policy_loss"] + metrics["critic_loss"], metrics
 
         gradients, metrics = jax.grad(loss, has_aux=True)(trained)
         policy, critic = constrain(gradients, mesh)
         return Backward(metrics, (lambda after: policy, lambda after: critic))
-
-
-def take_steps(
-    transformation: optax.GradientTransformation,
-    state: ActorCriticState,
-    found: Backward,
-    hyper: Hyperparameters,
-    key: Key[Array, ""],
-) -> tuple[ActorCriticState, Metrics]:
-    """The steps of the policy and then of the value network, if there is one."""
-    metrics, (policy_gradient, critic_gradient) = found.metrics, found.gradients
-    keys = jax.random.split(key)
-    policy = guarded_step(
-        transformation,
-        policy_gradient(None),
-        state.policy,
-        state.policy_optimizer,
-        learning_rate=hyper.policy_learning_rate,
-        key=keys[0],
-        is_finite=all_finite(metrics),
-    )
-    metrics["policy_grad_norm"], is_taken = policy.norm, policy.is_taken
-    critic, critic_optimizer = state.critic, state.critic_optimizer
-    metrics["critic_grad_norm"] = jnp.float32(0)
-    if critic is not None:
-        moved = guarded_step(
-            transformation,
-            critic_gradient(policy.parameters),
-            critic,
-            critic_optimizer,
-            learning_rate=hyper.critic_learning_rate,
-            key=keys[1],
-            is_finite=is_taken,
-        )
-        critic, critic_optimizer, metrics["critic_grad_norm"], is_taken = moved
-    metrics["is_finite"] = is_taken.astype(jnp.float32)
-    taken = state.step + is_taken.astype(jnp.int32)
-    state = ActorCriticState(
-        policy.parameters, critic, policy.optimizer_state, critic_optimizer, taken
-    )
-    return state, metrics
-
-
-def score_policy(
-    networks: Networks,
-    config: Config,
-    base: Any,
-    policy: Role,
-    reference_bjd: Float[Array, "b j d"],
-    batch: Batch,
-    hyper: Hyperparameters,
-) -> Scores:
-    """Scores of the action tokens under the policy.
-
-    Args:
-      networks: how roles are read.
-      config: settings of the run; `loss_chunk_size` bounds the logits that exist at a time.
-      base: parameters of the reference.
-      policy: variables of the policy; differentiable.
-      reference_bjd: hidden states of the reference, see `Networks.action_hidden`.
-      batch: the actions.
-      hyper: temperature and support.
-    """
-
-    def score(inputs: tuple[Array, Array, Array]) -> Scores:
-        tokens_bj = inputs[-1]
-        policy_bjv, reference_bjv = read_policy(networks, base, policy, *inputs, hyper)
-        constant_bjv = jax.lax.stop_gradient(policy_bjv)
-        return Scores(
-            log_prob_bj=of_token(jax.nn.log_softmax(policy_bjv), tokens_bj),
-            reference_log_prob_bj=of_token(jax.nn.log_softmax(reference_bjv), tokens_bj),
-            kl_bj=categorical_kl(constant_bjv, reference_bjv),
-            entropy_bj=entropy(constant_bjv),
-        )
-
-    policy_bjd = networks.action_hidden(base, policy, batch)
-    inputs = (policy_bjd, reference_bjd, batch.action_tokens_bj)
-    scores: Scores = in_chunks(score, inputs, config.finetune.loss_chunk_size)
-    return scores
-
-
-def state_values(
-    networks: Networks,
-    base: Any,
-    critic: Critic,
-    tokens_bp: Array,
-    mask_bp: Array,
-    num_blocks: int = 0,
-) -> Float[Array, "b"]:
-    """Values of states, before any token of an action; arguments as `Networks.state_hidden`."""
-    hidden_bd = networks.state_hidden(base, critic.trunk, tokens_bp, mask_bp, num_blocks)
-    return networks.head(critic, hidden_bd)
-
-
-def minibatches(
-    size: int, minibatch_size: int, count: int, rng: np.random.Generator
-) -> Iterator[np.ndarray]:
-    """Yields the rows of `count` minibatches: passes in random order, cut into equal pieces.
-
-    A last piece that is too short is filled up from the beginning of its pass.
-    """
-    rows = np.empty(0, np.int32)
-    for _ in range(count):
-        if not len(rows):
-            rows = rng.permutation(size).astype(np.int32)
-            rows = np.resize(rows, -(-size // minibatch_size) * minibatch_size)
-        rows, chosen = rows[minibatch_size:], rows[:minibatch_size]
-        yield chosen

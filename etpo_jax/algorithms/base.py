@@ -27,9 +27,9 @@ from models.transformer import Decoder
 class Hyperparameters:
     """Numbers of the settings that compiled programs take as arguments, float32 scalars.
 
-    A pytree whose leaves are attributes: every setting of the algorithm that is declared with
-    `traced=True`, and `temperature` and `support_threshold` of the losses. Another value of them
-    does not compile again.
+    A pytree whose leaves are attributes: `traced_numbers` of the algorithm's settings, such as
+    those declared with `traced=True`, and `temperature` and `support_threshold` of the losses.
+    Another value of them does not compile again.
     """
 
     def __init__(self, **values: Any):
@@ -39,11 +39,7 @@ class Hyperparameters:
     def of(cls, config: Config) -> "Hyperparameters":
         """The numbers in the settings of a run."""
         learning = config.learning
-        values = {
-            field.name: getattr(learning, field.name)
-            for field in dataclasses.fields(learning)
-            if field.metadata["traced"]
-        }
+        values = learning.traced_numbers()
         values["temperature"] = (
             getattr(learning, "loss_temperature", None) or config.sampling.temperature
         )

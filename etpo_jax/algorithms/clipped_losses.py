@@ -49,8 +49,39 @@ def clipped_share(
     return masked_mean((jnp.abs(ratio - 1.0) > clip_ratio).astype(jnp.float32), mask)
 
 
+def approximate_kl(log_ratio: Float[Array, "*b"], mask: Bool[Array, "*b"]) -> Float[Array, ""]:
+    """Mean of x - 1 - log x, x = pi_new / pi_old of actions or tokens that pi_old sampled.
+
+    An unbiased estimate of KL(pi_old || pi_new) in nats that is never negative.
+    """
+    log_ratio = jnp.where(mask, log_ratio, 0.0)
+    return masked_mean(jnp.expm1(log_ratio) - log_ratio, mask)
+
+
 def value_loss(
-    value: Float[Array, "*b"], target: Float[Array, "*b"], mask: Bool[Array, "*b"]
+    value: Float[Array, "*b"],
+    target: Float[Array, "*b"],
+    mask: Bool[Array, "*b"],
+    *,
+    old_value: Float[Array, "*b"] | None = None,
+    value_clip: float | Float[Array, ""] = 0.0,
 ) -> Float[Array, ""]:
-    """Half the mean squared error of a value head; the target's gradient is stopped."""
-    return masked_mean(optax.losses.l2_loss(value, jax.lax.stop_gradient(target)), mask)
+    """Half the mean squared error of a value head; the target's gradient is stopped.
+
+    With `old_value`, the larger one of two errors counts: that of the value, and that of the value
+    moved no further than `value_clip` away from the old one (the value clip of PPO's first code).
+
+    Args:
+      value: differentiable.
+      target: what it regresses on.
+      mask: True for entries that count.
+      old_value: the value before the first step on these entries; None clips nothing.
+      value_clip: greatest distance from it, in reward units.
+    """
+    target = jax.lax.stop_gradient(target)
+    loss = optax.losses.l2_loss(value, target)
+    if old_value is not None:
+        old_value = jax.lax.stop_gradient(old_value)
+        clipped = old_value + jnp.clip(value - old_value, -value_clip, value_clip)
+        loss = jnp.maximum(loss, optax.losses.l2_loss(clipped, target))
+    return masked_mean(loss, mask)

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from etpo_jax.acting.transitions import Batch
-from etpo_jax.algorithms.actor_critic import ActorCritic, ClippedConfig, Scores
+from etpo_jax.algorithms.actor_critic import ActorCritic, ClippedConfig
 from etpo_jax.algorithms.base import Hyperparameters
+from etpo_jax.algorithms.clipped_steps import Scores
 from etpo_jax.algorithms.networks import Critic, Networks
+from etpo_jax.config import Config
 from etpo_jax.registry import register_algorithm
 from etpo_jax.settings import option
 from etpo_jax.soft_q import final_target, is_last_token
@@ -61,8 +63,8 @@ class Poad(ActorCritic):
         next_value_b: Float[Array, "b"],
         num_new: Int[Array, ""],
         hyper: Hyperparameters,
+        config: Config,
     ) -> tuple[Array, Array, Array]:
-        del num_new
         assert value is not None  # POAD always has a critic
         mask_bj = batch.action_mask_bj
         advantage_bj = lambda_advantages(
@@ -81,6 +83,17 @@ class Poad(ActorCritic):
             gamma_within=hyper.gamma_within,
             lambda_within=hyper.lambda_within,
         )
+        if config.learning.update.trace == "episode":
+            advantage_bj = continue_traces(
+                advantage_bj,
+                batch.continues_b,
+                mask_bj,
+                num_new,
+                num_envs=config.run.num_envs,
+                gamma=hyper.gamma,
+                gamma_within=hyper.gamma_within,
+                lambda_within=hyper.lambda_within,
+            )
         return advantage_bj, value + advantage_bj, mask_bj
 
     @classmethod
@@ -161,3 +174,50 @@ def lambda_advantages(
         backward, jnp.zeros_like(final_b), jnp.swapaxes(error_bj, 0, 1), reverse=True
     )
     return jax.lax.stop_gradient(jnp.swapaxes(advantage_jb, 0, 1))
+
+
+def continue_traces(
+    advantage_bj: Float[Array, "b j"],
+    continues_b: Float[Array, "b"],
+    mask_bj: Bool[Array, "b j"],
+    num_new: int | Int[Array, ""],
+    *,
+    num_envs: int,
+    gamma: float | Float[Array, ""],
+    gamma_within: float | Float[Array, ""] = 1.0,
+    lambda_within: float | Float[Array, ""],
+) -> Float[Array, "b j"]:
+    """Advantages whose trace goes on through the actions of an episode, from those of each action.
+
+    At the last token of an action A = delta + gamma lambda continues A', A' the advantage of the
+    first token of the episode's next action in the collection, 0 if there is none. The authors'
+    code of POAD does this. A' reaches token j weighted with (gamma_within lambda)^(n - 1 - j) more.
+
+    Args:
+      advantage_bj: result of `lambda_advantages`.
+      continues_b: 1 where the episode goes on, 0 where it ended.
+      mask_bj: True for the tokens of the action; they come first (right padding).
+      num_new: row i is a copy of row i % num_new.
+      num_envs: episodes side by side; the next action of row i's episode is row i + num_envs. The
+        number of rows is a multiple of it.
+      gamma, gamma_within, lambda_within: as in `lambda_advantages`.
+
+    Returns:
+      [b, j] in reward units; 0 where the mask is False.
+    """
+    b, j = advantage_bj.shape
+    row_b = jnp.arange(b)
+    weight_b = jnp.where(row_b + num_envs < num_new, gamma * lambda_within * continues_b, 0.0)
+    left_bj = jnp.sum(mask_bj, axis=1, keepdims=True) - 1 - jnp.arange(j)
+    decay_bj = jnp.where(mask_bj, (gamma_within * lambda_within) ** jnp.maximum(left_bj, 0), 0.0)
+
+    def backward(following_e, columns):
+        first_e, decay_e, weight_e = columns
+        carried_e = weight_e * following_e
+        return first_e + decay_e * carried_e, carried_e
+
+    steps = (advantage_bj[:, 0], decay_bj[:, 0], weight_b)
+    columns = jax.tree.map(lambda x: x.reshape(b // num_envs, num_envs), steps)
+    _, carried_te = jax.lax.scan(backward, jnp.zeros(num_envs), columns, reverse=True)
+    found_bj = advantage_bj + decay_bj * carried_te.reshape(b, 1)
+    return jax.lax.stop_gradient(found_bj[row_b % num_new])

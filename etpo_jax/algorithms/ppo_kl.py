@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from etpo_jax.acting.transitions import Batch
-from etpo_jax.algorithms.actor_critic import ActorCritic, ClippedConfig, Scores, state_values
+from etpo_jax.algorithms.actor_critic import ActorCritic, ClippedConfig
 from etpo_jax.algorithms.base import Hyperparameters
+from etpo_jax.algorithms.clipped_steps import Scores, state_values
 from etpo_jax.algorithms.networks import Critic, Networks
 from etpo_jax.config import Config
 from etpo_jax.divergence import action_log_ratio
@@ -35,6 +36,10 @@ class PpoKlConfig(ClippedConfig):
 
     def check(self, config: Config) -> None:
         super().check(config)
+        if self.update.trace != "action":
+            raise ValueError(f"--clip_ratio={self.clip_ratio}: only poad has trace=episode")
+        if self.update.value_clip is not None and self.baseline != "value":
+            raise ValueError(f"--clip_ratio={self.clip_ratio}: value_clip needs --baseline=value")
         if self.baseline == "leave_one_out" and config.run.collection_size < 2:
             raise ValueError(
                 f"--num_envs={config.run.num_envs}: --baseline=leave_one_out needs at least two "
@@ -68,7 +73,9 @@ class PpoKl(ActorCritic):
         next_value_b: Float[Array, "b"],
         num_new: Int[Array, ""],
         hyper: Hyperparameters,
+        config: Config,
     ) -> tuple[Array, Array, Array]:
+        del config
         # mu, the distribution that was really sampled from, is the old policy of the ratio.
         reward_b = kl_reward(
             batch.reward_b,

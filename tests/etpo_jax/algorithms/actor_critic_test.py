@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 import models
 from etpo_jax.acting.transitions import Batch
+from etpo_jax.algorithms.actor_critic import ClippedConfig, ClippedUpdate
 from etpo_jax.algorithms.base import Hyperparameters
 from etpo_jax.algorithms.networks import Networks
 from etpo_jax.config import Config
@@ -45,7 +47,7 @@ MODES = {
 
 
 def make_config(mode, **values):
-    settings = {"beta": BETA, "gamma": GAMMA, "clip_ratio": CLIP, "support_threshold": 0.0}
+    settings = {"beta": BETA, "gamma": GAMMA, "clip_ratio": str(CLIP), "support_threshold": 0.0}
     return Config.from_dict({**settings, **MODES[mode], **values})
 
 
@@ -286,3 +288,110 @@ def test_the_state_starts_as_the_reference_in_buffers_of_its_own(base):
     jax.tree.map(np.testing.assert_array_equal, state.critic.trunk["params"], base)
     pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((state, base))]
     assert len(set(pointers)) == len(pointers)
+
+
+AUTHORS = "0.2:max_kl={},entropy=0.3,value_clip=0.1,standardize=minibatch"
+
+
+@pytest.mark.parametrize("mode", ["ppo_kl", "poad"])
+def test_the_authors_update_equals_the_formulas_row_by_row(base, mode):
+    """Guard, entropy bonus, clipped values and advantages standardised over half a collection."""
+    batch, state = make_batch(), make_state(base, mode)
+    chosen = np.array([0, 3])
+    rows = rows_of(base, state, batch)
+    advantage, target, log_ratio, value = expected_entries([rows[row] for row in chosen], mode)
+    # Far from the sampled values, so that the clip of values acts.
+    moved = value + np.random.default_rng(0).normal(size=value.shape)
+    config = make_config(mode, clip_ratio=AUTHORS.format(1e6), minibatch_size=2)
+    hyper = Hyperparameters.of(config)
+    label = config.algorithm.make_label(NETWORKS, config)
+    found = label(state, base, batch, jnp.int32(4), hyper)
+    mask = batch.action_mask_bj[chosen] if mode == "poad" else np.ones(2, bool)
+    np.testing.assert_allclose(
+        np.asarray(found.advantage)[chosen][mask], advantage, rtol=2e-3, atol=1e-3
+    )
+    old_value = np.array(found.old_value)
+    np.testing.assert_allclose(old_value[chosen][mask], value, rtol=2e-3, atol=1e-3)
+    filled = old_value[chosen]
+    filled[mask] = moved
+    old_value[chosen] = filled
+    found = found._replace(old_value=jnp.asarray(old_value))
+    entropies = []
+    for row in chosen:
+        prompt = batch.prompt_tokens_bp[row][batch.prompt_mask_bp[row]]
+        action = batch.action_tokens_bj[row][batch.action_mask_bj[row]]
+        new, _ = row_outputs(state.policy["params"], None, prompt, action)
+        entropies += list(-(np.exp(new) * new).sum(axis=1))
+    standardised = (advantage - advantage.mean()) / advantage.std()
+    ratio = np.exp(log_ratio)
+    clipped = np.clip(ratio, 1 - CLIP, 1 + CLIP)
+    surrogate = -np.minimum(ratio * standardised, clipped * standardised).mean()
+    near = moved + np.clip(value - moved, -0.1, 0.1)
+    squares = np.maximum(np.square(value - target), np.square(near - target))
+    approximate_kl = np.mean(ratio - 1 - log_ratio)
+
+    def take(max_kl):
+        config = make_config(mode, clip_ratio=AUTHORS.format(max_kl), minibatch_size=2)
+        step = config.algorithm.make_step(NETWORKS, config, build_mesh())
+        state = make_state(base, mode)
+        return step(state, base, batch, found, chosen, Hyperparameters.of(config))
+
+    after, metrics = take(1.01 * approximate_kl)
+    expected = {
+        "policy_loss": surrogate - 0.3 * np.mean(entropies),
+        "critic_loss": 0.5 * squares.mean(),
+        "approximate_kl": approximate_kl,
+        "skipped_policy_steps": 0.0,
+        "is_finite": 1.0,
+    }
+    for name, number in expected.items():
+        np.testing.assert_allclose(metrics[name], number, rtol=3e-3, atol=1e-4, err_msg=name)
+    stopped, metrics = take(0.99 * approximate_kl)
+    assert (metrics["skipped_policy_steps"], metrics["is_finite"]) == (1.0, 1.0)
+    jax.tree.map(np.testing.assert_array_equal, stopped.policy, state.policy)
+    jax.tree.map(np.testing.assert_array_equal, stopped.critic, after.critic)
+    assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(stopped.policy_optimizer))
+    difference = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), after.policy, state.policy)
+    assert max(jax.tree.leaves(difference)) > 0
+
+
+def test_the_entropy_bonus_has_the_gradient_of_the_entropy(base):
+    """The step of a bonus alone (advantages 0) lowers the loss, which is minus the entropy."""
+    batch, state = make_batch(), make_state(base, "poad")
+    config = make_config("poad", clip_ratio="0.2:entropy=1", minibatch_size=4)
+    hyper = Hyperparameters.of(config)
+    found = config.algorithm.make_label(NETWORKS, config)(state, base, batch, jnp.int32(4), hyper)
+    found = found._replace(advantage=jnp.zeros_like(found.advantage))
+    step = config.algorithm.make_step(NETWORKS, config, build_mesh())
+    losses = []
+    for _ in range(3):
+        state, metrics = step(state, base, batch, found, np.arange(4), hyper)
+        losses.append(float(metrics["policy_loss"]))
+    assert losses[0] > losses[1] > losses[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "--clip_ratio=: must begin with a number"),
+        ("0", "--clip_ratio=0: ratio must be above 0"),
+        ("0.2:max_kl=-1", "max_kl must be above 0"),
+        ("0.2:entropy=-1", "entropy must be 0 or more"),
+        ("0.2:trace=token", "trace must be one of action, episode"),
+        ("0.2:clip=1", "'clip=1' must be one of max_kl=..., entropy=..., value_clip=..., trace="),
+    ],
+)
+def test_wrong_additions_to_the_update_are_refused(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make_config("poad", clip_ratio=text)
+
+
+def test_additions_that_an_algorithm_lacks_are_refused():
+    with pytest.raises(ValueError, match="only poad has trace=episode"):
+        make_config("ppo_kl", clip_ratio="0.2:trace=episode")
+    with pytest.raises(ValueError, match="value_clip needs --baseline=value"):
+        make_config("leave_one_out", clip_ratio="0.2:value_clip=0.2")
+
+
+def test_a_number_alone_is_the_clip():
+    assert ClippedConfig(clip_ratio=0.25).update == ClippedUpdate(0.25)

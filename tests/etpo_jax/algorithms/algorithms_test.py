@@ -8,7 +8,7 @@ import pytest
 from env.tasks.toy import LETTERS, PLACES, ToyTask
 from etpo_jax import build
 from etpo_jax.acting.rollout import TokenPrompts
-from etpo_jax.algorithms.actor_critic import minibatches
+from etpo_jax.algorithms.clipped_steps import minibatches
 from etpo_jax.build import Language
 from etpo_jax.config import Config
 from etpo_jax.devices.mesh import build_mesh

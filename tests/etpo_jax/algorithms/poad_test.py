@@ -139,3 +139,59 @@ def test_padding_and_gradients_change_nothing():
         ).sum()
 
     np.testing.assert_array_equal(jax.grad(total)(*arrays(case, "value")), np.zeros((4, 5)))
+
+
+@pytest.mark.parametrize("gamma_within", [1.0, 0.9])
+@pytest.mark.parametrize("num_new", [6, 5])
+def test_continued_traces_equal_the_loop_through_episodes(gamma_within, num_new):
+    """Two episodes side by side for three steps, against the whole episode token by token."""
+    rng, num_envs, j, lambda_ = np.random.default_rng(7), 2, 4, 0.7
+    lengths = np.array([4, 1, 2, 3, 1, 2])
+    mask = np.arange(j) < lengths[:, None]
+    reward, value = rng.normal(size=(6, j)) * mask, rng.normal(size=(6, j))
+    continues = np.array([1.0, 1.0, 0.0, 1.0, 1.0, 1.0])  # the first episode ends after two steps
+    last_value = rng.normal(size=6)
+    rows = np.arange(6) % num_new
+    for row in range(num_new):  # the value of the next state is that of the next action's start
+        if continues[row] and row + num_envs < num_new:
+            last_value[row] = value[row + num_envs, 0]
+
+    expected = np.zeros((6, j))
+    for env in range(num_envs):
+        advantage = 0.0
+        for row in reversed(range(env, num_new, num_envs)):
+            for position in reversed(range(lengths[row])):
+                if position == lengths[row] - 1:
+                    after, trace = GAMMA * continues[row] * last_value[row], GAMMA * continues[row]
+                else:
+                    after, trace = gamma_within * value[row, position + 1], gamma_within
+                error = reward[row, position] + after - value[row, position]
+                advantage = error + trace * lambda_ * advantage
+                expected[row, position] = advantage
+    expected = expected[rows]
+
+    def array(values):
+        return jnp.asarray(values[rows], None if values.dtype == bool else jnp.float32)
+
+    alone = poad.lambda_advantages(
+        array(reward),
+        array(value),
+        array(last_value),
+        array(continues),
+        array(mask),
+        gamma=GAMMA,
+        gamma_within=gamma_within,
+        lambda_within=lambda_,
+    )
+    found = poad.continue_traces(
+        alone,
+        array(continues),
+        array(mask),
+        jnp.int32(num_new),
+        num_envs=num_envs,
+        gamma=GAMMA,
+        gamma_within=gamma_within,
+        lambda_within=lambda_,
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert np.abs(found - alone).max() > 0.05

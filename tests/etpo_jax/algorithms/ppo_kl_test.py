@@ -124,3 +124,39 @@ def test_clipped_share_and_value_loss_by_hand():
     np.testing.assert_allclose(share, 2 / 3, rtol=1e-6)
     loss = clipped_losses.value_loss(jnp.array([1.0, 2.0, 0.0, 9.0]), jnp.zeros(4), mask)
     np.testing.assert_allclose(loss, 0.5 * (1 + 4) / 3, rtol=1e-6)
+
+
+def test_approximate_kl_by_hand_and_in_expectation():
+    log_ratio = jnp.log(jnp.array([1.0, 2.0, 0.5, 9.0]))
+    mask = jnp.array([True, True, True, False])
+    expected = np.mean([0.0, 1 - np.log(2), -0.5 + np.log(2)])
+    np.testing.assert_allclose(clipped_losses.approximate_kl(log_ratio, mask), expected, rtol=1e-5)
+    old, new = np.array([0.2, 0.5, 0.3]), np.array([0.4, 0.35, 0.25])
+    per_token = [
+        clipped_losses.approximate_kl(jnp.log(jnp.array([b / a])), jnp.ones(1, bool))
+        for a, b in zip(old, new, strict=True)
+    ]
+    np.testing.assert_allclose(old @ np.array(per_token), old @ np.log(old / new), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected", "gradient"),
+    [
+        (1.1, 0.5 * 0.9**2, -0.9),  # within the clip
+        (1.5, 0.5 * 0.8**2, 0.0),  # beyond it towards the target: the clipped error is larger
+        (0.5, 0.5 * 1.5**2, -1.5),  # beyond it away from the target: its own error is larger
+    ],
+)
+def test_clipped_value_loss_by_hand(value, expected, gradient):
+    def loss(value):
+        return clipped_losses.value_loss(
+            value[None],
+            jnp.array([2.0]),
+            jnp.ones(1, bool),
+            old_value=jnp.array([1.0]),
+            value_clip=0.2,
+        )
+
+    found, slope = jax.value_and_grad(loss)(jnp.float32(value))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(slope, gradient, rtol=1e-5, atol=1e-6)

@@ -53,6 +53,21 @@ def test_baselines_see_and_sample_what_etpo_does():
         assert set(changed) <= keys
 
 
+def test_the_authors_poad_is_their_update():
+    """Their code's defaults and its script for data science; rates and sampling are ours."""
+    changed = difference("poad_authors", "poad")
+    assert changed == {
+        "num_envs": 4,
+        "steps_per_update": 8,
+        "minibatch_size": 8,
+        "beta": 0.0,
+        "gamma": 0.95,
+        "clip_ratio": "0.2:max_kl=0.02,entropy=0.01,value_clip=0.2,trace=episode,"
+        "standardize=minibatch",
+        "optimizer": "adamw:b1=0.9,b2=0.999,eps=1e-5,weight_decay=0,clip_norm=0.5",
+    }
+
+
 def test_the_exact_etpo_differs_in_how_it_learns_only():
     changed = difference("etpo_exact", "etpo")
     assert changed["policy_loss"] == "exact"
