@@ -133,15 +133,21 @@ def prefill(
         (cache, _), last_cbd = jax.lax.scan(read, state, chunks)
         x_bd = last_cbd[-1]
     # Room for new tokens comes afterwards: attention costs what the whole cache holds.
-    rest = (0, cache_length - p)
-    cache = [
+    cache = [{"k": entry["k"][..., m - p :], "v": entry["v"][:, :, m - p :]} for entry in cache]
+    cache = grow(cache, cache_length)
+    return _logits(weights, config, x_bd), cache
+
+
+def grow(cache: Cache, length: int) -> Cache:
+    """The cache with empty slots behind its own, so that it has `length` of them."""
+    rest = (0, length - cache[0]["k"].shape[3])
+    return [
         {
-            "k": jnp.pad(entry["k"][..., m - p :], ((0, 0), (0, 0), (0, 0), rest)),
-            "v": jnp.pad(entry["v"][:, :, m - p :], ((0, 0), (0, 0), rest, (0, 0))),
+            "k": jnp.pad(entry["k"], ((0, 0), (0, 0), (0, 0), rest)),
+            "v": jnp.pad(entry["v"], ((0, 0), (0, 0), rest, (0, 0))),
         }
         for entry in cache
     ]
-    return _logits(weights, config, x_bd), cache
 
 
 def _read_chunk(
@@ -208,8 +214,6 @@ def decode_step(
 
     def attend_all(q_bsnh: Array, entry: dict[str, Array]) -> Array:
         if attention != "splash":
-            length = key_mask_bm.shape[1]
-            entry = {"k": entry["k"][..., :length], "v": entry["v"][:, :, :length]}
             return attend(q_bsnh, *_views(entry), key_mask_bm[:, None])
         newest = flash_decode.attend_newest(q_bsnh[:, 0], entry["k"], entry["v"], key_mask_bm)
         return newest[:, None]

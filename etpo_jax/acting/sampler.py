@@ -21,13 +21,13 @@ from etpo_jax.acting.sampling import Truncation
 from etpo_jax.config import SamplingConfig
 from etpo_jax.distribution import MASKED, TILT
 from models.config import DecoderConfig
-from models.decode import Cache, Weights, decode_step, num_slots, prefill
+from models.decode import Cache, Weights, decode_step, grow, num_slots, prefill
 from models.sharding import shard
 
 # Tokens between two looks at whether all rows have ended, on accelerators.
 _STEPS_UNTIL_CHECK = 4
-# Attention costs what it reads of the cache. Decoding is a sequence of loops, each of which reads
-# the slots up to the last one that it fills. Every loop is compiled, so there are few.
+# Attention reads the whole cache, so decoding is a sequence of loops, and before each of them the
+# cache grows by the tokens that it may choose. Every loop is compiled, so there are few.
 _LEAST_SEGMENT = 64
 _MAX_SEGMENTS = 4
 
@@ -197,53 +197,51 @@ def _generate(
 ) -> Generation:
     """The jitted part of `Sampler.generate`, for the policy or the policy and the reference."""
     b, p = keys_b.shape[0], prompt_tokens_bp.shape[1]
-    prompt_mask_bp = shard(jnp.asarray(prompt_mask_bp), "b", "-")
-    prompt_tokens_bp = shard(jnp.asarray(prompt_tokens_bp), "b", "-")
-    slot_m = jnp.arange(num_slots(p + static.max_new_tokens, static.attention), dtype=jnp.int32)
+    mask_bp = shard(jnp.asarray(prompt_mask_bp), "b", "-")
+    tokens_bp = shard(jnp.asarray(prompt_tokens_bp), "b", "-")
+    ends = _ends_of_segments(static)
     read = [
         prefill(
             weights,
             static.config,
-            prompt_tokens_bp,
-            prompt_mask_bp,
-            slot_m.size,
+            tokens_bp,
+            mask_bp,
+            num_slots(p + ends[0], static.attention),
             attention=static.attention,
         )
         for weights in networks
     ]
-    # Among the slots behind the prompt, all up to the current one are real.
-    slot_mask_bm = jnp.pad(prompt_mask_bp, ((0, 0), (0, slot_m.size - p)), constant_values=True)
-    prompt_length_b = jnp.sum(prompt_mask_bp, axis=-1, dtype=jnp.int32)
+    prompt_length_b = jnp.sum(mask_bp, axis=-1, dtype=jnp.int32)
     # A shared prompt was read once; every row continues from its own copy.
-    (logits, caches), prompt_length_b, slot_mask_bm = jax.tree.map(
+    (logits, caches), prompt_length_b, mask_bp = jax.tree.map(
         lambda x: jnp.broadcast_to(x, (b, *x.shape[1:])),
-        (tuple(zip(*read, strict=True)), prompt_length_b, slot_mask_bm),
+        (tuple(zip(*read, strict=True)), prompt_length_b, mask_bp),
     )
     decoding = _Decoding(
         networks,
-        p,
+        mask_bp,
         prompt_length_b,
-        slot_m,
-        slot_mask_bm,
         keys_b,
         truncation,
         jnp.asarray(next_state_sv),
         static=static,
     )
     state = decoding.choose(_before_the_first_token(b, caches, static), logits)
-    for end in _ends_of_segments(static):
-        state = decoding.run(state, end)
+    for end in ends:
+        length = num_slots(p + end, static.attention)
+        caches = tuple(grow(cache, length) for cache in state.caches)
+        state = decoding.run(state._replace(caches=caches), end)
     return state.generation
 
 
-def _ends_of_segments(static: _Static) -> range:
-    """Numbers of chosen tokens at which decoding goes over to a loop that reads more slots."""
+def _ends_of_segments(static: _Static) -> list[int]:
+    """Numbers of chosen tokens at which decoding goes over to a loop with a longer cache."""
     last = static.max_new_tokens
     if static.attention == "splash":  # its kernel reads no more than the filled slots anyway
-        return range(last, last + 1)
+        return [last]
     num_segments = min(_MAX_SEGMENTS, -(-last // _LEAST_SEGMENT))
     length = -(-last // (num_segments * _STEPS_UNTIL_CHECK)) * _STEPS_UNTIL_CHECK
-    return range(length, last + length, length)
+    return [*range(length, last, length), last]
 
 
 def _before_the_first_token(b: int, caches: tuple[Cache, ...], static: _Static) -> _LoopState:
@@ -268,10 +266,8 @@ class _Decoding:
 
     Attributes:
       networks: weights of the policy, and of the reference where sampling reads it.
-      num_prompt_slots: slots of the cache that prompts take, padding included.
-      prompt_length_b: real tokens of each prompt.
-      slot_m: indices of the slots of the cache.
-      slot_mask_bm: True for real prompt tokens and everywhere behind the prompt.
+      prompt_mask_bp: True for real tokens of the prompts, which take the first slots of the cache.
+      prompt_length_b: number of real tokens of each prompt.
       keys_b: random key of each row.
       truncation: how logits become the distribution that is sampled from.
       next_state_sv: state that a token leads to from each state, stop tokens included.
@@ -279,10 +275,8 @@ class _Decoding:
     """
 
     networks: tuple[Weights, ...]
-    num_prompt_slots: int
+    prompt_mask_bp: Bool[Array, "b p"]
     prompt_length_b: Int[Array, "b"]
-    slot_m: Int[Array, "m"]
-    slot_mask_bm: Bool[Array, "b m"]
     keys_b: Key[Array, "b"]
     truncation: Truncation
     next_state_sv: UInt8[Array, "s v"]
@@ -295,7 +289,6 @@ class _Decoding:
         waits for the host then. Until then ended rows get padding, and what a row gets beyond
         `max_new_tokens` is dropped.
         """
-        num_read = min(self.num_prompt_slots + end, self.slot_m.size)
         steps = jax.lax.platform_dependent(
             cpu=lambda: jnp.int32(1), default=lambda: jnp.int32(_STEPS_UNTIL_CHECK)
         )
@@ -304,15 +297,18 @@ class _Decoding:
             return (state.step < end) & ~jnp.all(self.is_ended(state))
 
         def append_some(state: _LoopState) -> _LoopState:
-            return jax.lax.fori_loop(0, steps, lambda _, s: self.append(s, num_read), state)
+            return jax.lax.fori_loop(0, steps, lambda _, one: self.append(one), state)
 
         return jax.lax.while_loop(is_running, append_some, state)
 
-    def append(self, state: _LoopState, num_read: int) -> _LoopState:
-        """Reads the last token into the caches, then chooses the next, given the first slots."""
-        slot = self.num_prompt_slots + state.step - 1
+    def append(self, state: _LoopState) -> _LoopState:
+        """Reads the last token into the caches, then chooses the next."""
+        p, m = self.prompt_mask_bp.shape[1], state.caches[0][0]["k"].shape[3]
+        slot = p + state.step - 1
         position_b = self.prompt_length_b + state.step - 1
-        key_mask_bm = self.slot_mask_bm[:, :num_read] & (self.slot_m[:num_read] <= slot)
+        # Among the slots behind the prompt, all up to the current one are real.
+        real_bm = jnp.pad(self.prompt_mask_bp, ((0, 0), (0, m - p)), constant_values=True)
+        key_mask_bm = real_bm & (jnp.arange(m, dtype=jnp.int32) <= slot)
         read = [
             decode_step(
                 weights,
