@@ -2,21 +2,19 @@
 
     python -m benchmarks.study --setting='base:' --setting='beta 0.1: --beta=0.1' --seeds=0,1,2
     python -m benchmarks.study --vary=beta=0.05,0.1,0.2 --vary=temperature=0.7,1 --jobs=2
+    python -m benchmarks.study --rows=docs/studies/sensitivity/runs.csv
 
 Every run is an ordinary run of `etpo_jax.train` with a run directory of its own below --output. The
 same command again keeps finished runs and continues the others. One row per run goes to runs.csv in
 --output; the printed table has the mean over seeds and, for the reward, the range over seeds.
 """
 
-import csv
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import pandas as pd
 from absl import flags
 
 from env import command_line
@@ -24,6 +22,7 @@ from env.base import UsageError
 from etpo_jax.launch_files import launch_folder
 from etpo_jax.reproduction import grid, measures
 from etpo_jax.reproduction.grid import Cell, Progress
+from etpo_jax.reproduction.tables import Table
 from etpo_jax.runs.stopping import StopSignals
 
 _flags = flags.FlagValues()
@@ -54,14 +53,20 @@ _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time.", lower_bound=1,
 _OUTPUT = flags.DEFINE_string(
     "output", "results/study", "Folder of the runs and runs.csv.", flag_values=_flags
 )
-_FIFTHS = tuple(f"reward_fifth_{number}" for number in range(1, 6))
-_LAST_FIFTH = ("kl_fifth_5", "entropy", "distinct_programs", "repeated")
-_SHOWN = (_FIFTHS[0], _FIFTHS[2], _FIFTHS[4], *_LAST_FIFTH, "reward_best", "seconds")
-
-Row = dict[str, Any]
+_ROWS = flags.DEFINE_string(
+    "rows", None, "A runs.csv whose table is printed; nothing is run.", flag_values=_flags
+)
+_REWARD = "reward_fifth_5"
+_SHOWN = (
+    *("reward_fifth_1", "reward_fifth_3", _REWARD, "kl_fifth_5", "entropy", "distinct_programs"),
+    *("repeated", "reward_best", "seconds"),
+)
 
 
 def main() -> int:
+    if _ROWS.value is not None:
+        print(table(pd.read_csv(_ROWS.value)))
+        return 0
     settings = _settings()
     if not all(seed.isdecimal() for seed in _SEEDS.value):
         raise UsageError(f"--seeds={','.join(_SEEDS.value)}: must be whole numbers from 0 on")
@@ -93,11 +98,8 @@ def main() -> int:
             read = measures.read(cell, cell.folder(output))
             rows.append({"setting": name, "flags": given, **measures.row(read)})
     if rows:
-        with open(output / "runs.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        print(table(rows))
+        pd.DataFrame(rows).to_csv(output / "runs.csv", index=False)
+        print(table(pd.DataFrame(rows)))
     return 0 if len(finished) == len(cells) else 1
 
 
@@ -134,22 +136,17 @@ def _show(progress: Progress) -> None:
     print(progress.line(), file=sys.stderr, flush=True)
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: pd.DataFrame) -> str:
     """A Markdown table with one row per setting and data set, means over seeds."""
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["setting"], row["dataset"]), []).append(row)
-    columns = ["setting", "dataset", "seeds", *_SHOWN]
-    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    for names, group in groups.items():
-        cells = [*names, str(len(group))]
-        for column in _SHOWN:
-            values = [row[column] for row in group]
-            cells.append(f"{np.mean(values):.3f}")
-            if column == _FIFTHS[-1]:
-                cells[-1] += f" ({min(values):.3f} to {max(values):.3f})"
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    shown = [column for column in _SHOWN if column in rows]
+    lines = []
+    for names, group in rows.groupby(["setting", "dataset"], sort=False):
+        cells = {column: f"{group[column].mean():.3f}" for column in shown}
+        reward = group[_REWARD]
+        cells[_REWARD] += f" ({reward.min():.3f} to {reward.max():.3f})"
+        lines.append([*names, str(len(group)), *cells.values()])
+    title = "Means over seeds, and the range of the reward"
+    return Table("study", title, ["setting", "dataset", "seeds", *shown], lines).markdown()
 
 
 if __name__ == "__main__":

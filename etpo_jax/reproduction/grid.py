@@ -18,6 +18,7 @@ from tqdm import tqdm
 from etpo_jax.runs import directory, files
 
 _POLL_S = 0.1
+_REASON_LENGTH = 500
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -227,6 +228,6 @@ def _error(cell: Cell, output: Path, code: int, num_env_steps: int) -> str:
     if code == 0 and is_finished(cell.folder(output), num_env_steps):
         return ""
     text = cell.log(output).read_text(errors="replace").strip()
-    last = text.splitlines()[-1] if text else "it printed nothing"
+    last = text.splitlines()[-1][:_REASON_LENGTH] if text else "it printed nothing"
     reason = "did not finish" if code == 0 else f"exit code {code}"
     return f"{reason}, {last} (see {cell.log(output)})"

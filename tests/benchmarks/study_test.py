@@ -17,6 +17,13 @@ def test_a_study_runs_every_cell_once_and_writes_one_row_for_each(tmp_path):
     assert "2 of 2 cells" in again.stderr.splitlines()[0]
     with open(tmp_path / "runs.csv", newline="") as file:
         rows = list(csv.DictReader(file))
+    shown = subprocess.run(
+        [*command[:3], f"--rows={tmp_path / 'runs.csv'}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout == first.stdout
     assert [row["setting"] for row in rows] == ["cool", "algorithm=reflection"]
     assert all(-1 <= float(row["reward_fifth_5"]) <= float(row["reward_best"]) for row in rows)
     assert "| cool | balance_scale | 1 |" in first.stdout
