@@ -103,16 +103,17 @@ _FRONTIER = (
 def progress(protocol: Protocol, rows: pd.DataFrame) -> Table:
     """What has been run of each stage."""
     lines = []
+    waiting: set[str] = set()  # methods with an earlier stage that is not finished
     for stage in protocol.stages:
-        left = len(search.missing(protocol, stage, rows))
+        values = np.prod([len(v) for v in stage.vary.values()], dtype=int)
         count = sum(
             min(stage.keep or protocol.num_settings, len(protocol.draws(method)))
             for method in stage.methods
         )
-        values = np.prod([len(v) for v in stage.vary.values()], dtype=int)
         total = count * len(stage.seeds) * len(stage.datasets) * values
-        waits = not all(len(protocol.candidates(stage, m, rows)) for m in stage.methods)
-        done = 0 if waits else total - left
+        left = len(search.missing(protocol, stage, rows))
+        done = 0 if waiting & set(stage.methods) else total - left
+        waiting |= set(stage.methods) if done < total else set()
         lines.append([stage.name, ", ".join(stage.methods), f"{done} of {total}"])
     return Table("progress", "Runs", ["stage", "methods", "finished"], lines)
 
@@ -356,7 +357,9 @@ def _soft_optimum(rewards: Float[np.ndarray, "n"]) -> Float[np.ndarray, "k"]:
 
 def _swept(protocol: Protocol, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Rows of each method's best setting with any beta, on the seeds of the sweep."""
-    found = {}
+    found: dict[str, pd.DataFrame] = {}
+    if "final_kl" not in rows:
+        return found
     for stage in protocol.stages:
         for method in stage.methods if stage.vary else ():
             numbers = protocol.candidates(stage, method, rows)

@@ -68,6 +68,13 @@ def test_intervals_of_paired_differences_cover_what_they_say(num_seeds, skew):
     )
 
 
+@pytest.mark.parametrize("num_seeds", [3, 5, 10])
+def test_skewed_errors_cost_coverage_on_one_data_set(num_seeds):
+    errors = np.random.default_rng(2).exponential(size=(500, num_seeds)) - 1
+    found = statistics.mean([errors])
+    assert 0.86 <= np.mean((found.low <= 0) & (found.high >= 0)) <= 0.93
+
+
 def test_paired_difference_sees_what_seeds_share():
     theirs = runs([0.0, 5.0, -7.0, 2.0])
     found = statistics.paired_difference([theirs[0] + [0.1, 0.1, 0.1, 0.2]], theirs)
