@@ -34,7 +34,6 @@ from etpo_jax.runs import (
     fingerprint,
     policy_folder,
     progress,
-    report,
 )
 from etpo_jax.runs.best import Best
 from etpo_jax.runs.checkpoint import Checkpoints, committed_steps, read_role
@@ -324,8 +323,7 @@ class Trainer:
         if hosts.is_first() and loop.env_step:
             if loop.env_step >= config.run.num_env_steps:
                 run.mark_finished({"env_step": loop.env_step, "update": loop.counters.update})
-            report.write_curve(run.path)
-            report.write_report(run.path)
+            self._draw(run.path)
 
     def _run(self, run: RunDirectory, loop: Loop, stop: StopSignals) -> None:
         """The loop with all that watches it; of several hosts the first one's watchers speak."""
@@ -352,12 +350,30 @@ class Trainer:
             loop.run(is_stopped, on_update)
 
     def _add_missing_scores(self, path: Path) -> None:
-        """Completes a finished run that ended before its scores were written."""
+        """Completes a finished run that ended before its scores or its report were written."""
+        if not hosts.is_first():
+            return
         _, best = _read_results(path)
         is_missing = not (path / directory.SCORES).exists() and best and best.split_scores
-        if hosts.is_first() and is_missing:
+        if is_missing:
             self._score(path, best, self._open_task())
-            report.write_report(path)
+        if is_missing or not (path / directory.REPORT).exists():
+            self._draw(path)
+
+    def _draw(self, path: Path) -> None:
+        """Writes `curve.png` and `report.html`; training itself does not need matplotlib."""
+        try:
+            from etpo_jax.runs import report
+        except ModuleNotFoundError as error:
+            if error.name != "matplotlib":
+                raise
+            self._say(
+                "No curve.png and no report.html: matplotlib is not installed. The same command "
+                "where it is, on a copy of the run as well, writes them."
+            )
+            return
+        report.write_curve(path)
+        report.write_report(path)
 
     @contextlib.contextmanager
     def _progress(self, total: int, start: int) -> Iterator[Callable[[Row], None]]:

@@ -3,6 +3,9 @@
 import json
 import pathlib
 import re
+import shutil
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -130,6 +133,35 @@ def test_a_finished_run_is_not_trained_again(trained):
     again = make(result.run_dir, callbacks=[called.append]).train()
     assert (result.run_dir / "metrics.jsonl").read_text() == before
     assert (called, again.metrics, again.best) == ([], result.metrics, result.best)
+
+
+def test_a_run_without_matplotlib_is_complete_and_drawn_later(trained, tmp_path, capsys):
+    run = shutil.copytree(trained[1].run_dir, tmp_path / "carried")
+    for name in ("report.html", "curve.png"):
+        (run / name).unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in sys.modules if name.startswith("etpo_jax.runs.report")]:
+            patch.delitem(sys.modules, name)
+        patch.delattr("etpo_jax.runs.report", raising=False)
+        patch.delitem(sys.modules, "etpo_jax.runs.charts", raising=False)
+        patch.delattr("etpo_jax.runs.charts", raising=False)
+        patch.setitem(sys.modules, "matplotlib", None)
+        make(run, quiet=False).train()
+        assert "matplotlib is not installed" in capsys.readouterr().out
+        assert not (run / "report.html").exists()
+    make(run).train()
+    assert (run / "report.html").exists()
+    assert (run / "curve.png").exists()
+
+
+def test_what_draws_or_fetches_need_not_be_installed_to_train():
+    optional = ("matplotlib", "tensorboardX", "openml", "openpyxl", "arff", "torch", "requests")
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({optional}))
+import etpo_jax.train
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_another_setting_is_refused_until_the_run_is_given_up(trained, tmp_path):
