@@ -65,28 +65,51 @@ class AuthorsStages:
         return self._to_host(generated[:, tokens.shape[1] :])
 
     def targets(
-        self, prompt_bp: np.ndarray, action_bj: np.ndarray, reward_b: np.ndarray
+        self,
+        prompt_bp: np.ndarray,
+        action_bj: np.ndarray,
+        reward_b: np.ndarray,
+        next_prompt_bp: np.ndarray,
+        continues_b: np.ndarray,
     ) -> np.ndarray:
-        """Soft Bellman targets [b, j]: logits come to the host, a loop visits every token."""
-        tokens = self._to_device(np.concatenate([prompt_bp, action_bj], axis=1).astype(np.int64))
-        first = prompt_bp.shape[1] - 1
-        scored = []
-        with torch.inference_mode():
-            for network in (self._policy, self._reference, self._target):
-                logits = network(tokens).logits[:, first:-1].float()
-                scored.append(self._to_host(logits))
-        policy, reference, target_q = scored
-        beta, gamma = self._config.learning.beta, self._config.learning.gamma_within
+        """Soft Bellman targets [b, j]: logits come to the host, a loop visits every token.
+
+        The value of the next prompt is added to the reward where the episode continues.
+        """
+        scores = self._score(np.concatenate([prompt_bp, action_bj], axis=1), action_bj.shape[1])
+        next_scores = self._score(next_prompt_bp, 0)
+        learning = self._config.learning
         targets_bj = np.zeros(action_bj.shape, np.float32)
         for row in range(action_bj.shape[0]):
             following = reward_b[row]
+            if continues_b[row]:
+                following += learning.gamma * self._value(
+                    [logits[row, 0] for logits in next_scores]
+                )
             for j in reversed(range(action_bj.shape[1])):
                 targets_bj[row, j] = following
-                log_pi, log_rho = _log_softmax(policy[row, j]), _log_softmax(reference[row, j])
-                pi = np.exp(log_pi)
-                value = pi @ target_q[row, j] - beta * (pi @ (log_pi - log_rho))
-                following = gamma * value
+                value = self._value([logits[row, j] for logits in scores])
+                following = learning.gamma_within * value
         return targets_bj
+
+    def _score(self, tokens_bs: np.ndarray, num_actions: int) -> list[np.ndarray]:
+        """Logits of policy, reference and target critic for the last tokens and what follows."""
+        tokens = self._to_device(tokens_bs.astype(np.int64))
+        scored = []
+        with torch.inference_mode():
+            for network in (self._policy, self._reference, self._target):
+                logits = network(tokens, logits_to_keep=num_actions + 1).logits
+                scored.append(self._to_host(logits[:, : num_actions or 1].float()))
+        return scored
+
+    def _value(self, logits: list[np.ndarray]) -> float:
+        """Soft value of one position from the logits of policy, reference and target critic."""
+        policy, reference, target_q = logits
+        log_pi = _log_softmax(policy)
+        pi = np.exp(log_pi)
+        return pi @ target_q - self._config.learning.beta * (
+            pi @ (log_pi - _log_softmax(reference))
+        )
 
     def update(
         self, prompt_bp: np.ndarray, action_bj: np.ndarray, targets_bj: np.ndarray

@@ -3,6 +3,7 @@
     python -m benchmarks.gradient_step --remat=none
     python -m benchmarks.gradient_step --model=HuggingFaceTB/SmolLM2-135M --transitions=4
 
+Always on a CPU: on an accelerator `benchmarks.iteration` and `benchmarks.device` measure the step.
 The jitted step of ETPO against `benchmarks.gradient_step_torch`: the same weights and batch,
 float32, one process and one core; the embeddings of --model are untied. Both first take steps whose
 metrics and gradients must agree, then they are measured in turns. Needs torch
@@ -16,7 +17,7 @@ import pathlib
 import jax
 from absl import flags
 
-from benchmarks import gradient_step_parity, turns
+from benchmarks import gradient_step_parity, records, turns
 from benchmarks.random_model import decoder_config
 from benchmarks.turns import Times
 from env import command_line
@@ -41,7 +42,9 @@ _TRANSITIONS = flags.DEFINE_integer(
 _MODE = flags.DEFINE_enum("mode", "retrace", list(gradient_step_parity.MODES), "Critic loss.")
 _REMAT = flags.DEFINE_enum("remat", "full", REMAT, "Recomputation in our backward pass.")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Measured rounds of each program.", lower_bound=5)
-_OUTPUT = flags.DEFINE_string("output", None, "File for the table as well.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "File for the table; its measurements are written beside it as JSON lines."
+)
 
 
 def main() -> None:
@@ -69,7 +72,13 @@ def main() -> None:
         " torch wall ms | torch / etpo_jax | largest difference |",
         "|---|---|---|---|---|---|---|---|",
     ]
+    made = records.beside(_OUTPUT.value)
     for prompt, action in _SHAPES:
+        shape = f"{prompt} + {action}"
+
+        def note(name: str, index: int, cpu_s: float, wall_s: float, shape: str = shape) -> None:
+            made.add(program=name, tokens=shape, round=index, cpu_s=cpu_s, wall_s=wall_s)
+
         problem = gradient_step_parity.make_problem(
             decoder,
             _MODE.value,
@@ -82,9 +91,12 @@ def main() -> None:
         theirs = gradient_step_parity.make_theirs(gradient_step_torch, problem)
         difference = gradient_step_parity.largest_difference(ours, theirs)
         times = turns.measure(
-            {"ours": ours, "theirs": theirs}, rounds=_REPEATS.value, round_s=_ROUND_S
+            {"ours": ours, "theirs": theirs},
+            rounds=_REPEATS.value,
+            round_s=_ROUND_S,
+            on_times=note,
         )
-        lines.append(_row(f"{prompt} + {action}", times["ours"], times["theirs"], difference))
+        lines.append(_row(shape, times["ours"], times["theirs"], difference))
     text = "\n".join(lines) + "\n"
     print(text, end="")
     if _OUTPUT.value:

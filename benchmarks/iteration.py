@@ -1,12 +1,16 @@
 """Seconds of one iteration by stage, ours and the authors' stages rewritten in PyTorch.
 
     python -m benchmarks.iteration --flagfile=launch/tiny.flags
-    python -m benchmarks.iteration --flagfile=launch/codellama_7b_h200.flags --sequential
+    python -m benchmarks.iteration --flagfile=codellama_7b_h200.flags --prompt_tokens=512
 
 Takes the flags of `etpo_jax.train`: shape of the model (its weights are random), numbers of
 environments and transitions, lengths, precision, optimiser. No program is executed; rewards are
-random. On a CPU both run on one core and processor time is reported, on an accelerator wall time.
-`--nopeer` needs no torch.
+random, and as in a run whose programs all fail every episode has --max_steps steps: each action but
+the last of an episode has a next prompt, as long as the prompt.
+
+On a CPU both run on one core and processor time is reported, on an accelerator wall time. There the
+peer is left out by default; with --peer it runs on the accelerator too, and JAX takes memory as it
+needs it in place of a run's share. Without the peer no torch is needed.
 """
 
 import dataclasses
@@ -19,21 +23,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# Both programs share the accelerator's memory.
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 import models
-from benchmarks.random_model import (
-    build_decoder,
-    build_learner,
-    num_parameters,
-    random_parameters,
-)
+from benchmarks import accounting, memory_share, records
+from benchmarks.decoding import PAD, STOP
+from benchmarks.random_model import build_decoder, build_learner, random_parameters
 from env import command_line
 from env.base import UsageError
 from etpo_jax import flags as settings_flags
@@ -47,15 +45,17 @@ from models.config import DecoderConfig
 from models.errors import ModelError
 from models.repository import config_folder
 
-_STOP, _PAD = 2, 0
-
 _PROMPT = flags.DEFINE_integer("prompt_tokens", 128, "Tokens of every prompt.", lower_bound=2)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Measured iterations of each program.", lower_bound=1)
-_PEER = flags.DEFINE_bool("peer", True, "Measure the authors' stages too (needs torch).")
+_PEER = flags.DEFINE_bool(
+    "peer", None, "Measure the authors' stages too (needs torch). Default: on a CPU."
+)
 _SEQUENTIAL = flags.DEFINE_bool(
     "sequential", False, "One program after the other, where both do not fit into memory."
 )
-_OUTPUT = flags.DEFINE_string("output", None, "File for the text as well.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "File for the text; its measurements are written beside it as JSON lines."
+)
 settings_flags.define_flags()
 
 Stages = dict[str, float]
@@ -111,15 +111,15 @@ class Ours:
         self._mesh = build_mesh(config.model.mesh)
         dtype = jnp.dtype(config.model.dtype)
         with jax.set_mesh(self._mesh):
-            self._base = jax.jit(lambda: random_parameters(decoder, dtype, stop_id=_STOP))()
+            self._base = jax.jit(lambda: random_parameters(decoder, dtype, stop_id=STOP))()
             self._learner = build_learner(config, decoder, self._base, self._mesh)
             self._weights = make_unstack(build_decoder(config, decoder))
         # A support mask would sample with two networks, which the peer does not.
         sampling = dataclasses.replace(config.sampling, support_threshold=0.0)
         self._sampler = Sampler(
             decoder,
-            [_STOP],
-            _PAD,
+            [STOP],
+            PAD,
             sampling,
             mesh=self._mesh,
             attention=config.model.attention,
@@ -144,7 +144,7 @@ class Ours:
                 chosen = self._rng.choice(len(transitions), learning.minibatch_size)
                 batch = collate(
                     [transitions[index] for index in chosen],
-                    pad_id=_PAD,
+                    pad_id=PAD,
                     length_multiple=LENGTH_MULTIPLE,
                     max_prompt_length=self._config.model.max_prompt_length,
                     max_new_tokens=self._config.sampling.max_new_tokens,
@@ -154,6 +154,7 @@ class Ours:
                 self._count(metrics)
                 if not metrics["is_finite"]:
                     raise RuntimeError(f"a step was not finite: {metrics}")
+            jax.block_until_ready(self._learner.state)
             clock.stop("gradient steps")
 
     def _collect(self, weights: Any) -> list[Transition]:
@@ -164,19 +165,26 @@ class Ours:
         generation = jax.device_get(self._sampler.generate(weights, tokens_bp, mask_bp, keys_b))
         self._count((tokens_bp, mask_bp, jax.random.key_data(keys_b), generation))
         lengths_b = generation.action_mask_bj.sum(axis=1)
+        next_bp = self._rng.integers(3, self._vocabulary, (rows, _PROMPT.value), np.int32)
+        continues_b = continuing(rows, self._config.task.max_steps)
         return [
             Transition(
                 tokens_bp[row],
                 generation.action_tokens_bj[row, : lengths_b[row]],
                 generation.log_probs_bj[row, : lengths_b[row]],
                 float(self._rng.uniform(-1, 1)),
-                None,
+                next_bp[row] if continues_b[row] else None,
             )
             for row in range(rows)
         ]
 
     def _count(self, tree: Any) -> None:
         self.traffic += sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(tree))
+
+
+def continuing(rows: int, max_steps: int) -> np.ndarray:
+    """True for the actions that are not the last of their episode, in a collection of `rows`."""
+    return np.arange(rows) % max_steps != max_steps - 1
 
 
 class Theirs:
@@ -188,11 +196,12 @@ class Theirs:
         self._vocabulary = decoder.vocab_size
         self._rng = np.random.default_rng(0)
         with tempfile.TemporaryDirectory() as folder:
-            params = random_parameters(decoder, jnp.dtype(config.model.dtype), stop_id=_STOP)
+            dtype = jnp.dtype(config.model.dtype)
+            params = jax.jit(lambda: random_parameters(decoder, dtype, stop_id=STOP))()
             models.save(folder, decoder, params)
             del params
             device = "cpu" if jax.default_backend() == "cpu" else "cuda"
-            self.stages = module.AuthorsStages(folder, config, device, _STOP, _PAD)
+            self.stages = module.AuthorsStages(folder, config, device, STOP, PAD)
 
     @property
     def traffic(self) -> int:
@@ -210,7 +219,9 @@ class Theirs:
             clock.stop("generation")
         prompt_bp, action_bj = np.concatenate(prompts), np.concatenate(actions)
         reward_b = self._rng.uniform(-1, 1, len(prompt_bp))
-        targets_bj = self.stages.targets(prompt_bp, action_bj, reward_b)
+        next_bp = self._rng.integers(3, self._vocabulary, prompt_bp.shape, np.int32)
+        continues_b = continuing(len(prompt_bp), self._config.task.max_steps)
+        targets_bj = self.stages.targets(prompt_bp, action_bj, reward_b, next_bp, continues_b)
         clock.stop("scores to the host, targets token by token")
         for _ in range(learning.gradient_steps_per_update):
             rows = self._rng.choice(len(prompt_bp), learning.minibatch_size)
@@ -227,14 +238,16 @@ def main() -> None:
             f"--prompt_tokens={_PROMPT.value}: at most "
             f"--max_prompt_length={config.model.max_prompt_length}"
         )
-    if _PEER.value:
-        _import_peer()
+    memory_share.use(shared=bool(_PEER.value))
     is_cpu = jax.default_backend() == "cpu"
+    has_peer = is_cpu if _PEER.value is None else _PEER.value
+    if has_peer:
+        _import_peer()
     if is_cpu:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     decoder = DecoderConfig.from_folder(config_folder(config.model.model))
     makers: dict[str, Any] = {"etpo_jax": Ours}
-    if _PEER.value:
+    if has_peer:
         makers["authors' stages"] = Theirs
     results = _measure(makers, config, decoder)
     text = "\n".join([*_header(config, decoder, is_cpu), *_table(results, config, decoder)]) + "\n"
@@ -252,6 +265,8 @@ def _import_peer() -> Any:
         raise UsageError("torch is not installed: give --nopeer or install it") from error
     if jax.default_backend() == "cpu":
         module.torch.set_num_threads(1)
+    elif not module.torch.cuda.is_available():
+        raise UsageError("torch does not see the accelerator: give --nopeer")
     return module
 
 
@@ -259,6 +274,7 @@ def _measure(makers: dict[str, Any], config: Config, decoder: DecoderConfig) -> 
     """Measures all programs in turns, or one after the other."""
     groups = [[name] for name in makers] if _SEQUENTIAL.value else [list(makers)]
     results: dict[str, Result] = {}
+    made = records.beside(_OUTPUT.value)
     for names in groups:
         programs = {name: makers[name](config, decoder) for name in names}
         clocks = {
@@ -269,6 +285,7 @@ def _measure(makers: dict[str, Any], config: Config, decoder: DecoderConfig) -> 
         for index in range(_ROUNDS.value + 1):
             for name in names:
                 programs[name].iterate(clocks[name])
+                made.add(program=name, round=index, seconds=clocks[name].stages)
                 if index:  # the first compiles
                     rounds[name].append(clocks[name].stages)
         for name, program in programs.items():
@@ -281,7 +298,7 @@ def _header(config: Config, decoder: DecoderConfig, is_cpu: bool) -> list[str]:
     learning, run = config.learning, config.run
     what = "processor time on one core" if is_cpu else "wall time"
     return [
-        f"{num_parameters(decoder) / 1e6:.2f} M parameters with random weights, "
+        f"{accounting.num_parameters(decoder) / 1e6:.2f} M parameters with random weights, "
         f"{config.model.dtype}, {config.finetune.finetune} fine-tuning, "
         f"{learning.optimizer_settings[0]}, on {jax.devices()[0].device_kind}: {what}, "
         f"medians of {_ROUNDS.value} rounds, load average {os.getloadavg()[0]:.1f}.",
@@ -310,15 +327,21 @@ def _table(results: dict[str, Result], config: Config, decoder: DecoderConfig) -
     lines.append(f"| {' | '.join(['host-device traffic, MB', *traffic, *([''] * bool(peer))])} |")
     learning = config.learning
     new = config.run.collection_size * config.sampling.max_new_tokens
-    tokens = (_PROMPT.value + config.sampling.max_new_tokens) * learning.minibatch_size
-    flops = 16 * num_parameters(decoder) * tokens * learning.gradient_steps_per_update
+    flops = learning.gradient_steps_per_update * accounting.gradient_step_flops(
+        decoder,
+        learning,
+        learning.minibatch_size,
+        _PROMPT.value,
+        config.sampling.max_new_tokens,
+        _PROMPT.value,
+    )
     per_s = flops / ours.median_s("gradient steps")
     return [
         *lines,
         "",
         f"etpo_jax: {new / ours.median_s('generation'):,.0f} tokens/s generated if all were of "
-        f"full length, {per_s / 1e12:.3f} TFLOP/s of the model in gradient steps (16 FLOP per "
-        "parameter and token).",
+        f"full length, {per_s / 1e12:.3f} TFLOP/s in gradient steps (products with weights, for "
+        "actions and next prompts; recomputation is not counted).",
     ]
 
 

@@ -1,6 +1,5 @@
 """Random weights in the shape of a real decoder, for measuring speed without a checkpoint."""
 
-import math
 from typing import Any
 
 import jax
@@ -42,14 +41,8 @@ def decoder_config(size: str, window: int) -> DecoderConfig:
     )
 
 
-def num_parameters(config: DecoderConfig) -> int:
-    """Number of weights of one network."""
-    shapes = jax.tree.leaves(abstract_parameters(config, jnp.float32))
-    return sum(math.prod(leaf.shape) for leaf in shapes)
-
-
 def random_parameters(config: DecoderConfig, dtype: Any, *, stop_id: int) -> Any:
-    """Normal weights with deviation 0.02 and norms of 1.
+    """Normal weights with deviation 0.02 and norms of 1; jitted, they are made on the device.
 
     Args:
       config: sizes.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 Program = Callable[[], Any]
+OnTimes = Callable[[str, int, float, float], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,12 @@ class Times:
 
 
 def measure(
-    programs: Mapping[str, Program], *, rounds: int, warm_up: int = 1, round_s: float = 0.0
+    programs: Mapping[str, Program],
+    *,
+    rounds: int,
+    warm_up: int = 1,
+    round_s: float = 0.0,
+    on_times: OnTimes | None = None,
 ) -> dict[str, Times]:
     """Calls the programs in turns, each round in the reverse order of the one before.
 
@@ -36,6 +42,7 @@ def measure(
       rounds: measured rounds.
       warm_up: calls of each program before them.
       round_s: seconds for which a program is called again in each round, at least once.
+      on_times: called with (name, round, CPU seconds, wall seconds) as soon as they are measured.
     """
     counts = {}
     for name, program in programs.items():
@@ -47,7 +54,7 @@ def measure(
         counts[name] = max(1, round(round_s / (time.perf_counter() - start)))
     times = {name: Times() for name in programs}
     order = list(programs)
-    for _ in range(rounds):
+    for index in range(rounds):
         order.reverse()
         for name in order:
             cpu, wall = time.process_time(), time.perf_counter()
@@ -55,4 +62,6 @@ def measure(
                 programs[name]()
             times[name].wall.append((time.perf_counter() - wall) / counts[name])
             times[name].cpu.append((time.process_time() - cpu) / counts[name])
+            if on_times is not None:
+                on_times(name, index, times[name].cpu[-1], times[name].wall[-1])
     return times

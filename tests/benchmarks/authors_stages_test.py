@@ -23,7 +23,13 @@ def peer(tmp_path):
     params = random_parameters(model.config, jnp.float32, stop_id=2)
     models.save(tmp_path, model.config, params)
     config = Config.from_dict(
-        {"beta": 0.3, "optimizer": "lion", "critic_learning_rate": 1e-3, "max_new_tokens": 5}
+        {
+            "beta": 0.3,
+            "optimizer": "lion",
+            "critic_learning_rate": 1e-3,
+            "max_new_tokens": 5,
+            "gamma": 0.7,
+        }
     )
     return model, params, AuthorsStages(str(tmp_path), config, "cpu", 2, 0)
 
@@ -39,11 +45,16 @@ def test_targets_and_a_step(peer):
     mask = jnp.ones_like(tokens, bool)
     logits = models.apply(model, params, tokens, positions(mask), mask)[:, 5:-1]
     value = soft_value(logits, logits, logits, beta=0.3)
+    next_prompt = rng.integers(3, 500, (2, 6), np.int32)
+    next_mask = mask[:, :6]
+    next_logits = models.apply(model, params, next_prompt, positions(next_mask), next_mask)[:, -1]
+    next_value = soft_value(next_logits, next_logits, next_logits, beta=0.3)
+    continues = jnp.array([1.0, 0.0])
     expected = token_targets(
-        value, jnp.zeros(2), jnp.asarray(reward), jnp.zeros(2), mask[:, 6:], gamma=1.0
+        value, next_value, jnp.asarray(reward), continues, mask[:, 6:], gamma=0.7
     )
     before = stages.traffic
-    targets = stages.targets(prompt, action, reward)
+    targets = stages.targets(prompt, action, reward, next_prompt, np.array([True, False]))
     np.testing.assert_allclose(targets, expected, rtol=1e-4, atol=1e-5)
     # Three arrays over the vocabulary came to the host.
     assert stages.traffic - before >= 3 * 4 * action.size * model.config.vocab_size

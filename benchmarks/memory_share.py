@@ -1,0 +1,19 @@
+"""How JAX takes a GPU's memory in a benchmark; must be settled before JAX sees the device."""
+
+import os
+
+from etpo_jax.devices.accelerators import GPU_MEMORY_FRACTION
+
+
+def use(*, shared: bool) -> None:
+    """Takes memory as a run does, or as it is needed where another library is measured beside it.
+
+    Variables of the environment that are set already stand.
+
+    Args:
+      shared: True if a peer needs memory of the same device.
+    """
+    if shared:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    else:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_MEMORY_FRACTION))
