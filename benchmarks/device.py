@@ -64,12 +64,12 @@ _HIGHEST = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
 STAGES = {
     "device": Stage(40, dumped="_target_probe"),
     "ceilings": Stage(30),
-    "stand_in": Stage(70, variables=_HIGHEST),
-    "attention": Stage(50),
-    "generation": Stage(150, can_shorten=True, dumped="generat"),
-    "variant": Stage(60, can_shorten=True),
+    "stand_in": Stage(60, variables=_HIGHEST),
+    "attention": Stage(40),
+    "generation": Stage(190, can_shorten=True, dumped="generat"),
+    "variant": Stage(50, can_shorten=True),
     "gradient_step": Stage(150, can_shorten=True, dumped="gradient_step"),
-    "training": Stage(50),
+    "training": Stage(40),
 }
 """The stages of `benchmarks.device_stages` in order of value."""
 

@@ -5,6 +5,7 @@
 writes those of the stand-in on the devices of JAX_PLATFORMS.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -103,17 +104,15 @@ class AttentionCase:
         # Padding has outputs, which nothing reads: it takes no part in the comparison.
         cotangent = jax.random.normal(keys[3], (rows, length, heads, size), jnp.float32)
         self._cotangent = jnp.where(self._mask_bs[:, :, None, None], cotangent, 0)
+        self._compiled: dict[str, Callable[..., tuple[jax.Array, ...]]] = {}
 
     def compare(self, implementation: str) -> dict[str, float]:
         """Relative differences of outputs and gradients from the reference in float32."""
-        exact = tuple(x.astype(jnp.float32) for x in self._inputs)
-        with jax.default_matmul_precision("highest"):
-            expected = self._values("reference")(*exact)
         actual = self._values(implementation)(*self._inputs)
         names = ("output", "query", "key", "value")
         return {
             name: relative(jnp.float32(a), e)
-            for name, a, e in zip(names, actual, expected, strict=True)
+            for name, a, e in zip(names, actual, self._expected, strict=True)
         }
 
     def program(self, implementation: str) -> Callable[[], Any]:
@@ -121,7 +120,16 @@ class AttentionCase:
         values = self._values(implementation)
         return lambda: jax.block_until_ready(values(*self._inputs))
 
+    @functools.cached_property
+    def _expected(self) -> tuple[jax.Array, ...]:
+        """Output and gradients of the reference in float32."""
+        exact = tuple(x.astype(jnp.float32) for x in self._inputs)
+        with jax.default_matmul_precision("highest"):
+            return self._values("reference")(*exact)
+
     def _values(self, implementation: str) -> Callable[..., tuple[jax.Array, ...]]:
+        if implementation in self._compiled:
+            return self._compiled[implementation]
         visible = causal_visibility(self._mask_bs, implementation)
 
         @jax.jit
@@ -132,6 +140,7 @@ class AttentionCase:
             real = jnp.where(self._mask_bs[:, :, None, None], output, 0)
             return real, *back(self._cotangent.astype(output.dtype))
 
+        self._compiled[implementation] = values
         return values
 
 

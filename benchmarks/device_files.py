@@ -9,6 +9,7 @@ _LIMIT_BYTES = 15_000_000
 # In order of value for compiling elsewhere; the rest of a dump is left behind.
 _KEPT = (
     "*autotune*",
+    "xla_gpu_per_fusion_autotune_cache_dir/*",
     "*gpu_target_config.pbtxt",
     "*memory-usage-report.txt",
     "*after_optimizations.txt",

@@ -151,6 +151,7 @@ def test_attention_in_16_bits_is_near_float32_and_a_wrong_one_is_not():
             "causal_visibility",
             lambda mask, name: right(mask, name) | (name == "xla"),
         )
+        case = device_checks.AttentionCase(rows=2, length=24, heads=2, size=8)
         assert max(case.compare("xla").values()) > device_checks.ATTENTION_TOLERANCE
 
 
