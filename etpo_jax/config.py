@@ -13,7 +13,7 @@ from env.command_line import near_names
 from env.tables.loading import RARE_CLASSES
 from env.tasks.prompts import FORMATS, STYLES
 from etpo_jax import registry
-from etpo_jax.settings import Section, option, parse_choice, parse_options
+from etpo_jax.settings import Section, option, parse_choice, parse_interval, parse_options
 from models.attention import IMPLEMENTATIONS
 from models.lora import TARGETS, LoraConfig
 
@@ -37,11 +37,15 @@ class RunConfig(Section):
         480, "Environment steps in all; each executes one action.", lower=1, may_differ=True
     )
     num_envs: int = option(16, "Episodes that run side by side.", lower=1)
-    steps_per_update: int = option(
-        1, "Environment steps of each episode between two updates.", lower=1
-    )
+    steps_per_update: int = option(1, "Steps of each episode between two updates.", lower=1)
     seed: int = option(0, "Seed of sampling, replay and initialisation.", lower=0)
-    checkpoint_every: int = option(1, "Updates between two checkpoints.", lower=1, may_differ=True)
+    checkpoint_every: str = option(
+        "auto",
+        "Updates (10) or time (20min) between two checkpoints; auto writes them as often as takes "
+        "5 % of the time, at least every 30 minutes.",
+        parse=parse_interval,
+        may_differ=True,
+    )
 
     @property
     def collection_size(self) -> int:

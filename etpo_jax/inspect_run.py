@@ -212,7 +212,7 @@ def _lines(
     if checkpoint is None:
         yield "no checkpoint is committed yet"
         return
-    size = bytes_text(checkpoint.num_bytes_on_disk)
+    size = files.bytes_text(checkpoint.num_bytes_on_disk)
     yield f"checkpoint {checkpoint.path}, committed {checkpoint.committed}, {size} on disk"
     for name, leaves in checkpoint.trees.items():
         yield ""
@@ -243,10 +243,10 @@ def _tree_lines(name: str, leaves: Sequence[Leaf]) -> Iterator[str]:
     arrays = [leaf for leaf in leaves if leaf.shape is not None]
     values = [leaf for leaf in leaves if leaf.shape is None]
     elements = sum(math.prod(leaf.shape) for leaf in arrays if leaf.shape is not None)
-    total = bytes_text(sum(leaf.num_bytes for leaf in arrays))
+    total = files.bytes_text(sum(leaf.num_bytes for leaf in arrays))
     yield f"{name}: {len(arrays)} arrays of {elements:,} elements, {total}; {len(values)} values"
     cells = [
-        (leaf.path, str(list(leaf.shape or ())), leaf.dtype, bytes_text(leaf.num_bytes))
+        (leaf.path, str(list(leaf.shape or ())), leaf.dtype, files.bytes_text(leaf.num_bytes))
         for leaf in arrays
     ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -257,14 +257,6 @@ def _tree_lines(name: str, leaves: Sequence[Leaf]) -> Iterator[str]:
         yield f"  {leaf.path}  {leaf.dtype}"
     if len(values) > _MAX_VALUES:
         yield f"  and {len(values) - _MAX_VALUES} more values (--json lists all)"
-
-
-def bytes_text(num_bytes: int) -> str:
-    """Formats a size, such as "512 B" or "1.5 MiB"."""
-    value, units = float(num_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while value >= 1024 and len(units) > 1:
-        value, units = value / 1024, units[1:]
-    return f"{num_bytes} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
 _flags = flags.FlagValues()

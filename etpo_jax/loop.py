@@ -23,7 +23,9 @@ from etpo_jax.runs.best import Best
 from etpo_jax.runs.checkpoint import Checkpoints, abstract
 from etpo_jax.runs.directory import EPISODES, RunDirectory
 from etpo_jax.runs.progress import Timer
+from etpo_jax.runs.schedule import Schedule
 from etpo_jax.runs.top_programs import TopPrograms
+from etpo_jax.settings import parse_interval
 from models.tokenizer import Tokenizer
 
 RECENT_PROGRAMS = 64
@@ -131,6 +133,12 @@ class Loop:
         """Environment steps done."""
         return self._episodes.env_step
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes of the arrays in a checkpoint, of all hosts together."""
+        leaves = jax.tree.leaves((self._algorithm.state, self._replay.state()))
+        return sum(leaf.nbytes for leaf in leaves)
+
     def resume(self) -> None:
         """Restores the last committed checkpoint, if any, and cuts the logs back to it."""
         update = self._checkpoints.latest
@@ -155,17 +163,18 @@ class Loop:
           is_stopped: asked between updates; any one of several hosts may say so.
           on_update: called with each row of `metrics.jsonl`.
         """
-        saved = self._counters.update
+        interval = parse_interval("checkpoint_every", self._config.run.checkpoint_every)
+        schedule = Schedule(interval, self.checkpoint_bytes)
         while self.env_step < self._config.run.num_env_steps and not hosts.any_of(is_stopped()):
             row, episode_rows = self._update()
             self._run.append_episodes(episode_rows)
             self._rank(episode_rows)
             self._run.append_metrics(row)
             on_update(row)
-            if self._counters.update - saved >= self._config.run.checkpoint_every:
+            if hosts.any_of(schedule.is_due(self._checkpoints.write_s)):
                 self._save()
-                saved = self._counters.update
-        if saved < self._counters.update:
+                schedule.saved()
+        if schedule.updates:
             self._save()
         self._checkpoints.wait()
 

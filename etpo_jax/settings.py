@@ -4,9 +4,10 @@ import dataclasses
 import math
 import numbers
 import os
+import re
 import types
-from collections.abc import Mapping
-from typing import Any, get_args, get_type_hints
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 
 def option(
@@ -19,6 +20,7 @@ def option(
     exclusive_lower: bool = False,
     may_differ: bool = False,
     traced: bool = False,
+    parse: Callable[[str, str], Any] | None = None,
 ) -> Any:
     """A dataclass field that is a setting.
 
@@ -31,6 +33,8 @@ def option(
       may_differ: whether a run may be resumed with another value.
       traced: whether compiled programs take the number as an argument, so that another value does
         not compile again (`etpo_jax.algorithms.base.Hyperparameters`).
+      parse: reads the text of the flag of this name, and raises ValueError for a wrong one. A
+        whole number may be given in place of its text.
     """
     metadata = {
         "help": help_text,
@@ -40,6 +44,7 @@ def option(
         "exclusive_lower": exclusive_lower,
         "may_differ": may_differ,
         "traced": traced,
+        "parse": parse,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -106,10 +111,14 @@ def _checked(field: dataclasses.Field, hint: Any, value: Any) -> Any:
         value = int(value)
     if kind is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
         value = float(value)
+    meta = field.metadata
+    if meta["parse"]:
+        value = str(value) if isinstance(value, numbers.Integral) else value
     is_right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     if not is_right:
         raise ValueError(f"--{field.name}={value}: must be {_TYPE_NAMES[kind]}")
-    meta = field.metadata
+    if meta["parse"]:
+        meta["parse"](field.name, value)
     if meta["choices"] and value not in meta["choices"]:
         raise ValueError(f"--{field.name}={value}: must be one of {', '.join(meta['choices'])}")
     if kind not in (int, float):
@@ -153,6 +162,34 @@ def parse_choice(
     except ValueError as error:
         reason = str(error).removeprefix(f"--{flag}={text}: ")
         raise ValueError(f"--{flag}={value}: {reason}") from None
+
+
+class Interval(NamedTuple):
+    """What lies between two events: a count, seconds, or the automatic choice for neither."""
+
+    count: int | None = None
+    seconds: float | None = None
+
+
+_SECONDS = {"s": 1, "min": 60, "h": 3600}
+
+
+def parse_interval(flag: str, value: str) -> Interval:
+    """Reads `auto`, a number of updates such as `10`, or a time such as `90s`, `20min` or `2h`.
+
+    Raises:
+      ValueError: naming the flag, its value and what is allowed.
+    """
+    if value == "auto":
+        return Interval()
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(s|min|h|)", value)
+    number = float(found[1]) if found else 0.0
+    if not found or number <= 0 or not (found[2] or number.is_integer()):
+        raise ValueError(
+            f"--{flag}={value}: must be auto, a number of updates such as 10, or a time such as "
+            "90s, 20min or 2h"
+        )
+    return Interval(seconds=number * _SECONDS[found[2]]) if found[2] else Interval(int(number))
 
 
 def parse_options(flag: str, text: str, kinds: Mapping[str, type]) -> dict[str, Any]:

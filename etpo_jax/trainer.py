@@ -34,6 +34,7 @@ from etpo_jax.runs import (
     fingerprint,
     policy_folder,
     progress,
+    schedule,
 )
 from etpo_jax.runs.best import Best
 from etpo_jax.runs.checkpoint import Checkpoints, committed_steps, read_role
@@ -41,7 +42,6 @@ from etpo_jax.runs.directory import FollowedRun, RunDirectory
 from etpo_jax.runs.stopping import NOTICE, StopSignals
 from etpo_jax.runs.trackers import TensorBoard
 
-CHECKPOINTS_TO_KEEP = 2
 INSPECTED_ACTIONS = 8
 """Number of the newest actions that the report shows token by token."""
 
@@ -287,7 +287,7 @@ class Trainer:
         # The task starts its processes first: they get ready while the model is loaded.
         with (
             self._open_task() as task,
-            Checkpoints(run.checkpoints_path, CHECKPOINTS_TO_KEEP) as checkpoints,
+            Checkpoints(run.checkpoints_path, schedule.KEPT) as checkpoints,
         ):
             run.record(
                 isolation=build.isolation_of(task),
@@ -311,6 +311,10 @@ class Trainer:
                 agent.algorithm,
             )
             try:
+                hosts.first_then_all(
+                    lambda: schedule.check_disk(run.checkpoints_path, loop.checkpoint_bytes),
+                    lambda: None,
+                )
                 loop.resume()
                 self._algorithm = agent.algorithm
                 self._run(run, loop, stop)

@@ -27,6 +27,8 @@ class Checkpoints:
 
     def __init__(self, path: Path, keep: int):
         training = ocp.training
+        self._newest: int | None = None
+        self._write_s: float | None = None
         self._context = contextlib.ExitStack()
         logger = logging.getLogger("absl")
         logger.addFilter(_is_not_raised)
@@ -47,10 +49,21 @@ class Checkpoints:
         latest = self._checkpointer.latest
         return None if latest is None else int(latest.step)
 
+    @property
+    def write_s(self) -> float | None:
+        """Seconds that the newest checkpoint of this process took; None while it is written."""
+        is_waited_for = self._newest is not None and self._write_s is None
+        if is_waited_for and not self._checkpointer.is_saving_in_progress():
+            stored = self._checkpointer.checkpointables_metadata(self._newest)
+            if stored.init_timestamp_nsecs and stored.commit_timestamp_nsecs:
+                self._write_s = 1e-9 * (stored.commit_timestamp_nsecs - stored.init_timestamp_nsecs)
+        return self._write_s
+
     def save(
         self, update: int, state: Any, replay: dict[str, np.ndarray], host: dict[str, Any]
     ) -> None:
         """Starts to write a checkpoint; the arrays may be donated once this call returns."""
+        self._newest, self._write_s = update, None
         self._checkpointer.save_checkpointables_async(
             update, {"state": state, "replay": replay, "host": host}
         )
@@ -159,7 +172,6 @@ def _context() -> ocp.Context:
 
 
 def abstract(tree: Any) -> Any:
-    """Shapes, types and shardings of a tree of arrays."""
     """Shapes, dtypes and shardings of the arrays of a tree."""
     return jax.tree.map(
         lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding), tree

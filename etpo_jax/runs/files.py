@@ -201,3 +201,11 @@ def _rows_with_ends(path: Path) -> Iterator[tuple[Row, int]]:
             if not line.endswith(b"\n") or not isinstance(row, dict):
                 return
             yield row, end
+
+
+def bytes_text(num_bytes: int) -> str:
+    """Formats a size, such as "512 B" or "1.5 MiB"."""
+    value, units = float(num_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{num_bytes} B" if units[0] == "B" else f"{value:.1f} {units[0]}"

@@ -87,8 +87,9 @@ def check_disk(path: Path, num_bytes: int) -> None:
     free, needed = shutil.disk_usage(there).free, disk_needed(num_bytes)
     if needed <= free + present:
         return
+    text = files.bytes_text
     raise UsageError(
-        f"{path}: checkpoints need {files.bytes_text(needed)} ({KEPT + 1} of {files.bytes_text(num_bytes)}) and "
-        f"its disk has {files.bytes_text(free + present)} for them: choose a --run_dir on a larger disk, "
-        "or train less (--finetune=lora)"
+        f"{path}: checkpoints need {text(needed)} ({KEPT + 1} of {text(num_bytes)}) and its disk "
+        f"has {text(free + present)} for them: choose a --run_dir on a larger disk, or train less "
+        "(--finetune=lora)"
     )

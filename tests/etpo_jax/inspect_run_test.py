@@ -173,8 +173,3 @@ def test_nothing_there(tmp_path: Path) -> None:
         inspect_run.summary(tmp_path / "absent")
     with pytest.raises(UsageError, match="neither a run nor an orbax checkpoint"):
         inspect_run.summary(tmp_path)
-
-
-def test_bytes_in_words() -> None:
-    texts = [inspect_run.bytes_text(n) for n in (0, 1023, 1024, 1536, 3 * 2**40, 2**51)]
-    assert texts == ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "3.0 TiB", "2048.0 TiB"]

@@ -232,7 +232,7 @@ def test_kill_during_and_between_saves_loses_nothing_but_the_work_since(uninterr
     path = tmp_path / "run"
     log, checkpoints = path / "metrics.jsonl", path / "checkpoints"
     # During a save: its unfinished folder is there.
-    process = start(f"--run_dir={path}", *SMALL)
+    process = start(f"--run_dir={path}", *SMALL, "--checkpoint_every=1")
     wait_for(process, lambda: list(checkpoints.glob("*tmp*")))
     process.kill()
     process.communicate()

@@ -194,3 +194,8 @@ def test_a_file_without_an_object_is_bad_input(tmp_path: Path, content: bytes) -
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"config\.json"):
         files.read_json(path)
+
+
+def test_bytes_in_words() -> None:
+    texts = [files.bytes_text(n) for n in (0, 1023, 1024, 1536, 3 * 2**40, 2**51)]
+    assert texts == ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "3.0 TiB", "2048.0 TiB"]
