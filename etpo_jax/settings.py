@@ -165,9 +165,9 @@ def parse_choice(
 
 
 class Interval(NamedTuple):
-    """What lies between two events: a count, seconds, or the automatic choice for neither."""
+    """What lies between two events: a number of updates, or seconds; neither is automatic."""
 
-    count: int | None = None
+    number: int | None = None
     seconds: float | None = None
 
 

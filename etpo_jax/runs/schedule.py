@@ -55,8 +55,8 @@ class Schedule:
         """
         self.updates += 1
         waited_s = self._clock() - self._saved_at
-        if self._interval.count:
-            return self.updates >= self._interval.count
+        if self._interval.number:
+            return self.updates >= self._interval.number
         if self._interval.seconds:
             return waited_s >= self._interval.seconds
         self._write_s = self._write_s if write_s is None else write_s

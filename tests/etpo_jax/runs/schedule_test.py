@@ -27,7 +27,7 @@ def saves(interval, *, update_s, write_s, num_updates, num_bytes=0):
 
 def test_a_number_of_updates_and_a_time():
     common = {"update_s": 7.0, "write_s": 100.0, "num_updates": 10}
-    assert saves(Interval(count=3), **common) == [3, 6, 9]
+    assert saves(Interval(number=3), **common) == [3, 6, 9]
     assert saves(Interval(seconds=20.0), **common) == [3, 6, 9]
 
 
@@ -48,7 +48,7 @@ def test_the_automatic_choice_loses_half_an_hour_at_most():
     ("text", "interval"),
     [
         ("auto", Interval()),
-        ("10", Interval(count=10)),
+        ("10", Interval(number=10)),
         ("90s", Interval(seconds=90.0)),
         ("1.5min", Interval(seconds=90.0)),
         ("2h", Interval(seconds=7200.0)),
