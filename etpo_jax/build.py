@@ -31,6 +31,7 @@ from etpo_jax.acting.sampler import Sampler
 from etpo_jax.algorithms.base import Algorithm
 from etpo_jax.algorithms.reflection import EndpointReflection
 from etpo_jax.config import LENGTH_MULTIPLE, Config, ExecutionConfig, TaskConfig
+from etpo_jax.runs import policy_folder
 from models.tokenizer import Tokenizer
 from models.transformer import Decoder
 
@@ -85,8 +86,14 @@ def load_language(config: Config, mesh: Mesh) -> Language:
 
     Raises:
       models.errors.ModelError: for a folder that cannot be used.
-      UsageError: for an attention that these devices do not have.
+      UsageError: for an attention that these devices do not have, or for the exported weights of a
+        tilted policy, which are not that policy.
     """
+    if policy_folder.read_tilt(Path(config.model.model).expanduser()) is not None:
+        raise UsageError(
+            f"--model={config.model.model}: the weights of a tilted policy alone are not that "
+            "policy; evaluate its run, or sample with the folder's tilt_processor.py"
+        )
     attention, devices = config.model.attention, jax.default_backend()
     wanted = {"cudnn": ("gpu", "an NVIDIA GPU"), "splash": ("tpu", "a TPU")}
     if attention in wanted and devices != wanted[attention][0]:

@@ -15,13 +15,25 @@ TILT = "tilt"
 NUM_TILTS = 5
 """Number of statistics, and of coefficients, of a tilt."""
 
-_HINGES = (-1.0, -2.0)
-_STEPS = (-2.0, -3.0, -4.0)
-# A step falls over so many nats. A sharp edge would turn a rounding difference between the sampling
-# and the training program into a difference of probability by the whole coefficient.
-_STEP_WIDTH = 0.25
-# All rarer tokens have the statistics of this log probability; masked tokens would have -1e9.
-_LOWEST = -12.0
+
+class TiltStatistics(NamedTuple):
+    """Constants of `tilt_statistics`, in nats of log rho.
+
+    Attributes:
+      hinges, steps: places where the statistics begin to differ from 0.
+      step_width: a step falls over so many nats. A sharp edge would turn a rounding difference
+        between the sampling and the training program into one by the whole coefficient.
+      lowest: all rarer tokens have the statistics of this log probability; masked tokens would
+        have -1e9.
+    """
+
+    hinges: tuple[float, ...] = (-1.0, -2.0)
+    steps: tuple[float, ...] = (-2.0, -3.0, -4.0)
+    step_width: float = 0.25
+    lowest: float = -12.0
+
+
+TILT_STATISTICS = TiltStatistics()
 
 
 class Reference(NamedTuple):
@@ -103,7 +115,8 @@ def tilt_statistics(log_rho: Float[Array, "*b"]) -> tuple[Float[Array, "*b"], ..
     rare tokens rarer: min(0, log rho + 1) and min(0, log rho + 2), and steps from 0 to -1 at
     log rho = -2, -3 and -4. Below -12 they are constant.
     """
-    log_rho = jnp.maximum(log_rho, _LOWEST)
-    hinges = [jnp.minimum(0.0, log_rho - edge) for edge in _HINGES]
-    steps = [jnp.clip((log_rho - edge) / _STEP_WIDTH, -1.0, 0.0) for edge in _STEPS]
+    of = TILT_STATISTICS
+    log_rho = jnp.maximum(log_rho, of.lowest)
+    hinges = [jnp.minimum(0.0, log_rho - edge) for edge in of.hinges]
+    steps = [jnp.clip((log_rho - edge) / of.step_width, -1.0, 0.0) for edge in of.steps]
     return (*hinges, *steps)

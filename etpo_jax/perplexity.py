@@ -21,6 +21,7 @@ import models
 from env.base import UsageError
 from etpo_jax.acting.transitions import bucket, pad_right
 from etpo_jax.algorithms.networks import Networks
+from etpo_jax.distribution import TILT, Distribution
 from etpo_jax.roles import Role
 
 HELD_OUT = Path(models.__file__).parent / "tiny" / "heldout.jsonl"
@@ -28,6 +29,7 @@ HELD_OUT = Path(models.__file__).parent / "tiny" / "heldout.jsonl"
 _LENGTH_MULTIPLE = 64
 # Rows of one program; logits exist for one row at a time.
 _ROWS = 8
+_WHOLE = Distribution(jnp.float32(1), jnp.float32(0))
 
 
 class Window(NamedTuple):
@@ -108,7 +110,7 @@ def windows(ids: Sequence[int], length: int, stride: int) -> Iterator[Window]:
 
 
 class Scorer:
-    """Measures the perplexity of any role with one compiled program."""
+    """Measures the perplexity of any role with one compiled program, its tilt included."""
 
     def __init__(self, networks: Networks, pad_id: int, length: int, stride: int):
         """Prepares the program.
@@ -131,14 +133,21 @@ class Scorer:
             scored_bs: Bool[Array, "b s"],
         ) -> Float[Array, "b"]:
             hidden_bsd = networks.hidden(base, role, tokens_bs, mask_bs)
+            has_tilt = TILT in role
+            reference_bsd = networks.hidden(base, {}, tokens_bs, mask_bs) if has_tilt else None
 
-            def row(columns: tuple[Array, Array, Array]) -> Float[Array, ""]:
-                hidden_sd, tokens_s, scored_s = columns
-                log_probs_sv = jax.nn.log_softmax(networks.logits(base, role, hidden_sd[:-1]))
+            def row(columns: tuple[Array, Array | None, Array, Array]) -> Float[Array, ""]:
+                hidden_sd, reference_sd, tokens_s, scored_s = columns
+                logits_sv = networks.logits(base, role, hidden_sd[:-1])
+                if reference_sd is not None:
+                    of_reference_sv = networks.logits(base, {}, reference_sd[:-1])
+                    reference = _WHOLE.reference(of_reference_sv)
+                    logits_sv = _WHOLE.tilted(logits_sv, reference, role[TILT])
+                log_probs_sv = jax.nn.log_softmax(logits_sv)
                 taken_s = jnp.take_along_axis(log_probs_sv, tokens_s[1:, None], axis=-1)[:, 0]
                 return -jnp.sum(jnp.where(scored_s[1:], taken_s, 0.0))
 
-            return jax.lax.map(row, (hidden_bsd, tokens_bs, scored_bs))
+            return jax.lax.map(row, (hidden_bsd, reference_bsd, tokens_bs, scored_bs))
 
         self._nats = jax.jit(nats)
 

@@ -1,9 +1,14 @@
-"""A trained policy as a folder for Hugging Face's tools: a whole model, or a PEFT adapter."""
+"""A trained policy as a folder for Hugging Face's tools: a whole model, or a PEFT adapter.
 
+A model cannot hold the coefficients of a tilt. They stand in `tilt.json` beside its weights, with a
+logits processor that samples from the policy; it needs the reference beside the policy.
+"""
+
+import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +16,11 @@ import jax.numpy as jnp
 import models
 from env.base import UsageError
 from etpo_jax.config import Config
-from etpo_jax.distribution import TILT
+from etpo_jax.distribution import TILT, TILT_STATISTICS
 from etpo_jax.roles import Role
 from models import peft_format
 from models.config import DecoderConfig, read_json
+from models.errors import ModelError
 from models.repository import local_folder
 
 Form = Literal["merged", "peft"]
@@ -32,6 +38,44 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 _GENERATION = "generation_config.json"
+_TILT_FILE = f"{TILT}.json"
+_PROCESSOR = "tilt_processor.py"
+
+
+class TiltedPolicy(NamedTuple):
+    """What an exported folder says about a tilted policy, beside its weights.
+
+    Attributes:
+      reference: folder or repository of the model that was trained.
+      coefficients: theta of `etpo_jax.distribution.Distribution.tilted`.
+      temperature, support_threshold: those that theta was trained with.
+    """
+
+    reference: str
+    coefficients: tuple[float, ...]
+    temperature: float
+    support_threshold: float
+
+
+def read_tilt(folder: Path) -> TiltedPolicy | None:
+    """The tilt of an exported policy; None where a model folder has none.
+
+    Raises:
+      UsageError: the file cannot be used.
+    """
+    path = folder / _TILT_FILE
+    if not path.is_file():
+        return None
+    try:
+        values = read_json(path)
+        return TiltedPolicy(
+            values["reference"],
+            tuple(map(float, values["coefficients"])),
+            float(values["temperature"]),
+            float(values["support_threshold"]),
+        )
+    except (ModelError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be used as a tilt: {error}") from error
 
 
 def check_new(output: Path) -> None:
@@ -68,8 +112,6 @@ def write_policy(
     check_new(output)
     if form not in FORMS:
         raise UsageError(f"form {form!r}: must be {' or '.join(FORMS)}")
-    if TILT in role:
-        raise UsageError(f"--finetune={config.finetune.finetune}: a model cannot hold the tilt")
     name = model or config.model.model
     folder = local_folder(name)
     part = output.with_name(f"{output.name}.part")
@@ -83,7 +125,21 @@ def write_policy(
     for file in (*_TOKENIZER_FILES, *([_GENERATION] if form == "merged" else [])):
         if (folder / file).is_file():
             shutil.copyfile(folder / file, part / file)
+    if TILT in role:
+        _write_tilt(part, config, role, name)
     os.rename(part, output)
+
+
+def _write_tilt(output: Path, config: Config, role: Role, name: str) -> None:
+    tilted = TiltedPolicy(
+        str(Path(name).expanduser().resolve()) if Path(name).expanduser().is_dir() else name,
+        tuple(jax.device_get(role[TILT]).tolist()),
+        config.sampling.temperature,
+        config.sampling.support_threshold,
+    )
+    values = {**tilted._asdict(), "statistics": TILT_STATISTICS._asdict()}
+    (output / _TILT_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    shutil.copyfile(Path(__file__).with_name(_PROCESSOR), output / _PROCESSOR)
 
 
 def _write_model(

@@ -1,6 +1,7 @@
 """An exported model gives the logits of the policy, here and in Hugging Face's tools."""
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -15,9 +16,13 @@ import safetensors.numpy
 
 import models
 from env.base import UsageError
+from etpo_jax import build
 from etpo_jax import export as program
 from etpo_jax.algorithms.networks import Critic, TrainState
 from etpo_jax.config import Config
+from etpo_jax.devices.mesh import build_mesh
+from etpo_jax.distribution import Distribution
+from etpo_jax.runs import policy_folder
 from etpo_jax.runs.checkpoint import Checkpoints
 from etpo_jax.runs.directory import RunDirectory
 from models import lora
@@ -208,6 +213,70 @@ def test_peft_loads_it(tmp_path, base, adapted):
     export(run_path, tmp_path / "adapter", format="peft")
     model = peft.PeftModel.from_pretrained(torch_model(base), tmp_path / "adapter").eval()
     assert_same_logits(model, expected_logits(base, role))
+
+
+THETA = np.array([0.4, -0.3, 0.9, 0.2, 0.5], np.float32)
+
+
+@pytest.fixture(scope="module")
+def tilted(tmp_path_factory, base, adapted):
+    role = {**adapted[1], "tilt": jnp.asarray(THETA)}
+    flags = {
+        "finetune": "lora:rank=3,alpha=6,targets=q+v+o+down,tilt=0.1",
+        "support_threshold": 0.01,
+        "temperature": 0.8,
+    }
+    return make_run(tmp_path_factory.mktemp("tilted") / "run", base, flags, role), role
+
+
+def test_a_tilt_stands_beside_the_weights(tmp_path, base, tilted):
+    for form in ("merged", "peft"):
+        export(tilted[0], tmp_path / form, format=form)
+        found = policy_folder.read_tilt(tmp_path / form)
+        assert found == (str(base), tuple(THETA.tolist()), 0.8, 0.01)
+        assert (tmp_path / form / "tilt_processor.py").is_file()
+    with pytest.raises(UsageError, match="the weights of a tilted policy alone are not"):
+        build.load_language(Config.from_dict({"model": str(tmp_path / "merged")}), build_mesh())
+    (tmp_path / "peft" / "tilt.json").write_text("{}")
+    with pytest.raises(UsageError, match="cannot be used as a tilt: 'reference'"):
+        policy_folder.read_tilt(tmp_path / "peft")
+
+
+def test_transformers_samples_from_a_tilted_policy(tmp_path, base, tilted):
+    """The processor's distribution at every position is that of the losses."""
+    run_path, role = tilted
+    export(run_path, tmp_path / "tuned")
+    policy, reference = torch_model(tmp_path / "tuned"), torch_model(base)
+    import torch
+
+    name = "tilt_processor"
+    spec = importlib.util.spec_from_file_location(name, tmp_path / "tuned" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    mask, tokens = torch.tensor(MASK[:, :9]).long(), torch.tensor(TOKENS).long()
+    processor = module.TiltProcessor(tmp_path / "tuned" / "tilt.json", reference, mask)
+    distribution = Distribution(jnp.float32(0.8), jnp.float32(0.01))
+    wanted = distribution.tilted(
+        jnp.asarray(expected_logits(base, role)),
+        distribution.reference(jnp.asarray(expected_logits(base, {}))),
+        role["tilt"],
+    )
+    for last in (8, 11):
+        scores = torch.tensor(expected_logits(base, role)[:, last])
+        found = processor(tokens[:, : last + 1], scores) / processor.temperature
+        probabilities = jax.nn.softmax(wanted[:, last])
+        np.testing.assert_allclose(found.softmax(-1).numpy(), probabilities, rtol=1e-3, atol=1e-6)
+    drawn = policy.generate(
+        tokens[:, :9],
+        attention_mask=mask,
+        do_sample=True,
+        temperature=processor.temperature,
+        top_k=0,
+        max_new_tokens=3,
+        logits_processor=[processor],
+        pad_token_id=0,
+    )
+    assert drawn.shape == (2, 12)
 
 
 def test_what_cannot_be_exported_is_one_line(tmp_path, base, full):

@@ -9,6 +9,7 @@ import models
 from env.base import UsageError
 from etpo_jax import perplexity
 from etpo_jax.algorithms.networks import Networks
+from etpo_jax.distribution import tilt_statistics
 from models.transformer import Decoder
 from tests.models.small import small_decoder
 
@@ -102,6 +103,18 @@ def test_overlapping_windows_see_their_own_context_only(networks, base):
         expected += whole - loop_nats(networks, base, context)
     assert found.num_tokens == 22
     assert found.nats == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_tilted_policy_is_measured_with_its_tilt(networks, base, scorer):
+    (ids,), theta = random_ids(9), np.array([0.5, 0.2, 0.9, -0.4, 0.3], np.float32)
+    tokens = np.array(ids)[None]
+    logits = models.apply(networks.model, base, tokens, np.arange(9)[None], tokens >= 0)[0]
+    log_rho = np.asarray(jax.nn.log_softmax(logits))
+    tilted = log_rho + np.stack(tilt_statistics(log_rho), axis=-1) @ theta
+    expected = -sum(np.asarray(jax.nn.log_softmax(tilted))[i - 1, ids[i]] for i in range(1, 9))
+    found = scorer.measure(base, {"tilt": jnp.asarray(theta)}, [ids])
+    assert found.nats == pytest.approx(expected, rel=1e-5)
+    assert abs(found.nats - scorer.measure(base, {}, [ids]).nats) > 0.1
 
 
 def test_a_uniform_model_has_the_size_of_the_vocabulary(base, scorer):
