@@ -1,5 +1,6 @@
 """Grouped-query attention: the keys that a query sees, and the weighted sum of their values."""
 
+import functools
 from typing import Any
 
 import jax
@@ -74,13 +75,49 @@ def attend(
     # Queries that share a key head become rows of one matrix product; the weights are normalised
     # after it, over h columns in place of m. Both halve the time of the backward pass on a CPU.
     q_bkth = (q_bsnh * h**-0.5).swapaxes(1, 2).reshape(b, k, n // k * s, h)
-    scores = jnp.einsum("bkth,bmkh->bktm", q_bkth, k_bmkh, preferred_element_type=jnp.float32)
+    scores = _product("bkth,bmkh->bktm", q_bkth, k_bmkh)
     scores_bnsm = jnp.where(mask_bsm[:, None], scores.reshape(b, n, s, m), _MASKED)
     highest = jax.lax.stop_gradient(jnp.max(scores_bnsm, axis=-1, keepdims=True))
     weights_bnsm = jnp.exp(scores_bnsm - highest)
     total = jnp.sum(weights_bnsm, axis=-1, keepdims=True)
     weights_bktm = weights_bnsm.reshape(b, k, n // k * s, m).astype(v_bmkh.dtype)
-    summed = jnp.einsum(
-        "bktm,bmkh->bkth", weights_bktm, v_bmkh, preferred_element_type=jnp.float32
-    ).reshape(b, n, s, h)
+    summed = _product("bktm,bmkh->bkth", weights_bktm, v_bmkh).reshape(b, n, s, h)
     return (summed / total).astype(q_bsnh.dtype).swapaxes(1, 2)
+
+
+def _product(subscripts: str, one: Array, other: Array) -> Float[Array, "*x"]:
+    """`jnp.einsum` summed in float32, with gradients from products of the factors' own type."""
+    if one.dtype == jnp.float32:
+        return _wide(subscripts, one, other)
+    return _narrow(subscripts, one, other)
+
+
+def _wide(subscripts: str, one: Array, other: Array) -> Array:
+    return jnp.einsum(subscripts, one, other, preferred_element_type=jnp.float32)
+
+
+# The gradient of a float32 result is float32. JAX multiplies it with a 16-bit factor in float32,
+# which takes twice the time and memory on accelerators, or more.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _narrow(subscripts: str, one: Array, other: Array) -> Array:
+    return _wide(subscripts, one, other)
+
+
+def _narrow_forward(subscripts: str, one: Array, other: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _wide(subscripts, one, other), (one, other)
+
+
+def _narrow_backward(
+    subscripts: str, factors: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+    (one, other), dtype = factors, factors[0].dtype
+    gradient = gradient.astype(dtype)
+    inputs, _, result = subscripts.partition("->")
+    of_one, of_other = inputs.split(",")
+    return (
+        _wide(f"{result},{of_other}->{of_one}", gradient, other).astype(dtype),
+        _wide(f"{of_one},{result}->{of_other}", one, gradient).astype(dtype),
+    )
+
+
+_narrow.defvjp(_narrow_forward, _narrow_backward)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from models.attention import attend, causal_mask
+from tests.models.small import products
 
 
 def loop(q, k, v, mask):
@@ -83,3 +84,24 @@ def test_causal_mask_by_hand():
     right_padded = causal_mask(jnp.array([[True, True, False]]))
     np.testing.assert_array_equal(left_padded[0], [[1, 0, 0], [0, 1, 0], [0, 1, 1]])
     np.testing.assert_array_equal(right_padded[0], [[1, 0, 0], [1, 1, 0], [0, 0, 1]])
+
+
+def test_gradients_of_bfloat16_are_products_of_bfloat16():
+    inputs, mask = random_inputs(4, 2, s=20, m=20)
+
+    def gradients(arrays):
+        def loss(*arrays):
+            return jnp.sum(jnp.sin(attend(*arrays, jnp.asarray(mask)).astype(jnp.float32)))
+
+        return jax.grad(loss, argnums=(0, 1, 2))(*arrays)
+
+    narrow = [jnp.asarray(x, jnp.bfloat16) for x in inputs]
+    found = products(jax.make_jaxpr(gradients)(narrow).jaxpr)
+    assert len(found) == 6
+    assert {x.aval.dtype for product in found for x in product.invars} == {jnp.dtype(jnp.bfloat16)}
+    exact = gradients([x.astype(jnp.float32) for x in narrow])
+    for one, other in zip(gradients(narrow), exact, strict=True):
+        assert one.dtype == jnp.bfloat16
+        error = np.abs(np.asarray(one, np.float32) - other)
+        # Three factors of 8 bits each.
+        assert error.max() < 0.02 * np.abs(other).max()

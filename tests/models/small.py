@@ -1,10 +1,11 @@
-"""Sizes of a small decoder for tests, and perturbed parameters."""
+"""Sizes of a small decoder for tests, perturbed parameters, and the products of a program."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import jaxprs_in_params
 
 from models.config import DecoderConfig
 
@@ -35,3 +36,12 @@ def perturbed(tree: Any, *, seed: int, scale: float) -> Any:
     return jax.tree.map(
         lambda leaf: leaf + jnp.asarray(scale * rng.normal(size=leaf.shape), leaf.dtype), tree
     )
+
+
+def products(jaxpr):
+    """The matrix products of a traced program, in nested programs too."""
+    found = [one for one in jaxpr.eqns if one.primitive.name == "dot_general"]
+    for equation in jaxpr.eqns:
+        for inner in jaxprs_in_params(equation.params):
+            found += products(inner)
+    return found
