@@ -289,7 +289,7 @@ def gradient_step(task: Task, add: Add) -> None:
     decoder = task.shortened(DecoderConfig.from_folder(config_folder(config.model.model)))
     mesh = build_mesh(config.model.mesh)
     with jax.set_mesh(mesh):
-        dtype = jnp.dtype(config.model.dtype)
+        dtype = jnp.dtype(config.model.compute_dtype)
         base = jax.jit(lambda: random_parameters(decoder, dtype, stop_id=STOP))()
         learner = build_learner(config, decoder, base, mesh)
         batch = _batch(config, decoder.vocab_size)

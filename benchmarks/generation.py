@@ -204,7 +204,7 @@ def _hugging_face(torch: Any, peers: list[str], config: DecoderConfig, params: A
             networks[name] = networks[name].to(_torch_device()).eval()
     tokens_bs = np.arange(3, 19, dtype=np.int32)[None]
     position_bs, mask_bs = np.arange(16, dtype=np.int32)[None], np.ones((1, 16), np.bool_)
-    network = models.Decoder(config, dtype=jnp.dtype(_DTYPE.value))
+    network = models.Decoder(config, dtype=jnp.dtype(_DTYPE.value), precision="highest")
     expected = models.apply(network, params, tokens_bs, position_bs, mask_bs)
     with torch.inference_mode():
         tokens = torch.from_numpy(tokens_bs).long().to(_torch_device())

@@ -109,7 +109,7 @@ class Ours:
     def __init__(self, config: Config, decoder: DecoderConfig):
         self._config = config
         self._mesh = build_mesh(config.model.mesh)
-        dtype = jnp.dtype(config.model.dtype)
+        dtype = jnp.dtype(config.model.compute_dtype)
         with jax.set_mesh(self._mesh):
             self._base = jax.jit(lambda: random_parameters(decoder, dtype, stop_id=STOP))()
             self._learner = build_learner(config, decoder, self._base, self._mesh)
@@ -123,6 +123,7 @@ class Ours:
             sampling,
             mesh=self._mesh,
             attention=config.model.attention,
+            precision=config.model.matmul_precision,
         )
         self._rng = np.random.default_rng(0)
         self._vocabulary = decoder.vocab_size
@@ -196,7 +197,7 @@ class Theirs:
         self._vocabulary = decoder.vocab_size
         self._rng = np.random.default_rng(0)
         with tempfile.TemporaryDirectory() as folder:
-            dtype = jnp.dtype(config.model.dtype)
+            dtype = jnp.dtype(config.model.compute_dtype)
             params = jax.jit(lambda: random_parameters(decoder, dtype, stop_id=STOP))()
             models.save(folder, decoder, params)
             del params
@@ -299,7 +300,7 @@ def _header(config: Config, decoder: DecoderConfig, is_cpu: bool) -> list[str]:
     what = "processor time on one core" if is_cpu else "wall time"
     return [
         f"{accounting.num_parameters(decoder) / 1e6:.2f} M parameters with random weights, "
-        f"{config.model.dtype}, {config.finetune.finetune} fine-tuning, "
+        f"{config.model.compute_dtype}, {config.finetune.finetune} fine-tuning, "
         f"{learning.optimizer_settings[0]}, on {jax.devices()[0].device_kind}: {what}, "
         f"medians of {_ROUNDS.value} rounds, load average {os.getloadavg()[0]:.1f}.",
         f"An iteration is {run.steps_per_update} x {run.num_envs} actions of at most "

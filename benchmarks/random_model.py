@@ -73,8 +73,9 @@ def build_decoder(config: Config, decoder: DecoderConfig) -> Decoder:
     """The architecture of all networks of a run."""
     return Decoder(
         decoder,
-        dtype=jnp.dtype(config.model.dtype),
-        remat=config.model.remat,
+        dtype=jnp.dtype(config.model.compute_dtype),
+        remat=config.model.rematerialized,
+        precision=config.model.matmul_precision,
         lora=config.finetune.adapters,
         attention_implementation=config.model.attention,
     )

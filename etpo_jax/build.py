@@ -101,13 +101,28 @@ def load_language(config: Config, mesh: Mesh) -> Language:
             f"--attention={attention}: needs {wanted[attention][1]}, and the devices are {devices}"
         )
     tokenizer = Tokenizer(config.model.model)
-    model, base = models.load(config.model.model, mesh=mesh, dtype=jnp.dtype(config.model.dtype))
+    model, base = models.load(
+        config.model.model, mesh=mesh, dtype=jnp.dtype(config.model.compute_dtype)
+    )
     model = model.clone(
-        remat=config.model.remat,
+        remat=config.model.rematerialized,
+        precision=config.model.matmul_precision,
         lora=config.finetune.adapters,
         attention_implementation=attention,
     )
     return Language(model, base, tokenizer)
+
+
+def precision_note(config: Config, platform: str) -> str:
+    """What float32 means where devices have faster products than float32's own; else empty."""
+    faster = {"gpu": "TF32", "tpu": "bfloat16"}.get(platform)
+    model = config.model
+    if not faster or (model.compute_dtype, model.matmul_precision) != ("float32", "default"):
+        return ""
+    return (
+        f"Matrix products of float32 are computed in {faster} on these devices; "
+        "--dtype=float32:precision=highest computes them in float32."
+    )
 
 
 def open_dataset(config: TaskConfig, name: str) -> Dataset:
@@ -287,6 +302,7 @@ def make_actor(
         vocabulary=language.tokenizer.vocab_size,
         mesh=mesh,
         attention=config.model.attention,
+        precision=config.model.matmul_precision,
     )
     return SamplingActor(
         language.model,

@@ -13,9 +13,8 @@ from env.command_line import near_names
 from env.tables.loading import RARE_CLASSES
 from env.tasks.prompts import FORMATS, STYLES
 from etpo_jax import registry
+from etpo_jax.model_settings import FinetuneConfig, ModelConfig
 from etpo_jax.settings import Section, option, parse_choice, parse_interval, parse_options
-from models.attention import IMPLEMENTATIONS
-from models.lora import TARGETS, LoraConfig
 
 LENGTH_MULTIPLE = 128
 """Prompts and actions are padded to a multiple of so many tokens: few shapes, few compilations."""
@@ -139,106 +138,6 @@ class TaskConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig(Section):
-    """Model: the language model, its precision and where it lies."""
-
-    model: str = option(
-        "tiny",
-        "Hugging Face folder or repository (org/name) of a Llama-family model, or tiny, the "
-        "stand-in that is part of this package. With --endpoint the name of the model there.",
-    )
-    dtype: str = option(
-        "float32", "Precision of the model's computations.", choices=("float32", "bfloat16")
-    )
-    mesh: str = option(
-        "",
-        "Devices along each mesh axis, such as fsdp:4,tensor:2; empty puts all on fsdp.",
-        may_differ=True,
-    )
-    max_prompt_length: int = option(
-        256, "Tokens of a prompt at most; longer prompts are shortened by the task.", lower=8
-    )
-    attention: str = option(
-        "reference",
-        "Attention: our own (reference), XLA's (xla), cuDNN's on NVIDIA GPUs in 16 bits (cudnn) or "
-        "a Pallas kernel on TPUs (splash), which has one for decoding too.",
-        choices=IMPLEMENTATIONS,
-        may_differ=True,
-    )
-    remat: str = option(
-        "full",
-        "Activations that backward passes recompute instead of keeping them.",
-        choices=("none", "dots", "full"),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class FinetuneConfig(Section):
-    """Fine-tuning: which weights are trained, in which precision, and what saves memory."""
-
-    finetune: str = option(
-        "full",
-        "full trains a copy of all weights for each network; lora trains adapters over one shared "
-        "frozen base. Settings follow a colon: full:dtype=bfloat16 stores the trained weights in "
-        "bfloat16 with stochastic rounding (the default is float32; adapters and the target critic "
-        "are always float32), lora:rank=16,alpha=32,targets=q+v names the sizes of the adapters "
-        f"and the kernels that have one, among {'+'.join(TARGETS)}. tilt=0.03, for either, trains "
-        "five numbers that tilt every distribution by functions of the reference's probabilities, "
-        "with this learning rate (docs/algorithm.md); 0 is none.",
-    )
-    microbatch_size: int = option(
-        0,
-        "Transitions of a minibatch that are on the device at once, their gradients accumulated; "
-        "0 is all of them.",
-        lower=0,
-    )
-    loss_chunk_size: int = option(
-        0,
-        "Action positions whose logits exist at the same time in a gradient step; 0 is all.",
-        lower=0,
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.trained_dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"--finetune={self.finetune}: dtype must be float32 or bfloat16")
-        if self.tilt_learning_rate < 0:
-            raise ValueError(f"--finetune={self.finetune}: tilt must be >= 0")
-        try:
-            _ = self.adapters
-        except ValueError as error:
-            raise ValueError(f"--finetune={self.finetune}: {error}") from error
-
-    @property
-    def trained_dtype(self) -> str:
-        """Storage of the weights that are trained: float32 or bfloat16."""
-        return self._parsed[1].get("dtype", "float32")
-
-    @property
-    def tilt_learning_rate(self) -> float:
-        """Learning rate of the coefficients of the tilt; 0 if there are none."""
-        return self._parsed[1].get("tilt", 0.0)
-
-    @property
-    def adapters(self) -> LoraConfig | None:
-        """Sizes of the adapters, None for full fine-tuning."""
-        kind, options = self._parsed
-        if kind == "full":
-            return None
-        targets = options.get("targets", "+".join(TARGETS)).split("+")
-        names = tuple(name.strip() for name in targets)
-        return LoraConfig(options.get("rank", 16), options.get("alpha", 32.0), names)
-
-    @property
-    def _parsed(self) -> tuple[str, dict[str, Any]]:
-        kinds: dict[str, dict[str, type]] = {
-            "full": {"dtype": str, "tilt": float},
-            "lora": {"rank": int, "alpha": float, "targets": str, "tilt": float},
-        }
-        return parse_choice("finetune", self.finetune, kinds)
-
-
-@dataclasses.dataclass(frozen=True)
 class SamplingConfig(Section):
     """Sampling: how actions are drawn; the probability of each drawn token is kept with it."""
 
@@ -349,8 +248,8 @@ class Config:
 
     run: RunConfig = RunConfig()
     task: TaskConfig = TaskConfig()
-    model: ModelConfig = ModelConfig()
-    finetune: FinetuneConfig = FinetuneConfig()
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
     sampling: SamplingConfig = SamplingConfig()
     execution: ExecutionConfig = ExecutionConfig()
     learning: Any = None

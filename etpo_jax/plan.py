@@ -30,7 +30,7 @@ from models.errors import ModelError
 from models.repository import config_folder
 
 _HINT = (
-    "flags that save memory, cheapest first: --loss_chunk_size, --remat=full, --microbatch_size, "
+    "flags that save memory, cheapest first: --remat=full:logits=64, --microbatch_size, "
     "more devices in --mesh, --num_envs, --dtype, --finetune=full:dtype=bfloat16, "
     "--optimizer=lion, --finetune=lora"
 )
@@ -134,7 +134,7 @@ def _model_lines(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> 
     yield f"mesh {axes}: {_count(math.prod(mesh.shape.values()), 'device')}"
     yield (
         f"model {config.model.model}: {decoder.num_layers} layers, width {decoder.hidden_size}, "
-        f"vocabulary {decoder.vocab_size}, {config.model.dtype}"
+        f"vocabulary {decoder.vocab_size}, {config.model.compute_dtype}"
     )
 
 

@@ -395,6 +395,8 @@ class Trainer:
             return build.make_endpoint_agent(config, task)
         fingerprint.check(run.path, config.model.model)
         self._say(formats.describe(config.task.format_name, self._language.tokenizer))
+        if note := build.precision_note(config, self._mesh.devices.flat[0].platform):
+            self._say(note)
         agent = build.make_agent(config, task, self._language, self._mesh)
         if hosts.is_first():
             fingerprint.note(run.path, config.model.model)

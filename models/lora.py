@@ -94,6 +94,7 @@ def merge(params: Mapping, lora: Mapping, config: LoraConfig) -> dict:
         for name, pair in targets.items():
             entry = layers[module][name]
             factors = scaled(pair, config)
-            kernel = entry["kernel"].astype(jnp.float32) + factors["a"] @ factors["b"]
+            change = jnp.matmul(factors["a"], factors["b"], precision="highest")
+            kernel = entry["kernel"].astype(jnp.float32) + change
             layers[module][name] = {**entry, "kernel": kernel.astype(entry["kernel"].dtype)}
     return {**params, "layers": layers}

@@ -17,6 +17,7 @@ from models import lora as adapters
 from models.attention import attend, causal_visibility
 from models.config import DecoderConfig, parameter_shapes
 from models.lora import LoraConfig
+from models.precision import matmul_precision
 from models.sharding import shard
 
 # Values of each block that a backward pass keeps; it computes the others again.
@@ -155,6 +156,7 @@ class Decoder(nn.Module):
       lora: adapters to make and use, in the collection `lora`; None for none.
       attention_implementation: one of `models.attention.IMPLEMENTATIONS`. Generation takes its own
         choice (`models.decode`).
+      precision: that of float32 products, one of `models.precision.PRECISIONS`.
     """
 
     config: DecoderConfig
@@ -163,6 +165,7 @@ class Decoder(nn.Module):
     remat: str = "none"
     lora: LoraConfig | None = None
     attention_implementation: str = "reference"
+    precision: str = "default"
 
     @property
     def gains_by_packing(self) -> bool:
@@ -215,8 +218,19 @@ class Decoder(nn.Module):
         Raises:
           ValueError: rows are to be packed, which splash does not support.
         """
-        if packing.is_worth_it(num_blocks, *tokens_bs.shape):
-            return self._packed(tokens_bs, mask_bs, last, num_blocks)
+        with matmul_precision(self.precision):
+            if packing.is_worth_it(num_blocks, *tokens_bs.shape):
+                return self._packed(tokens_bs, mask_bs, last, num_blocks)
+            return self._padded(tokens_bs, positions_bs, mask_bs, last)
+
+    def _padded(
+        self,
+        tokens_bs: Int[Array, "b s"],
+        positions_bs: Int[Array, "b s"],
+        mask_bs: Bool[Array, "b s"],
+        last: int | None,
+    ) -> Float[Array, "b q d"]:
+        """As `hidden`, of rows that are not packed."""
         x = self._embed(tokens_bs)
         angles = rope.angles(self.config, positions_bs)
         window = self.config.sliding_window
@@ -269,9 +283,10 @@ class Decoder(nn.Module):
 
     def logits(self, hidden_bsd: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
         """float32 logits from the output of `hidden`, at any choice of its positions."""
-        if self.config.has_lm_head:
-            return blocks.output_logits({"lm_head": self.lm_head()}, hidden_bsd)
-        return blocks.output_logits({"embedder": self.embedder()}, hidden_bsd)
+        with matmul_precision(self.precision):
+            if self.config.has_lm_head:
+                return blocks.output_logits({"lm_head": self.lm_head()}, hidden_bsd)
+            return blocks.output_logits({"embedder": self.embedder()}, hidden_bsd)
 
     def __call__(
         self,

@@ -49,7 +49,9 @@ PARTS: dict[str, dict[str, Part]] = {
             "acting algorithms devices", "settings", "mathematics", packages=_BELOW_ALL
         ),
         "settings": _part(
-            "config flags learning registry settings", "mathematics", packages=_BELOW_ALL
+            "config flags learning model_settings registry settings",
+            "mathematics",
+            packages=_BELOW_ALL,
         ),
         "mathematics": _part("distribution divergence losses roles soft_q"),
     },

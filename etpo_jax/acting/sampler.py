@@ -22,6 +22,7 @@ from etpo_jax.config import SamplingConfig
 from etpo_jax.distribution import MASKED, TILT
 from models.config import DecoderConfig
 from models.decode import Cache, Weights, decode_step, grow, num_slots, prefill
+from models.precision import matmul_precision
 from models.sharding import shard
 
 # Tokens between two looks at whether all rows have ended, on accelerators.
@@ -67,6 +68,7 @@ class Sampler:
         vocabulary: int | None = None,
         mesh: Mesh | None = None,
         attention: str = "reference",
+        precision: str = "default",
     ):
         """Prepares a sampler; the first call of `generate` compiles.
 
@@ -82,6 +84,7 @@ class Sampler:
           mesh: devices; rows are split over the axis `fsdp`, heads over `tensor`.
           attention: implementation for prompts and decoding, one of
             `models.attention.IMPLEMENTATIONS`.
+          precision: that of float32 products, one of `models.precision.PRECISIONS`.
 
         Raises:
           ValueError: no stop token, a token outside the vocabulary, or padding with a stop token.
@@ -101,6 +104,7 @@ class Sampler:
         self._next_state_sv[:, list(eos_ids)] = len(next_state_sv) - 1
         vocabulary = min(vocabulary or config.vocab_size, config.vocab_size)
         self._static = _Static(config, sampling.max_new_tokens, pad_id, attention, vocabulary)
+        self._precision = precision
 
     def generate(
         self,
@@ -142,7 +146,8 @@ class Sampler:
                 what = f"support_threshold={self.sampling.support_threshold}"
                 raise ValueError(f"{TILT if TILT in weights else what}: needs reference_weights")
             networks = (weights, reference_weights)
-        with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+        mesh = contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+        with mesh, matmul_precision(self._precision):
             return _generate(
                 networks,
                 prompt_tokens_bp,

@@ -140,7 +140,7 @@ def score_policy(
 
     Args:
       networks: how roles are read.
-      config: settings of the run; `loss_chunk_size` bounds the logits that exist at a time.
+      config: settings of the run; `logits` of `--remat` bounds the logits that exist at a time.
       base: parameters of the reference.
       policy: variables of the policy; differentiable.
       reference_bjd: hidden states of the reference, see `Networks.action_hidden`.
@@ -162,7 +162,7 @@ def score_policy(
 
     policy_bjd = networks.action_hidden(base, policy, batch)
     inputs = (policy_bjd, reference_bjd, batch.action_tokens_bj)
-    scores: Scores = in_chunks(score, inputs, config.finetune.loss_chunk_size)
+    scores: Scores = in_chunks(score, inputs, config.model.logits_at_once)
     return scores
 
 

@@ -90,7 +90,7 @@ def backward(
             Hidden(reference_bjd, policy_bjd, critic_bjd, target_bjd),
             batch.action_tokens_bj,
             hyper,
-            chunk_size=config.finetune.loss_chunk_size,
+            chunk_size=config.model.logits_at_once,
         )
         metrics = losses(learning, scores, batch, next_value_b, hyper, share)
         return metrics["critic_loss"] + metrics["policy_loss"], metrics

@@ -24,7 +24,7 @@ from models.sharding import shardings
 def lower_gradient_step(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any:
     """The gradient step of the run's algorithm, lowered; None if it defines none."""
     networks = memory.networks_of(config, decoder)
-    base = _placed(abstract_parameters(decoder, jnp.dtype(config.model.dtype)), mesh)
+    base = _placed(abstract_parameters(decoder, jnp.dtype(config.model.compute_dtype)), mesh)
     state = _placed(memory.abstract_state(networks, base, config), mesh)
     make_batch = functools.partial(_abstract_batch, config)
     run = AbstractRun(
@@ -35,7 +35,7 @@ def lower_gradient_step(config: Config, decoder: DecoderConfig, mesh: Mesh) -> A
 
 def lower_generation(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any:
     """Generation of one action for each of `--num_envs` prompts of the full length, lowered."""
-    weights = _generation_weights(decoder, jnp.dtype(config.model.dtype), mesh)
+    weights = _generation_weights(decoder, jnp.dtype(config.model.compute_dtype), mesh)
     # Stop tokens and the padding token do not influence memory; the table of ends does by its size,
     # and the largest serves every task.
     sampler = Sampler(
@@ -45,6 +45,7 @@ def lower_generation(config: Config, decoder: DecoderConfig, mesh: Mesh) -> Any:
         config.sampling,
         next_state_sv=state_table("fence", None, decoder.vocab_size),
         attention=config.model.attention,
+        precision=config.model.matmul_precision,
     )
     reference = weights if config.samples_with_reference else None
     if config.finetune.tilt_learning_rate > 0:

@@ -83,7 +83,7 @@ def estimate(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> Memo
       decoder: sizes of the model.
       mesh: devices of the run.
     """
-    dtype = jnp.dtype(config.model.dtype)
+    dtype = jnp.dtype(config.model.compute_dtype)
     base = abstract_parameters(decoder, dtype)
     resident = [_item("base (reference)", base, mesh)]
     algorithm = config.algorithm
@@ -114,12 +114,13 @@ def estimate(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> Memo
 
 def networks_of(config: Config, decoder: DecoderConfig) -> Networks:
     """The networks of the run's algorithm, without arrays."""
-    dtype = jnp.dtype(config.model.dtype)
+    dtype = jnp.dtype(config.model.compute_dtype)
     model = Decoder(
         decoder,
         dtype=dtype,
         param_dtype=dtype,
-        remat=config.model.remat,
+        remat=config.model.rematerialized,
+        precision=config.model.matmul_precision,
         lora=config.finetune.adapters,
         attention_implementation=config.model.attention,
     )
@@ -135,7 +136,7 @@ def abstract_state(networks: Networks, base: Any, config: Config) -> Any:
 def _generation(
     config: Config, decoder: DecoderConfig, mesh: AbstractMesh, copies: int
 ) -> list[Item]:
-    width = jnp.dtype(config.model.dtype).itemsize
+    width = jnp.dtype(config.model.compute_dtype).itemsize
     b, p = config.run.num_envs, config.model.max_prompt_length
     m = decode.num_slots(p + config.sampling.max_new_tokens, config.model.attention)
     n, k, h = decoder.num_heads, decoder.num_kv_heads, decoder.head_dim
@@ -160,7 +161,7 @@ def _generation(
 def _gradient_step(
     config: Config, decoder: DecoderConfig, mesh: AbstractMesh, state: Any
 ) -> list[Item]:
-    width = jnp.dtype(config.model.dtype).itemsize
+    width = jnp.dtype(config.model.compute_dtype).itemsize
     finetune = config.finetune
     _, minibatch_size = config.algorithm.gradient_steps(config)
     b = finetune.microbatch_size or minibatch_size
@@ -179,13 +180,13 @@ def _gradient_step(
         "full": stream,
         "dots": stream + _KEPT_OF_PRODUCTS * _products(config, decoder, b, s, mesh),
         "none": stream + _KEPT_OF_LAYER * layer,
-    }[config.model.remat]
+    }[config.model.rematerialized]
     parts = _parts(state)
     networks = [parts[name] for name in ("critic", "policy") if jax.tree.leaves(parts.get(name))]
     sizes = [_num_bytes(network, mesh) for network in networks]
     step = config.algorithm.step_memory(config)
     gradient = sum(sizes) if step.gradients_at_once else max(sizes)
-    logits = _LOGITS * _local("b-v", (b, min(finetune.loss_chunk_size or j, j), v), mesh)
+    logits = _LOGITS * _local("b-v", (b, min(config.model.logits_at_once or j, j), v), mesh)
     if step.scored_rows:
         logits = _LOGITS * _local("b-v", (max(step.scored_rows, b), j, v), mesh)
     if finetune.microbatch_size not in (0, minibatch_size):
@@ -214,7 +215,7 @@ def _products(config: Config, decoder: DecoderConfig, b: int, s: int, mesh: Abst
     )
     count = sum(_local(f"b-{axis}", (b, s, size), mesh) for axis, size in sizes)
     parts = 1 if config.finetune.adapters is None else 2
-    return parts * count * jnp.dtype(config.model.dtype).itemsize
+    return parts * count * jnp.dtype(config.model.compute_dtype).itemsize
 
 
 def _gathered(decoder: DecoderConfig, width: int, mesh: AbstractMesh) -> int:

@@ -121,7 +121,7 @@ def write_policy(
         if form == "peft":
             _write_adapter(part, config, role, name, folder)
         else:
-            _write_model(part, config, role, folder, dtype or config.model.dtype, mesh)
+            _write_model(part, config, role, folder, dtype or config.model.compute_dtype, mesh)
     for file in (*_TOKENIZER_FILES, *([_GENERATION] if form == "merged" else [])):
         if (folder / file).is_file():
             shutil.copyfile(folder / file, part / file)
@@ -149,7 +149,9 @@ def _write_model(
     if "params" in role:
         params, sizes = role["params"], DecoderConfig.from_folder(folder)
     else:
-        decoder, params = models.load(folder, mesh=mesh, dtype=jnp.dtype(config.model.dtype))
+        decoder, params = models.load(
+            folder, mesh=mesh, dtype=jnp.dtype(config.model.compute_dtype)
+        )
         sizes = decoder.config
         if "lora" in role:
             adapters = (role["lora"], config.finetune.adapters)

@@ -127,6 +127,15 @@ def test_kernels_of_other_devices_are_refused(attention):
         build.load_language(config, build_mesh())
 
 
+def test_float32_that_is_not_float32_is_told():
+    config = Config.from_dict({})
+    assert build.precision_note(config, "cpu") == ""
+    assert "TF32" in build.precision_note(config, "gpu")
+    assert "bfloat16" in build.precision_note(config, "tpu")
+    for dtype in ("bfloat16", "float32:precision=highest", "float32:precision=high"):
+        assert build.precision_note(config.replace(dtype=dtype), "gpu") == ""
+
+
 def test_an_actor_draws_no_padding_of_the_vocabulary(tmp_path):
     """The rows behind the tokens of this model would otherwise be its most likely tokens."""
     model, params = models.load("tiny")

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from etpo_jax import registry
-from etpo_jax.config import SECTIONS, Config, FinetuneConfig, TaskConfig
+from etpo_jax.config import SECTIONS, Config, FinetuneConfig, ModelConfig, TaskConfig
 from etpo_jax.settings import parse_options
 from models.lora import TARGETS
 
@@ -85,6 +85,11 @@ TIED = {"policy_loss": "tied", "trust_region": 0.0}
             "--microbatch_size: --algorithm=reflection does not read it",
         ),
         ({"executor": "ray:actors=-1"}, "--executor=ray:actors=-1: actors must be at least 1"),
+        ({"dtype": "float16"}, "--dtype=float16: must be one of float32, bfloat16; settings of"),
+        ({"dtype": "float32:precision=low"}, "precision must be one of default, high, highest"),
+        ({"dtype": "bfloat16:precision=high"}, "'precision=high' is not a setting of it"),
+        ({"remat": "full:logits=0"}, "--remat=full:logits=0: logits must be >= 1"),
+        ({"remat": "some"}, "--remat=some: must be one of none, full, dots; settings of none"),
         ({"finetune": "all"}, "--finetune=all: must be one of full, lora; settings of full, lora"),
         ({"finetune": "full:rank=2"}, "--finetune=full:rank=2: 'rank=2' must be one of dtype=..."),
         ({"finetune": "full:dtype=int8"}, "--finetune=full:dtype=int8: dtype must be float32 or"),
@@ -155,6 +160,12 @@ def test_sections_give_their_texts_as_values():
     assert (lora.rank, lora.alpha, lora.targets) == (16, 32.0, tuple(TARGETS))
     lora = FinetuneConfig(finetune="lora:rank=2,alpha=8,targets=q+v").adapters
     assert (lora.rank, lora.alpha, lora.targets) == (2, 8.0, ("q", "v"))
+    model = ModelConfig(dtype="float32:precision=highest", remat="dots:logits=8")
+    assert (model.compute_dtype, model.matmul_precision) == ("float32", "highest")
+    assert (model.rematerialized, model.logits_at_once) == ("dots", 8)
+    model = ModelConfig(dtype="bfloat16")
+    assert (model.compute_dtype, model.matmul_precision) == ("bfloat16", "default")
+    assert (model.rematerialized, model.logits_at_once) == ("full", 0)
     config = Config.from_dict({"optimizer": "lion:b2=0.99", "executor": "ray:address=a:1,actors=4"})
     name, options = config.learning.optimizer_settings
     assert (name, options["b1"], options["b2"], options["clip_norm"]) == ("lion", 0.9, 0.99, 1.0)

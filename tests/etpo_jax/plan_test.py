@@ -170,7 +170,7 @@ def few_layers(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v5e:2x4", "v4:2x2x2"])
 def test_both_programs_compile_for_a_tpu(few_layers, topology):
-    flags = {**LION, "model": str(few_layers), "loss_chunk_size": 32}
+    flags = {**LION, "model": str(few_layers), "remat": "full:logits=32"}
     config = Config.from_dict({**flags, "mesh": "fsdp:4,tensor:2"})
     decoder = DecoderConfig.from_folder(few_layers)
     state = memory.estimate(config, decoder, abstract_mesh(config.model.mesh)).resident

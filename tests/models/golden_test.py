@@ -18,6 +18,7 @@ from tests.golden.make_logits import FAMILIES, FOLDER, STAND_IN, digest
 
 def logits_of(folder, tokens, mask, dtype=jnp.float32):
     model, params = models.load(folder, dtype=dtype)
+    model = model.clone(precision="highest")
     mask = jnp.asarray(mask)
     return np.asarray(
         models.apply(model, params, jnp.asarray(tokens, jnp.int32), positions(mask), mask)
@@ -71,6 +72,7 @@ def test_goldens_tell_small_changes_apart():
     ):
         golden = np.load(FOLDER / family / "logits.npz")
         model, params = models.load(FOLDER / family)
+        model = model.clone(precision="highest")
         fields = {name: getattr(model.config, name) for name in model.config.__dataclass_fields__}
         model = model.clone(config=type(model.config)(**{**fields, **change}))
         mask = jnp.asarray(golden["mask"])

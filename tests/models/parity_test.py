@@ -26,6 +26,7 @@ from tests.models.small import small_decoder  # noqa: E402
 
 def ours(folder, tokens, mask):
     model, params = models.load(folder)
+    model = model.clone(precision="highest")
     mask = jnp.asarray(mask)
     return np.asarray(models.apply(model, params, jnp.asarray(tokens), positions(mask), mask))
 
@@ -78,7 +79,11 @@ def test_what_we_save_loads_there(tmp_path, change):
     theirs = load(transformers.AutoModelForCausalLM, tmp_path, "float32")
     tokens, mask = make_inputs(config.vocab_size, seed=4)
     logits = models.apply(
-        Decoder(config), params, jnp.asarray(tokens), positions(jnp.asarray(mask)), mask
+        Decoder(config, precision="highest"),
+        params,
+        jnp.asarray(tokens),
+        positions(jnp.asarray(mask)),
+        mask,
     )
     assert_close(np.asarray(logits), torch_logits(theirs, tokens, mask), mask)
 
@@ -91,7 +96,7 @@ def test_merged_adapters_load_there(tmp_path):
     models.save(tmp_path, CONFIG, lora.merge(params, adapters, adapted))
     theirs = load(transformers.AutoModelForCausalLM, tmp_path, "float32")
     tokens, mask = make_inputs(CONFIG.vocab_size, seed=7)
-    model = Decoder(CONFIG, lora=adapted)
+    model = Decoder(CONFIG, lora=adapted, precision="highest")
     real = jnp.asarray(mask)
     logits = jax.jit(model.apply)(
         {"params": params, "lora": adapters}, jnp.asarray(tokens), positions(real), real

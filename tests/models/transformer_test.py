@@ -13,7 +13,7 @@ from models.config import DecoderConfig
 from models.convert import abstract_parameters
 from models.lora import TARGETS, LoraConfig
 from models.transformer import REMAT, Decoder, positions
-from tests.models.small import small_decoder
+from tests.models.small import products, small_decoder
 
 CONFIG = small_decoder(attention_bias=True)
 CODE_LLAMA_7B = DecoderConfig(
@@ -246,3 +246,26 @@ def test_the_library_s_attention_gives_the_same_with_padding():
         jax.tree.leaves(gradients), jax.tree.leaves(their_gradients), strict=True
     ):
         np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-5 * np.abs(one).max())
+
+
+@pytest.mark.parametrize("remat", REMAT)
+def test_every_product_has_the_chosen_precision(remat):
+    """Also those of gradients, whose program is made outside of the network's methods."""
+    params, (tokens_bs, mask_bs) = random_params(CONFIG), random_inputs()
+
+    def precisions(name):
+        model = Decoder(CONFIG, remat=remat, precision=name)
+
+        def loss(params):
+            return model.apply({"params": params}, tokens_bs, positions(mask_bs), mask_bs).sum()
+
+        return {
+            equation.params["precision"]
+            for equation in products(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
+        }
+
+    highest = jax.lax.Precision.HIGHEST
+    assert precisions("highest") == {(highest, highest)}
+    assert precisions("default") == {None}
+    with jax.default_matmul_precision("highest"):  # a user's own setting holds
+        assert precisions("default") == {(highest, highest)}

@@ -52,11 +52,11 @@ def make_config(mode, **values):
 
 
 @functools.cache
-def programs(mode, microbatch_size=0, loss_chunk_size=0):
+def programs(mode, microbatch_size=0, remat="full"):
     config = make_config(
         mode,
         microbatch_size=microbatch_size,
-        loss_chunk_size=loss_chunk_size,
+        remat=remat,
         minibatch_size=4,
     )
     mesh = build_mesh()
@@ -261,8 +261,8 @@ def test_microbatches_and_chunks_are_the_minibatch(base):
     label, _, hyper = programs("poad")
     found = label(make_state(base, "poad"), base, batch, jnp.int32(4), hyper)
     moved = []
-    for sizes in ((0, 0), (2, 3)):
-        _, step, _ = programs("poad", *sizes)
+    for settings in ((), (2, "full:logits=3")):
+        _, step, _ = programs("poad", *settings)
         state = make_state(base, "poad")
         state, metrics = step(state, base, batch, found, np.arange(4), hyper)
         moved.append((state.policy, state.critic, metrics))

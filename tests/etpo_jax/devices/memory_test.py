@@ -38,7 +38,7 @@ def by_name(items):
 )
 def test_what_stays_is_what_a_run_allocates(flags):
     config = Config.from_dict({**flags, "support_threshold": 0.0})
-    dtype = jnp.dtype(config.model.dtype)
+    dtype = jnp.dtype(config.model.compute_dtype)
     model = Decoder(SMALL, dtype=dtype, param_dtype=dtype, lora=config.finetune.adapters)
     base = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract_parameters(SMALL, dtype)
@@ -114,7 +114,7 @@ def test_untrained_runs_hold_the_base_alone():
 LORA = {"finetune": "lora"}
 FULL = {"finetune": "full:dtype=bfloat16"}
 WIDE = {"finetune": "full"}
-CHUNKS = {"loss_chunk_size": 32}
+CHUNKS = {"remat": "full:logits=32"}
 UPDATES = [
     ("fsdp:16", LORA, 1.56),
     ("fsdp:16", LORA | CHUNKS, 1.43),
