@@ -35,9 +35,11 @@ if [[ -z $installed ]]; then
   "$python" -m pip download "${options[@]}" --requirement "$root/requirements-cuda.txt"
 else
   "$python" -m pip download "${options[@]}" --requirement "$root/requirements.txt"
+  # Names are compared as pip does: without case, with - for _ and a dot.
+  present=" $(cut -d= -f1 "$installed" | tr '_.[:upper:]\n' '--[:lower:] ') "
   for wheel in "$wheels"/*.whl; do
-    name=$(basename "$wheel" | cut -d- -f1 | tr '_.[:upper:]' '--[:lower:]')
-    if cut -d= -f1 "$installed" | tr '_.[:upper:]' '--[:lower:]' | grep -qxF -- "$name"; then
+    name=${wheel##*/} && name=${name%%-*} && name=${name//[_.]/-}
+    if [[ $present == *" ${name,,} "* ]]; then
       rm "$wheel"
     fi
   done
