@@ -36,10 +36,10 @@ if [[ -z $installed ]]; then
 else
   "$python" -m pip download "${options[@]}" --requirement "$root/requirements.txt"
   # Names are compared as pip does: without case, with - for _ and a dot.
-  present=" $(cut -d= -f1 "$installed" | tr '_.[:upper:]\n' '--[:lower:] ') "
+  present=" $(cut -d= -f1 "$installed" | tr '\n' ' ') " && present=${present//[_.]/-}
   for wheel in "$wheels"/*.whl; do
     name=${wheel##*/} && name=${name%%-*} && name=${name//[_.]/-}
-    if [[ $present == *" ${name,,} "* ]]; then
+    if [[ ${present,,} == *" ${name,,} "* ]]; then
       rm "$wheel"
     fi
   done

@@ -160,6 +160,39 @@ def test_slurm_starts_a_process_for_each_gpu(tmp_path):
     assert tasks == gpus == MACHINES["codellama_7b_a100x4"][1]
 
 
+def test_offline_carries_what_the_other_machine_lacks(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(
+        """#!/bin/bash
+echo "$@" >>"$(dirname "$0")/calls"
+[[ $3 == download ]] || exit 0
+while [[ $1 != --dest ]]; do shift; done
+touch "$2"/{jax-0.11.2,openpyxl-3.1.5,Jinja2-3.1.6,ml_dtypes-0.5.4}-py3-none-any.whl
+"""
+    )
+    python.chmod(0o755)
+    installed = tmp_path / "installed.txt"
+    installed.write_text("jax==0.11.2\njinja2==3.1.6\nml-dtypes==0.5.4\nopen==1\n")
+    environment = {**os.environ, "PYTHON": str(python), "JAX": "0.11.2"}
+    script = str(LAUNCH / "offline.sh")
+    carried = {}
+    for name, arguments in {"all": [], "lacking": [str(installed)]}.items():
+        folder = tmp_path / name
+        subprocess.run([script, str(folder), *arguments], env=environment, check=True)
+        assert (folder / "etpo_jax.tar.gz").stat().st_size > 10_000
+        carried[name] = sorted(path.name.split("-")[0] for path in (folder / "wheels").iterdir())
+    assert carried == {"all": ["Jinja2", "jax", "ml_dtypes", "openpyxl"], "lacking": ["openpyxl"]}
+    whole, lacking = [
+        line for line in (tmp_path / "calls").read_text().splitlines() if "pip download" in line
+    ]
+    assert whole.endswith(
+        "jax==0.11.2 jaxlib==0.11.2 --requirement " + str(ROOT / "requirements-cuda.txt")
+    )
+    assert lacking.endswith(str(ROOT / "requirements.txt"))
+    assert "--platform manylinux_2_28_x86_64" in whole
+    assert "manylinux_2_29" not in whole
+
+
 def test_the_jobset_has_the_chips_of_its_flagfile():
     jobset = yaml.safe_load((ROOT / "launch" / "jobset.yaml").read_text())
     (job,) = jobset["spec"]["replicatedJobs"]
