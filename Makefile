@@ -6,7 +6,7 @@ RUN_DIR ?= runs/demo
 SOAK ?= 1000
 BIN := $(VENV)/bin
 
-.PHONY: demo test parity aot lint types soak ray notebook package clean
+.PHONY: demo test parity aot lint types soak ray trackers notebook package clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/python -m etpo_jax.train --flagfile=launch/tiny.flags --run_dir=$(RUN_DIR)
@@ -41,6 +41,10 @@ soak: $(VENV)/test.stamp
 ray: $(VENV)/ray.stamp
 	$(BIN)/python -m pytest tests/env/execution/ray_executor_test.py
 
+# Shows runs by Weights & Biases (offline) and MLflow (a local store); installs both.
+trackers: $(VENV)/trackers.stamp
+	$(BIN)/python -m pytest tests/etpo_jax/runs/services_test.py
+
 # The clone itself is installed as well, editable: `etpo` and `import etpo_jax` work from any folder.
 $(VENV)/run.stamp: requirements.txt pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -67,6 +71,10 @@ $(VENV)/notebook.stamp: requirements-notebook.txt $(VENV)/run.stamp
 
 $(VENV)/ray.stamp: requirements-ray.txt $(VENV)/test.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-ray.txt
+	touch $@
+
+$(VENV)/trackers.stamp: pyproject.toml $(VENV)/test.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[wandb,mlflow]'
 	touch $@
 
 # Executes the notebook with few steps; fails if a cell does.

@@ -155,13 +155,16 @@ class Loop:
         self._cut_back(update=update, env_step=self.env_step)
 
     def run(
-        self, is_stopped: Callable[[], bool], on_update: Callable[[dict[str, Any]], None]
+        self,
+        is_stopped: Callable[[], bool],
+        on_update: Callable[[dict[str, Any], list[dict[str, Any]]], None],
     ) -> None:
         """Updates until all environment steps are done or `is_stopped` says so.
 
         Args:
           is_stopped: asked between updates; any one of several hosts may say so.
-          on_update: called with each row of `metrics.jsonl`.
+          on_update: called after each update with its row of `metrics.jsonl` and its rows of
+            `episodes.jsonl`.
         """
         interval = parse_interval("checkpoint_every", self._config.run.checkpoint_every)
         schedule = Schedule(interval, self.checkpoint_bytes)
@@ -170,7 +173,7 @@ class Loop:
             self._run.append_episodes(episode_rows)
             self._rank(episode_rows)
             self._run.append_metrics(row)
-            on_update(row)
+            on_update(row, episode_rows)
             if hosts.any_of(schedule.is_due(self._checkpoints.write_s)):
                 self._save()
                 schedule.saved()

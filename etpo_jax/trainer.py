@@ -35,12 +35,13 @@ from etpo_jax.runs import (
     policy_folder,
     progress,
     schedule,
+    trackers,
 )
 from etpo_jax.runs.best import Best
 from etpo_jax.runs.checkpoint import Checkpoints, committed_steps, read_role
 from etpo_jax.runs.directory import FollowedRun, RunDirectory
 from etpo_jax.runs.stopping import NOTICE, StopSignals
-from etpo_jax.runs.trackers import TensorBoard
+from etpo_jax.runs.tracked_run import TrackedRun
 
 INSPECTED_ACTIONS = 8
 """Number of the newest actions that the report shows token by token."""
@@ -158,16 +159,7 @@ class Trainer:
         with (
             stop if is_main else contextlib.nullcontext(),
             jax.set_mesh(self._mesh),
-            hosts.first_then_all(
-                lambda: RunDirectory.open(
-                    path,
-                    config.to_dict(),
-                    may_differ=config.may_differ,
-                    overwrite=self._overwrite,
-                    defaults=Config.defaults(config.run.algorithm),
-                ),
-                lambda: FollowedRun(path),
-            ) as run,
+            hosts.first_then_all(lambda: self._open_run(path), lambda: FollowedRun(path)) as run,
         ):
             self._overwrite = False  # a second call goes on with what the first one made
             finished = run.finished
@@ -282,6 +274,16 @@ class Trainer:
         run_dir = self.config.run.run_dir
         return Path(run_dir).expanduser() if run_dir else None
 
+    def _open_run(self, path: Path) -> RunDirectory:
+        trackers.check(self.config.run.tracker_names)
+        return RunDirectory.open(
+            path,
+            self.config.to_dict(),
+            may_differ=self.config.may_differ,
+            overwrite=self._overwrite,
+            defaults=Config.defaults(self.config.run.algorithm),
+        )
+
     def _train(self, run: RunDirectory, stop: StopSignals) -> None:
         config = self.config
         # The task starts its processes first: they get ready while the model is loaded.
@@ -337,15 +339,20 @@ class Trainer:
             return stop.is_stopped() or any(stops)
 
         if not hosts.is_first():
-            loop.run(is_stopped, lambda row: None)
+            loop.run(is_stopped, lambda row, episodes: None)
             return
         start, total = loop.env_step, self.config.run.num_env_steps
         if start:
             self._say(f"Resuming {run.path} at environment step {start} of {total}.")
-        with TensorBoard(run.path) as events, self._progress(total, start) as show:
+        tracked = TrackedRun.read(run.path, self.config, loop.counters.update)
+        names = self.config.run.tracker_names
+        with (
+            self._progress(total, start) as show,
+            trackers.Trackers(names, tracked, self._say) as shown_elsewhere,
+        ):
 
-            def on_update(row: Row) -> None:
-                events.write(row)
+            def on_update(row: Row, episodes: list[Row]) -> None:
+                shown_elsewhere.write(row, episodes)
                 show(row)
                 # NumPy's False stops as well.
                 answers = [callback(row) for callback in self._callbacks]

@@ -1,7 +1,6 @@
 """The run directory: its files, its only writer, and the way back to the last checkpoint.
 
-A process may be killed at any moment; `RunDirectory.open` resumes what it left. Arrays do not pass
-through this module: `runs.checkpoint` writes them into `checkpoints_path`.
+`RunDirectory.open` resumes what a killed process left. `runs.checkpoint` writes the arrays.
 """
 
 import csv
@@ -36,6 +35,7 @@ TOP_PROGRAMS = "top_programs"
 FINISHED = "finished.json"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
+TRACKERS = "trackers"
 TOKENS = "tokens.jsonl"
 SCORES = "scores.json"
 CURVE = "curve.png"
@@ -44,7 +44,7 @@ REPORT = "report.html"
 # What `overwrite` may delete. Files of other names in the folder belong to somebody else.
 _RESULTS = (
     *(METRICS, EPISODES, TOKENS, BEST_CODE, BEST, TOP_PROGRAMS, PREPARATION, SCORES, FINISHED),
-    *(CHECKPOINTS, TENSORBOARD, CURVE, REPORT),
+    *(CHECKPOINTS, TENSORBOARD, TRACKERS, CURVE, REPORT),
 )
 _LOCK = ".etpo_jax.lock"
 # Name of the configuration while a run is being given up: its results no longer count.
@@ -372,8 +372,8 @@ def _resume(
 def _has_begun(path: Path) -> bool:
     """True once the run has written any result."""
     checkpoints = path / CHECKPOINTS
-    names = {*_RESULTS} - {PREPARATION, CHECKPOINTS, TENSORBOARD}  # made before the first update
-    return any((path / name).exists() for name in names) or (
+    made_before = {PREPARATION, CHECKPOINTS, TENSORBOARD, TRACKERS}  # the first update
+    return any((path / name).exists() for name in {*_RESULTS} - made_before) or (
         checkpoints.is_dir() and any(checkpoints.iterdir())
     )
 

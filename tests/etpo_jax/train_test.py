@@ -330,6 +330,7 @@ BAD = {
         "--critic_loss: --algorithm=ppo_kl does not read it, etpo does",
     ),
     "unwritable": (("--run_dir=/proc/run",), "/proc/run"),
+    "tracker": (("--run_dir=X", "--trackers=wandb,neptune"), "'neptune' is not one of tensorboard"),
     "window": (("--run_dir=X", "--max_new_tokens=5000"), "window of"),
     "mesh": (("--run_dir=X", "--mesh=fsdp:7"), "--mesh=fsdp:7"),
 }
