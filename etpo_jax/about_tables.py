@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from env.base import Task
 from env.execution import metrics
 from env.tables.listing import profile_lines
@@ -19,14 +21,18 @@ _SHOWN_COLUMNS = 20
 
 
 def introduction(task: Task) -> str:
-    """Returns the profile of a user's table, a line about another table, "" for other tasks."""
+    """Returns the profile of a user's table, a line about the paper's, "" for other tasks."""
     if not isinstance(task, CodeTask):
         return ""
     dataset = task.dataset
     if profile := profile_lines(dataset.preparation, max_columns=_SHOWN_COLUMNS):
-        return "\n".join(profile) + "\n"
+        return "\n".join(profile)
     num_rows, num_features = dataset.features.shape
-    return f"table: {dataset.name}, {num_rows} rows, {num_features} features"
+    counts = np.unique(dataset.labels, return_counts=True)[1].tolist()
+    target = f"{len(counts)} classes of {', '.join(map(str, counts))} rows"
+    if dataset.is_regression:
+        target = "a number to predict"
+    return f"{dataset.name}, {num_rows} rows, {num_features} features, {target}"
 
 
 def store_preparation(run: RunDirectory, config: Config, task: Task) -> None:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from env.base import Task
+from etpo_jax.acting.formats import Prompt
 from etpo_jax.acting.replay import Replay
 from etpo_jax.acting.rollout import Actions, Actor, Episodes, Prompts
 from etpo_jax.acting.transitions import Batch, Transition, collate
@@ -138,6 +139,10 @@ class Loop:
         """Bytes of the arrays in a checkpoint, of all hosts together."""
         leaves = jax.tree.leaves((self._algorithm.state, self._replay.state()))
         return sum(leaf.nbytes for leaf in leaves)
+
+    def prompt(self) -> Prompt:
+        """The prompt of the first of the current states."""
+        return self._episodes.encode()[0]
 
     def resume(self) -> None:
         """Restores the last committed checkpoint, if any, and cuts the logs back to it."""

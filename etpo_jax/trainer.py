@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from jax.sharding import Mesh
 from env.base import Task, UsageError
 from env.tasks.function_task import FunctionTask
 from env.tasks.loading import check_task
-from etpo_jax import about_tables, build
+from etpo_jax import about_tables, build, startup
 from etpo_jax.acting import formats
 from etpo_jax.acting.rollout import SamplingActor
 from etpo_jax.algorithms.base import Algorithm
 from etpo_jax.build import Agent, Language
 from etpo_jax.config import Config
 from etpo_jax.devices import hosts
+from etpo_jax.devices.compilations import Compilations
 from etpo_jax.devices.mesh import build_mesh
 from etpo_jax.loop import Loop
 from etpo_jax.roles import Role
@@ -39,6 +41,7 @@ from etpo_jax.runs import (
 )
 from etpo_jax.runs.best import Best
 from etpo_jax.runs.checkpoint import Checkpoints, committed_steps, read_role
+from etpo_jax.runs.console import Console
 from etpo_jax.runs.directory import FollowedRun, RunDirectory
 from etpo_jax.runs.stopping import NOTICE, StopSignals
 from etpo_jax.runs.tracked_run import TrackedRun
@@ -131,7 +134,7 @@ class Trainer:
             raise ValueError(f"callbacks={callbacks!r:.80}: must be a sequence of functions")
         self._callbacks = tuple(callbacks)
         self._overwrite = overwrite
-        self._quiet = quiet
+        self._console = Console(is_quiet=quiet)
         self._algorithm: Algorithm | None = None
         self._actors: dict[float, SamplingActor] = {}
 
@@ -153,8 +156,9 @@ class Trainer:
         config, path = self.config, self._run_path
         if path is None:
             raise ValueError("--run_dir is missing: name the folder that keeps the run")
+        self._console.greet(*startup.title(config))
         build.use_compilation_cache()
-        stop = StopSignals("" if self._quiet else NOTICE)
+        stop = StopSignals("" if self._console.is_quiet else NOTICE)
         is_main = threading.current_thread() is threading.main_thread()
         with (
             stop if is_main else contextlib.nullcontext(),
@@ -164,14 +168,14 @@ class Trainer:
             self._overwrite = False  # a second call goes on with what the first one made
             finished = run.finished
             if finished is not None and finished["env_step"] >= config.run.num_env_steps:
-                self._say(
+                self._console.say(
                     "This run is finished; a larger --num_env_steps continues it, --overwrite "
                     "starts it anew.\n"
                 )
                 self._add_missing_scores(run.path)
             else:
                 self._train(run, stop)
-        self._say(progress.summary(path))
+        self._console.say(progress.summary(path))
         return Result(path, *_read_results(path), signal=int(stop.received or 0))
 
     def generate(
@@ -290,12 +294,13 @@ class Trainer:
         with (
             self._open_task() as task,
             Checkpoints(run.checkpoints_path, schedule.KEPT) as checkpoints,
+            Compilations(lambda text: self._console.tell(("compiling", text))) as compilations,
         ):
             run.record(
                 isolation=build.isolation_of(task),
                 devices=[str(device) for device in self._mesh.devices.flat],
             )
-            self._say(about_tables.introduction(task))
+            self._console.tell(*startup.about_task(config, task, self._mesh))
             hosts.first_then_all(
                 lambda: about_tables.store_preparation(run, config, task), lambda: None
             )
@@ -319,7 +324,9 @@ class Trainer:
                 )
                 loop.resume()
                 self._algorithm = agent.algorithm
-                self._run(run, loop, stop)
+                self._console.tell(*startup.about_training(config, agent.algorithm.state))
+                self._console.tell(startup.about_prompt(loop.prompt()))
+                self._run(run, loop, stop, compilations)
                 if loop.env_step:
                     run.write_tokens(loop.inspect(INSPECTED_ACTIONS))
             finally:
@@ -331,7 +338,9 @@ class Trainer:
                 run.mark_finished({"env_step": loop.env_step, "update": loop.counters.update})
             self._draw(run.path)
 
-    def _run(self, run: RunDirectory, loop: Loop, stop: StopSignals) -> None:
+    def _run(
+        self, run: RunDirectory, loop: Loop, stop: StopSignals, compilations: Compilations
+    ) -> None:
         """The loop with all that watches it; of several hosts the first one's watchers speak."""
         stops: list[bool] = []
 
@@ -343,16 +352,18 @@ class Trainer:
             return
         start, total = loop.env_step, self.config.run.num_env_steps
         if start:
-            self._say(f"Resuming {run.path} at environment step {start} of {total}.")
+            self._console.say(f"Resuming {run.path} at environment step {start} of {total}.")
         tracked = TrackedRun.read(run.path, self.config, loop.counters.update)
         names = self.config.run.tracker_names
         with (
-            self._progress(total, start) as show,
-            trackers.Trackers(names, tracked, self._say) as shown_elsewhere,
+            self._progress(total, start, compilations) as show,
+            trackers.Trackers(names, tracked, self._console.say) as shown_elsewhere,
         ):
 
             def on_update(row: Row, episodes: list[Row]) -> None:
                 shown_elsewhere.write(row, episodes)
+                if loop.env_step - start <= self.config.run.collection_size:
+                    self._console.tell(("first update", f"after {compilations.summary()}"))
                 show(row)
                 # NumPy's False stops as well.
                 answers = [callback(row) for callback in self._callbacks]
@@ -387,11 +398,14 @@ class Trainer:
         report.write_report(path)
 
     @contextlib.contextmanager
-    def _progress(self, total: int, start: int) -> Iterator[Callable[[Row], None]]:
-        if self._quiet:
+    def _progress(
+        self, total: int, start: int, compilations: Compilations
+    ) -> Iterator[Callable[[Row], None]]:
+        if self._console.is_quiet:
             yield lambda row: None
             return
         with progress.Progress(total, env_step=start) as bar:
+            compilations.on_start = lambda name: bar.note(f"compiling {name}")
             yield bar.update
 
     def _make_agent(self, run: RunDirectory, task: Task) -> Agent:
@@ -401,10 +415,10 @@ class Trainer:
                 raise UsageError("--endpoint: plays on a single host")
             return build.make_endpoint_agent(config, task)
         fingerprint.check(run.path, config.model.model)
-        self._say(formats.describe(config.task.format_name, self._language.tokenizer))
-        if note := build.precision_note(config, self._mesh.devices.flat[0].platform):
-            self._say(note)
-        agent = build.make_agent(config, task, self._language, self._mesh)
+        started = time.monotonic()
+        language = self._language
+        self._console.tell(*startup.about_model(config, language, time.monotonic() - started))
+        agent = build.make_agent(config, task, language, self._mesh)
         if hosts.is_first():
             fingerprint.note(run.path, config.model.model)
         return agent
@@ -417,7 +431,7 @@ class Trainer:
             with opened as task:
                 about_tables.write_scores(path, self.config, task, best)
         except Exception as error:  # the run itself is complete
-            self._say(f"No final scores: {type(error).__name__}: {error}")
+            self._console.say(f"No final scores: {type(error).__name__}: {error}")
 
     @contextlib.contextmanager
     def _open_task(self) -> Iterator[Task]:
@@ -426,10 +440,6 @@ class Trainer:
             return
         with build.open_task(self.config) as task:
             yield task
-
-    def _say(self, text: str) -> None:
-        if text and hosts.is_first() and not self._quiet:
-            print(text)
 
 
 def _digest(prompts: Sequence[str], reward: Callable[[str, str], float]) -> str:

@@ -60,6 +60,11 @@ def initialize(text: str) -> None:
         raise UsageError(f"--hosts={text}: {line}") from error
 
 
+def are_several() -> bool:
+    """True after `initialize` has joined other hosts; starts no device."""
+    return jax.distributed.is_initialized()
+
+
 def count() -> int:
     """Number of hosts, which are processes of jax."""
     return jax.process_count()

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from etpo_jax.runs import directory
+from etpo_jax.runs import console, directory
 from etpo_jax.runs.run_log import RunLog
 
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps, ETA {remaining}, {desc}"
@@ -47,9 +47,15 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
             mininterval=0.0,
             miniters=0,
             position=0,
-            # Nothing is drawn before the first update.
-            delay=1e-9,
+            colour="green" if console.has_colours(stream) else None,
+            # Lines begin with the first update.
+            delay=0 if self._is_terminal else 1e-9,
         )
+
+    def note(self, text: str) -> None:
+        """Shows beside the bar what is being done; a file gets nothing."""
+        if self._is_terminal:
+            self._bar.set_description_str(text)
 
     def update(self, row: Mapping[str, Any]) -> None:
         """Shows a row of `metrics.jsonl`."""

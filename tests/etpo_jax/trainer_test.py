@@ -196,7 +196,7 @@ def test_the_same_trainer_goes_on_after_it_was_stopped(trained, tmp_path):
 def test_a_run_tells_its_prompt_format_and_goes_on_with_more_steps(tmp_path, capsys):
     run_dir = tmp_path / "run"
     make(run_dir, num_env_steps=8, quiet=False).train()
-    assert "prompts: infill (auto)\n" in capsys.readouterr().out
+    assert "prompts     infill (auto)\n" in capsys.readouterr().out
     result = make(run_dir, num_env_steps=16).train()
     assert [row["env_step"] for row in result.metrics] == [8, 16]
 

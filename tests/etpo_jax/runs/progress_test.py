@@ -76,20 +76,28 @@ def test_a_file_gets_one_plain_line_per_update(run: Callable[..., str]) -> None:
 def test_a_terminal_gets_one_bar_that_is_drawn_again(
     run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
     size = os.terminal_size((100, 24))
     monkeypatch.setattr(progress.shutil, "get_terminal_size", lambda: size)
     text = run(_Terminal(), [(float(second), _row(16 * second)) for second in range(1, 4)])
     assert text.count("\n") == 1
     assert text.endswith("\n")
     drawn = text.removesuffix("\n").split("\r")[1:]
-    assert [line.split("|")[0].strip() for line in drawn] == ["3%", "7%", "10%", "10%"]
+    assert [line.split("|")[0].strip() for line in drawn] == ["0%", "3%", "7%", "10%", "10%"]
     assert max(map(len, drawn)) <= 99
     assert "48/480 steps, ETA 00:27, update   3, reward mean  0.412" in drawn[-1]
 
 
-def test_nothing_is_written_without_an_update(run: Callable[..., str]) -> None:
+def test_a_bar_stands_before_the_first_update_and_lines_do_not(run: Callable[..., str]) -> None:
     assert run(io.StringIO(), []) == ""
-    assert run(_Terminal(), []).strip() == ""
+    assert "| 0/480 steps, ETA ?" in run(_Terminal(), [])
+
+
+def test_a_bar_says_what_is_done() -> None:
+    for stream in (io.StringIO(), _Terminal()):
+        with progress.Progress(480, stream=stream) as bar:
+            bar.note("compiling step")
+        assert ("ETA ?, compiling step" in stream.getvalue()) == stream.isatty()
 
 
 def test_the_remaining_time_follows_the_newest_updates(run: Callable[..., str]) -> None:
