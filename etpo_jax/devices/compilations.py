@@ -67,13 +67,13 @@ class Compilations:
             self._timer.start()
             self.on_start(name)
 
-    def _end(self, event: str, seconds: float, **facts: Any) -> None:
+    def _end(self, event: str, duration_secs: float, **facts: Any) -> None:
         if event == _COMPILATION:
             self._cancel()
             self.count += 1
-            self.seconds += seconds
-            if seconds >= self._patience_s:
-                self._say(f"{_name(facts)} took {seconds:.1f} s")
+            self.seconds += duration_secs
+            if duration_secs >= self._patience_s:
+                self._say(f"{_name(facts)} took {duration_secs:.1f} s")
 
     def _note_event(self, event: str, **facts: Any) -> None:
         self.from_cache += event == _CACHE_HIT
