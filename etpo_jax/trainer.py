@@ -356,7 +356,7 @@ class Trainer:
         tracked = TrackedRun.read(run.path, self.config, loop.counters.update)
         names = self.config.run.tracker_names
         with (
-            self._progress(total, start, compilations) as show,
+            progress.shown(total, start, compilations, self._console) as show,
             trackers.Trackers(names, tracked, self._console.say) as shown_elsewhere,
         ):
 
@@ -389,24 +389,13 @@ class Trainer:
         except ModuleNotFoundError as error:
             if error.name != "matplotlib":
                 raise
-            self._say(
+            self._console.say(
                 "No curve.png and no report.html: matplotlib is not installed. The same command "
                 "where it is, on a copy of the run as well, writes them."
             )
             return
         report.write_curve(path)
         report.write_report(path)
-
-    @contextlib.contextmanager
-    def _progress(
-        self, total: int, start: int, compilations: Compilations
-    ) -> Iterator[Callable[[Row], None]]:
-        if self._console.is_quiet:
-            yield lambda row: None
-            return
-        with progress.Progress(total, env_step=start) as bar:
-            compilations.on_start = lambda name: bar.note(f"compiling {name}")
-            yield bar.update
 
     def _make_agent(self, run: RunDirectory, task: Task) -> Agent:
         config = self.config

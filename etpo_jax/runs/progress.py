@@ -6,12 +6,13 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from etpo_jax.devices.compilations import Compilations
 from etpo_jax.runs import console, directory
 from etpo_jax.runs.run_log import RunLog
 
@@ -76,6 +77,25 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def shown(
+    total: int, start: int, compilations: Compilations, to: console.Console
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Context with a bar that also names what is compiled; yields its `update`.
+
+    Args:
+      total, start: environment steps at the end of the run, and those that are done.
+      compilations: watches over what is compiled.
+      to: if it is quiet, nothing is shown.
+    """
+    if to.is_quiet:
+        yield lambda row: None
+        return
+    with Progress(total, env_step=start) as bar:
+        compilations.on_start = lambda name: bar.note(f"compiling {name}")
+        yield bar.update
 
 
 class _Bar(tqdm):
