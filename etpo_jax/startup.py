@@ -16,6 +16,7 @@ from etpo_jax.acting import formats
 from etpo_jax.acting.formats import Prompt
 from etpo_jax.build import Language
 from etpo_jax.config import Config
+from etpo_jax.runs import files
 
 Fact = tuple[str, str]
 """A name and a text, which may have several lines."""
@@ -88,14 +89,6 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def bytes_text(num_bytes: int) -> str:
-    """Formats a size, such as "512 B" or "1.5 MiB"."""
-    value, units = float(num_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while value >= 1024 and len(units) > 1:
-        value, units = value / 1024, units[1:]
-    return f"{num_bytes} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
-
-
 def _devices(mesh: Mesh) -> str:
     axes = ", ".join(f"{name}:{size}" for name, size in mesh.shape.items())
     hosts = f" of {count(jax.process_count(), 'host')}" if jax.process_count() > 1 else ""
@@ -118,4 +111,4 @@ def _size(tree: Any) -> str:
     number = sum(array.size for array in arrays)
     num_bytes = sum(array.size * array.dtype.itemsize for array in arrays)
     shown = f"{number / 1e6:,.2f} M" if number >= 1e4 else f"{number:,}"
-    return f"{shown} numbers, {bytes_text(num_bytes)}"
+    return f"{shown} numbers, {files.bytes_text(num_bytes)}"

@@ -1,7 +1,6 @@
 """What a run says of itself before its first update."""
 
 import numpy as np
-import pytest
 
 from env.tables.table import Dataset
 from env.tasks.code_task import CodeTask
@@ -44,10 +43,3 @@ def test_a_long_prompt_is_shortened():
 
 def test_a_model_elsewhere_has_no_tokens():
     assert startup.about_prompt(Prompt("ask", np.zeros(0, np.int32)))[1] == "the first one\n| ask"
-
-
-@pytest.mark.parametrize(
-    ("num_bytes", "text"), [(1023, "1023 B"), (1536, "1.5 KiB"), (3 * 2**40, "3.0 TiB")]
-)
-def test_bytes_in_words(num_bytes, text):
-    assert startup.bytes_text(num_bytes) == text
