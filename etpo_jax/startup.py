@@ -57,8 +57,10 @@ def about_task(config: Config, task: Task, mesh: Mesh) -> Iterator[Fact]:
 def about_model(config: Config, language: Language, seconds: float) -> Iterator[Fact]:
     """Size of a model that was read within `seconds`, and the format of its prompts."""
     size = _size(language.base).replace("numbers", "parameters")
-    text = f"{config.model.model}, {size} as {config.model.dtype}, read in {seconds:.1f} s"
+    text = f"{config.model.model}, {size} as {config.model.compute_dtype}, read in {seconds:.1f} s"
     yield "model", text
+    if note := build.precision_note(config, jax.default_backend()):
+        yield "precision", note
     yield prompt_format(config, language)
 
 
