@@ -21,10 +21,11 @@ from env import command_line
 from etpo_jax import flags as settings_flags
 from etpo_jax.config import Config
 from etpo_jax.devices import accelerators, aot, compiled_table, memory, topologies
-from etpo_jax.devices.accelerators import Accelerator
+from etpo_jax.devices.accelerators import Limit
 from etpo_jax.devices.memory import Item, Memory, total
 from etpo_jax.devices.mesh import abstract_mesh
 from etpo_jax.launch_files import launch_folder
+from etpo_jax.runs import directory, schedule
 from models.config import DecoderConfig
 from models.errors import ModelError
 from models.repository import config_folder
@@ -72,8 +73,9 @@ def main() -> int:
     # A plan must not take an accelerator from a run that is under way.
     jax.config.update("jax_platforms", "cpu")
     config = settings_flags.from_flags(_flags)
-    device = accelerators.find(_flags["device"].value) if _flags["device"].value else None
-    text, fits = _describe(config, device)
+    name = _flags["device"].value
+    limit = accelerators.stated_limit(accelerators.find(name)) if name else None
+    text, fits = _describe(config, limit)
     print(text)
     if _flags["aot"].value:
         lines, is_compiled = _compiler_lines(config, _flags["aot"].value)
@@ -89,27 +91,30 @@ def describe(config: Config) -> str:
       models.errors.ModelError: the model's folder or config cannot be used.
       UsageError: the mesh cannot be made.
     """
-    return _describe(config, accelerators.of_kind(jax.devices()[0].device_kind))[0]
+    return _describe(config, accelerators.limit_here())[0]
 
 
-def _describe(config: Config, device: Accelerator | None) -> tuple[str, bool]:
+def _describe(config: Config, limit: Limit | None) -> tuple[str, bool]:
     """The text of the plan, and False if the run is known not to fit."""
     if endpoint := getattr(config.learning, "endpoint", ""):
         model = f"model {config.model.model} behind {endpoint}: no device is needed"
         return "\n".join([*_step_lines(config), model]), True
     mesh = abstract_mesh(config.model.mesh)
     decoder = DecoderConfig.from_folder(config_folder(config.model.model))
-    needed = memory.estimate(config, decoder, mesh)
+    needed = memory.estimate(config, decoder, mesh, limit.device.platform if limit else "cpu")
     lines = [*_step_lines(config), *_model_lines(config, decoder, mesh), "", *_memory_lines(needed)]
-    if device is None:
+    lines += _checkpoint_lines(config, needed)
+    if limit is None:
+        lines.append(
+            "figures of programs are those of TPUs; CPUs need less, above all where gradient steps "
+            "pack rows"
+        )
         return "\n".join(lines), True
-    free = device.num_bytes - needed.peak
-    if free >= 0:
-        lines.append(f"{device.name}: {_gib(device.num_bytes)}; fits, {_gib(free)} are left")
-    else:
-        lines.append(f"{device.name}: {_gib(device.num_bytes)}; does not fit, {_gib(-free)} short")
+    lines.append(limit.verdict(needed.peak))
+    fits = needed.peak <= limit.num_bytes
+    if not fits:
         lines.append(_HINT)
-    return "\n".join(lines), free >= 0
+    return "\n".join(lines), fits
 
 
 def _step_lines(config: Config) -> Iterator[str]:
@@ -155,6 +160,20 @@ def _memory_lines(needed: Memory) -> Iterator[str]:
     yield f"{'peak':50}{text(needed.peak):>14}  {phase}"
 
 
+def _checkpoint_lines(config: Config, needed: Memory) -> Iterator[str]:
+    if not needed.checkpoint:
+        return
+    text = _gib if needed.checkpoint >= 2**30 else _mib
+    disk = text(schedule.disk_needed(needed.checkpoint))
+    yield (
+        f"checkpoints: {text(needed.checkpoint)} each, {disk} of disk while one is written beside "
+        f"the {schedule.KEPT} that are kept"
+    )
+    if config.run.run_dir:
+        path = Path(config.run.run_dir).expanduser() / directory.CHECKPOINTS
+        schedule.check_disk(path, needed.checkpoint)
+
+
 def _item_lines(items: tuple[Item, ...], text: Callable[[int], str]) -> Iterator[str]:
     for item in items:
         count = f"{item.num_parameters / 1e6:,.2f} M" if item.num_parameters else ""
@@ -168,7 +187,9 @@ def _compiler_lines(config: Config, name: str) -> tuple[list[str], bool]:
     if not config.algorithm.learns and "gradient_step" in programs:
         programs.remove("gradient_step")
     decoder = DecoderConfig.from_folder(config_folder(config.model.model))
-    needed = memory.estimate(config, decoder, abstract_mesh(config.model.mesh))
+    limit = accelerators.stated_limit(topologies.find(name).device)
+    mesh = abstract_mesh(config.model.mesh)
+    needed = memory.estimate(config, decoder, mesh, limit.device.platform)
     folder = _flags["aot_folder"].value
     made = aot.compile_for(
         config,
@@ -177,10 +198,9 @@ def _compiler_lines(config: Config, name: str) -> tuple[list[str], bool]:
         timeout_s=_flags["aot_timeout_s"].value,
         folder=folder and Path(folder),
     )
-    limit = topologies.find(name).num_bytes
-    lines = ["", f"compiled for {name}, on each device ({_gib(limit)})"]
-    lines += compiled_table.lines(made, needed, limit)
-    return lines, compiled_table.fits(made, needed, limit)
+    lines = ["", f"compiled for {name}, on each device ({_gib(limit.num_bytes)}{limit.source})"]
+    lines += compiled_table.lines(made, needed, limit.num_bytes)
+    return lines, compiled_table.fits(made, needed, limit.num_bytes)
 
 
 def _count(number: int, noun: str) -> str:

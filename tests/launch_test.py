@@ -69,7 +69,7 @@ def test_every_machine_has_its_flagfile():
 
 @pytest.mark.parametrize("finetune", ["lora", "full"])
 @pytest.mark.parametrize("name", MACHINES)
-def test_the_plan_fits_the_machine(name, finetune):
+def test_the_plan_fits_the_machine(name, finetune, monkeypatch):
     kind, count = MACHINES[name]
     run = parse(f"{name}.flags", *([FULL] if finetune == "full" else []))
     assert (run.finetune.adapters is not None) == (finetune == "lora")
@@ -79,7 +79,15 @@ def test_the_plan_fits_the_machine(name, finetune):
     for rows in (run.run.num_envs, run.learning.minibatch_size):
         assert rows % mesh.shape["fsdp"] == 0
     decoder = DecoderConfig.from_folder(config_folder(run.model.model))
-    assert memory.estimate(run, decoder, mesh).peak <= accelerators.find(kind).num_bytes
+    device = accelerators.find(kind)
+    peak = memory.estimate(run, decoder, mesh, device.platform).peak
+    for variable in accelerators.FRACTIONS:
+        monkeypatch.delenv(variable, raising=False)
+    if finetune == "full":
+        # The share of a GPU's memory that the flagfile names.
+        share = re.search(rf"{accelerators.FRACTION}=([\d.]+)", (LAUNCH / FULL).read_text())
+        monkeypatch.setenv(accelerators.FRACTION, share.group(1))
+    assert peak <= accelerators.stated_limit(device).num_bytes
 
 
 # What scripts start lies here, so that it prints its arguments and starts nothing.

@@ -33,7 +33,6 @@ from etpo_jax.algorithms.gradients import (
     guarded_step,
     in_microbatches,
     initial_key,
-    once_done,
     over_devices,
     where,
     without_layers,
@@ -342,7 +341,7 @@ def make_gradient_step(networks: Networks, config: Config, mesh: Mesh) -> Gradie
         metrics, (critic_gradient, policy_gradient) = found.metrics, found.gradients
         critic = guarded_step(
             transformation,
-            critic_gradient(True),
+            critic_gradient(None),
             state.critic,
             state.critic_optimizer,
             learning_rate=hyper.critic_learning_rate,
@@ -352,7 +351,7 @@ def make_gradient_step(networks: Networks, config: Config, mesh: Mesh) -> Gradie
         moved = polyak(state.target_critic, critic.parameters, hyper.polyak_lambda)
         policy = guarded_step(
             transformation,
-            policy_gradient(once_done(critic)),
+            policy_gradient(critic),
             state.policy,
             state.policy_optimizer,
             learning_rate=hyper.policy_learning_rate,

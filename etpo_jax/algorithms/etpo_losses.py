@@ -14,8 +14,9 @@ from etpo_jax.algorithms.gradients import (
     Backward,
     Metrics,
     Share,
+    Step,
+    computed_after,
     constrain,
-    if_needed,
     next_state_values,
     over_devices,
     plus,
@@ -101,15 +102,17 @@ def backward(
     )
     critic_direct, critic_cotangent, policy_direct, policy_cotangent = cotangents
 
-    def critic_gradient(is_needed: Any) -> Any:
-        del is_needed
+    def critic_gradient(step: Step | None) -> Any:
+        del step
         return constrain(plus(critic_back(critic_cotangent)[0], critic_direct), mesh)
 
-    def policy_gradient(is_needed: Any) -> Any:
-        through_trunk = if_needed(
-            is_needed,
-            lambda: constrain(policy_back(policy_cotangent)[0], mesh),
+    def policy_gradient(step: Step | None) -> Any:
+        through_trunk = computed_after(
+            step,
+            lambda cotangent_bjd: constrain(policy_back(cotangent_bjd)[0], mesh),
+            policy_cotangent,
             lambda: constrain(jax.tree.map(jnp.zeros_like, state.policy), mesh),
+            mesh,
         )
         return constrain(plus(through_trunk, policy_direct), mesh)
 

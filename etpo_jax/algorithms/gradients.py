@@ -35,8 +35,7 @@ class Backward(NamedTuple):
     Attributes:
       metrics: scalars of the minibatch; those of a microbatch are weighted with its share.
       gradients: one function for each trained network, in the order of their steps. Its argument
-        says whether the gradient is needed: True, or a traced bool where it may be 0 instead, see
-        `if_needed`.
+        is the `Step` before, after which the gradient is computed, or None for the first.
       kept: small arrays, from which the second network's gradient can be computed in a later pass,
         see `in_microbatches`.
       direct: the part of the second network's gradient that this pass computes anyway, which the
@@ -93,9 +92,9 @@ def in_microbatches(
         microbatch, part_mask_bj = _as_microbatch(part)
         found = backward(microbatch, Share(1 / count, jnp.sum(part_mask_bj) / num_tokens))
         if is_apart:
-            gradients = (found.gradients[0](True), found.direct)
+            gradients = (found.gradients[0](None), found.direct)
         else:
-            gradients = tuple(make_gradient(True) for make_gradient in found.gradients)
+            gradients = tuple(make_gradient(None) for make_gradient in found.gradients)
         return _added(sums, gradients, mesh), (found.metrics, found.kept)
 
     summed = (trained[0], direct) if is_apart else trained
@@ -108,31 +107,46 @@ def in_microbatches(
         microbatch, _ = _as_microbatch(part[0])
         return _added(total, second(microbatch, part[1]), mesh), None
 
-    def second_gradient(is_needed: Any) -> Any:
-        total = if_needed(
-            is_needed,
-            lambda: jax.lax.scan(add_second, _zeros(trained[1], mesh), (parts, kept))[0],
+    def second_gradient(step: Step | None) -> Any:
+        total = computed_after(
+            step,
+            lambda scanned: jax.lax.scan(add_second, _zeros(trained[1], mesh), scanned)[0],
+            (parts, kept),
             lambda: _zeros(trained[1], mesh),
+            mesh,
         )
         return plus(total, sums[1])
 
     return Backward(metrics, (functools.partial(_given, sums[0]), second_gradient))
 
 
-def if_needed(is_needed: Any, make: Callable[[], Any], zeros: Callable[[], Any]) -> Any:
-    """What `make` computes if it is needed, else zeros.
+def computed_after(
+    step: "Step | None",
+    make: Callable[[Any], Any],
+    inputs: Any,
+    zeros: Callable[[], Any],
+    mesh: Mesh,
+) -> Any:
+    """What `make` computes of its inputs once a step is done; it may be 0 if that was not taken.
 
-    What is computed is a branch of the compiled program, which no compiler begins before it knows
-    the answer. An answer that depends on a step before therefore keeps its gradient and this one
-    from being alive at the same time. XLA for GPUs fills the arrays of both at the start of the
-    program otherwise, whatever barriers are between them.
+    So the gradient of that step and what is computed are not alive at the same time. For TPUs a
+    barrier is enough, and a branch would take more memory. XLA for GPUs fills the arrays of all
+    gradients at the start of the program, whatever barriers there are, but not those of a branch.
 
     Args:
-      is_needed: True, or a traced bool.
+      step: None computes at once.
       make: computes a tree of arrays.
+      inputs: its argument.
       zeros: makes zeros of the same shapes and dtypes.
+      mesh: devices of the program.
     """
-    return make() if is_needed is True else jax.lax.cond(is_needed, make, zeros)
+    if step is None:
+        return make(inputs)
+    if mesh.devices.flat[0].platform == "tpu":
+        return make(jax.lax.optimization_barrier((inputs, step.parameters))[0])
+    known = (step.is_taken, step.parameters, step.optimizer_state)
+    is_taken, *_ = jax.lax.optimization_barrier(known)
+    return jax.lax.cond(is_taken, lambda: make(inputs), zeros)
 
 
 def plus(gradient: Any, direct: Any) -> Any:
@@ -171,9 +185,9 @@ def _zeros(tree: Any, mesh: Mesh) -> Any:
     return constrain(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), tree), mesh)
 
 
-def _given(gradient: Any, is_needed: Any) -> Any:
+def _given(gradient: Any, step: Any) -> Any:
     """Returns a gradient that was computed before."""
-    del is_needed
+    del step
     return gradient
 
 
@@ -224,11 +238,6 @@ def guarded_step(
     )
     kept_parameters, kept_state = where(is_taken, proposed, (parameters, optimizer_state))
     return Step(kept_parameters, kept_state, norm, is_taken)
-
-
-def once_done(step: Step) -> Bool[Array, ""]:
-    """Whether the step was taken, which is known once its new parameters are."""
-    return jax.lax.optimization_barrier((step.is_taken, step.parameters, step.optimizer_state))[0]
 
 
 def next_state_values(

@@ -1,9 +1,10 @@
 """Device memory of a run by arithmetic on shapes: nothing is allocated and nothing is compiled.
 
 The memory that stays in use on a device is exact. The memory of a running program is an estimate,
-the largest arrays that are alive at the same time. The numbers of arrays below were fitted to
-reports of the TPU compiler for CodeLlama-7B with `--remat=full`, which the estimates meet within
-12 % (docs/codellama.md); with other settings of `--remat` they are coarse.
+the largest arrays that are alive at the same time. The numbers of arrays below were fitted to what
+the compilers for NVIDIA cards and for TPUs report for CodeLlama-7B
+(`benchmarks/plan_against_compiler.py`, docs/codellama.md). CPUs compute packed rows
+(`models.packing`), for which the figures of a gradient step are upper bounds.
 """
 
 import dataclasses
@@ -17,22 +18,55 @@ from jax.sharding import AbstractMesh
 
 from etpo_jax.algorithms.networks import Networks
 from etpo_jax.config import Config
+from etpo_jax.devices import accelerators
+from etpo_jax.devices.mesh import abstract_mesh
 from models import decode
 from models.config import DecoderConfig
 from models.convert import abstract_parameters
+from models.repository import config_folder
 from models.sharding import partition_spec, path_name, spec
 from models.transformer import Decoder
 
-# Arrays that are alive at once in the backward pass of one layer: scores of attention [b, n, s, s]
-# in float32, the inner activations of the MLP [b, s, f], and the width of the stream [b, s, d].
-_SCORES, _INNER, _STREAM = 8, 6, 3
-# Float32 arrays [b, j, v] over the vocabulary, of all networks together.
-_LOGITS = 5.5
-# Activations that every layer keeps: with `--remat=dots` relative to the outputs of its matrix
-# products, with `--remat=none` relative to the activations in its backward pass.
-_KEPT_OF_PRODUCTS, _KEPT_OF_LAYER = 1.4, 0.67
-# Caches of keys and values at once: that of the prompts is copied into the longer one.
-_CACHES = 2
+
+@dataclasses.dataclass(frozen=True)
+class _Compiler:
+    """Numbers of arrays that programs of one compiler have at once.
+
+    Attributes:
+      scores: scores of attention [b, n, s, s] in float32, in the backward pass of a layer.
+      inner, stream: inner activations of the MLP [b, s, f] and of the width of the stream
+        [b, s, d], likewise.
+      logits: float32 arrays [b, j, v] over the vocabulary, of all networks together.
+      kept_of_products, kept_of_layer: activations that every layer keeps: with `--remat=dots`
+        relative to the outputs of its matrix products, with `--remat=none` relative to the
+        activations in its backward pass.
+      sums: float32 sums of gradients over microbatches: before and after one is added, or one.
+      caches: caches of keys and values, where that of the prompts may be copied into a longer one.
+      reorders_inner: whether generation stores the fused input matrix of the MLP in another order
+        than it is given in.
+      reorders_shards: whether gradient steps store matrices in another order whose last axis is
+        spread over devices, before they are gathered.
+    """
+
+    scores: float
+    inner: float
+    stream: float
+    logits: float
+    kept_of_products: float
+    kept_of_layer: float
+    sums: int
+    caches: int
+    reorders_inner: bool
+    reorders_shards: bool
+
+
+_COMPILERS = {
+    "tpu": _Compiler(8, 6, 3, 5.5, 1.4, 0.67, 2, 2, True, False),
+    "gpu": _Compiler(2, 7.5, 3, 4.5, 0.91, 1.04, 1, 1, False, True),
+}
+
+# Networks of a state that score actions; a target critic scores next states as well.
+_SCORED = ("policy", "critic", "target_critic")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +92,13 @@ class Memory:
       resident: arrays that are there at all times.
       generation: further arrays while actions are sampled.
       gradient_step: further arrays in a gradient step; empty where nothing is learnt.
+      checkpoint: bytes of what is learnt on all devices together, which a checkpoint holds.
     """
 
     resident: tuple[Item, ...]
     generation: tuple[Item, ...]
     gradient_step: tuple[Item, ...]
+    checkpoint: int
 
     @property
     def peak(self) -> int:
@@ -75,14 +111,18 @@ def total(items: tuple[Item, ...]) -> int:
     return sum(item.num_bytes for item in items)
 
 
-def estimate(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> Memory:
+def estimate(
+    config: Config, decoder: DecoderConfig, mesh: AbstractMesh, platform: str = "tpu"
+) -> Memory:
     """Estimates the memory of one device in a run, for the longest prompts and actions.
 
     Args:
       config: settings of the run.
       decoder: sizes of the model.
       mesh: devices of the run.
+      platform: their kind, gpu or tpu; the larger figures of TPUs stand for any other.
     """
+    compiler = _COMPILERS.get(platform, _COMPILERS["tpu"])
     dtype = jnp.dtype(config.model.compute_dtype)
     base = abstract_parameters(decoder, dtype)
     resident = [_item("base (reference)", base, mesh)]
@@ -102,14 +142,28 @@ def estimate(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> Memo
     if config.samples_with_reference:
         copies = 2
         resident.append(dataclasses.replace(sampled, name="reference's weights of generation"))
-    needed = _gradient_step(config, decoder, mesh, state) if algorithm.learns else []
+    needed = []
+    if algorithm.learns:
+        needed = _gradient_step(config, decoder, mesh, base, state, compiler)
     if needed and algorithm.step_memory(config).is_beside_sampling:
         needed.insert(0, sampled)
     return Memory(
         tuple(resident),
-        (sampled, *_generation(config, decoder, mesh, copies)),
+        (sampled, *_generation(config, decoder, mesh, copies, compiler)),
         tuple(needed),
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
     )
+
+
+def warning(config: Config) -> str:
+    """One line if the devices of this process hold too little memory for a run, else nothing."""
+    limit, endpoint = accelerators.limit_here(), getattr(config.learning, "endpoint", "")
+    if limit is None or endpoint:
+        return ""
+    decoder = DecoderConfig.from_folder(config_folder(config.model.model))
+    mesh = abstract_mesh(config.model.mesh)
+    peak = estimate(config, decoder, mesh, limit.device.platform).peak
+    return limit.verdict(peak) if peak > limit.num_bytes else ""
 
 
 def networks_of(config: Config, decoder: DecoderConfig) -> Networks:
@@ -134,7 +188,7 @@ def abstract_state(networks: Networks, base: Any, config: Config) -> Any:
 
 
 def _generation(
-    config: Config, decoder: DecoderConfig, mesh: AbstractMesh, copies: int
+    config: Config, decoder: DecoderConfig, mesh: AbstractMesh, copies: int, compiler: _Compiler
 ) -> list[Item]:
     width = jnp.dtype(config.model.compute_dtype).itemsize
     b, p = config.run.num_envs, config.model.max_prompt_length
@@ -142,24 +196,31 @@ def _generation(
     n, k, h = decoder.num_heads, decoder.num_kv_heads, decoder.head_dim
     d, f = decoder.hidden_size, decoder.intermediate_size
     cache = 2 * decoder.num_layers * width * _local("bkmh", (b, k, m, h), mesh)
-    # A TPU stores the fused input matrix of the MLP in another order than it is given in.
     inner = 2 * decoder.num_layers * width * _local("df", (d, f), mesh)
-    # While prompts are read there is one cache, and the activations take the place of the second.
-    reading = 2 * 4 * _local("bn--", (b, n, p, p), mesh) + 3 * width * _local(
-        "b-f", (b, p, f), mesh
-    )
+    # While prompts are read: scores of attention and activations, which for TPUs take the place
+    # of the second cache. Kernels are split again afterwards.
+    scores, gathered = 4 * _local("bn--", (b, n, p, p), mesh), _gathered(decoder, width, mesh)
+    if compiler.caches > 1:
+        reading = max(2 * scores + 3 * width * _local("b-f", (b, p, f), mesh) - cache, 0)
+    else:
+        reading = 2 * scores + 2 * width * _local("b--", (b, p, d), mesh)
+        gathered = max(gathered - reading, 0)
     logits = 3 * 4 * _local("bv", (b, decoder.vocab_size), mesh)
     return [
-        Item("keys and values", _CACHES * copies * cache),
-        Item("weights in another order", copies * inner),
-        Item("activations and logits", copies * (max(reading - cache, 0) + logits)),
-        # Only while prompts are read; afterwards kernels stay split.
-        Item("gathered weights of a layer", _gathered(decoder, width, mesh)),
+        Item("keys and values", compiler.caches * copies * cache),
+        Item("weights in another order", copies * inner * compiler.reorders_inner),
+        Item("activations and logits", copies * (reading + logits)),
+        Item("gathered weights of a layer", gathered),
     ]
 
 
 def _gradient_step(
-    config: Config, decoder: DecoderConfig, mesh: AbstractMesh, state: Any
+    config: Config,
+    decoder: DecoderConfig,
+    mesh: AbstractMesh,
+    base: Any,
+    state: Any,
+    compiler: _Compiler,
 ) -> list[Item]:
     width = jnp.dtype(config.model.compute_dtype).itemsize
     finetune = config.finetune
@@ -170,39 +231,59 @@ def _gradient_step(
     d, f, v = decoder.hidden_size, decoder.intermediate_size, decoder.vocab_size
     stream = width * _local("bs-", (b, s, d), mesh)
     # cuDNN never has the scores of all keys at once.
-    scores = 0 if config.model.attention == "cudnn" else _SCORES
-    layer = (
+    scores = 0 if config.model.attention == "cudnn" else compiler.scores
+    layer = int(
         scores * 4 * _local("bn--", (b, decoder.num_heads, s, s), mesh)
-        + _INNER * width * _local("b-f", (b, s, f), mesh)
-        + _STREAM * stream
+        + compiler.inner * width * _local("b-f", (b, s, f), mesh)
+        + compiler.stream * stream
     )
     kept = {
         "full": stream,
-        "dots": stream + _KEPT_OF_PRODUCTS * _products(config, decoder, b, s, mesh),
-        "none": stream + _KEPT_OF_LAYER * layer,
+        "dots": stream + compiler.kept_of_products * _products(config, decoder, b, s, mesh),
+        "none": stream + compiler.kept_of_layer * layer,
     }[config.model.rematerialized]
     parts = _parts(state)
     networks = [parts[name] for name in ("critic", "policy") if jax.tree.leaves(parts.get(name))]
     sizes = [_num_bytes(network, mesh) for network in networks]
     step = config.algorithm.step_memory(config)
     gradient = sum(sizes) if step.gradients_at_once else max(sizes)
-    logits = _LOGITS * _local("b-v", (b, min(config.model.logits_at_once or j, j), v), mesh)
+    logits = compiler.logits * _local("b-v", (b, min(config.model.logits_at_once or j, j), v), mesh)
     if step.scored_rows:
-        logits = _LOGITS * _local("b-v", (max(step.scored_rows, b), j, v), mesh)
+        logits = compiler.logits * _local("b-v", (max(step.scored_rows, b), j, v), mesh)
     if finetune.microbatch_size not in (0, minibatch_size):
-        # Sums of both gradients in float32, before and after a microbatch is added.
-        gradient += 2 * sum(_num_bytes(_as_float32(network), mesh) for network in networks)
+        sums = [_num_bytes(_as_float32(network), mesh) for network in networks]
+        is_apart = finetune.adapters is None and not step.gradients_at_once
+        gradient += compiler.sums * (max(sums) if is_apart else sum(sums))
     gathered = _gathered(decoder, width, mesh)
     if finetune.adapters is None:
         # A layer's gradient before it is summed over devices.
         gathered += _gathered(decoder, jnp.dtype(finetune.trained_dtype).itemsize, mesh)
+    reordered = 0
+    if compiler.reorders_shards:
+        # Of the reference in the backward pass, or of all networks before there is a gradient.
+        forward = [base, *(parts.get(name) for name in _SCORED)]
+        shards = [_reordered_bytes(tree, mesh) for tree in forward]
+        reordered = max(shards[0], sum(shards) + shards[-1] - gradient)
     return [
         Item("gradients", gradient),
+        Item("weights in another order", reordered),
         Item("kept activations", int(len(networks) * decoder.num_layers * kept)),
         Item("activations of a layer", layer),
         Item("gathered weights of a layer", gathered),
         Item("logits", int(4 * logits)),
     ]
+
+
+def _reordered_bytes(tree: Any, mesh: AbstractMesh) -> int:
+    """Bytes on one device of the layers' matrices whose last axis is spread over `fsdp`."""
+    if mesh.shape["fsdp"] == 1:
+        return 0
+    return sum(
+        _shard_size(leaf.shape, partition, mesh) * leaf.dtype.itemsize
+        for path, leaf in jax.tree.leaves_with_path(tree)
+        if len(leaf.shape) == 3
+        and (partition := partition_spec(path_name(path), leaf.shape, mesh))[-1] == "fsdp"
+    )
 
 
 def _products(config: Config, decoder: DecoderConfig, b: int, s: int, mesh: AbstractMesh) -> float:

@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh
 
 from env.base import UsageError
 from etpo_jax.devices import accelerators
+from etpo_jax.devices.accelerators import Accelerator
 from etpo_jax.devices.mesh import AXES, axis_sizes
 
 _TPU = re.compile(r"(v4|v5p):\d+x\d+x\d+|(v5e|v6e):\d+x\d+")
@@ -46,12 +47,12 @@ class Topology:
     gpu: str = ""
 
     @property
-    def num_bytes(self) -> int:
-        """Memory that programs may fill on one device."""
+    def device(self) -> Accelerator:
+        """The kind of one device."""
         name = _ALIASES.get(self.name, self.name.split(":")[0])
         if name in accelerators.ACCELERATORS:
-            return accelerators.ACCELERATORS[name].num_bytes
-        return int(accelerators.GPU_MEMORY_FRACTION * self.value("device_memory_size"))
+            return accelerators.ACCELERATORS[name]
+        return Accelerator(name, int(self.value("device_memory_size")), is_gpu=True)
 
     def value(self, field: str) -> float:
         """A number of the card's description, such as "memory_bandwidth" in bytes per second."""

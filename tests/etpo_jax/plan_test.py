@@ -3,9 +3,11 @@
 import importlib.util
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from env.base import UsageError
@@ -23,17 +25,75 @@ LION = {"model": NAME, "dtype": "bfloat16", "finetune": "full:dtype=bfloat16", "
 LION |= {"support_threshold": 0.0}
 
 
-def test_the_text_says_whether_the_run_fits():
+@pytest.fixture
+def no_fraction(monkeypatch):
+    """An environment that states no share of a GPU's memory."""
+    for name in accelerators.FRACTIONS:
+        monkeypatch.delenv(name, raising=False)
+
+
+def verdict(config, name):
+    """The plan's text for a kind of device, and whether the run fits."""
+    return plan._describe(config, accelerators.stated_limit(accelerators.find(name)))
+
+
+def test_the_text_says_whether_the_run_fits(monkeypatch, no_fraction):
     config = Config.from_dict({**LION, "mesh": "fsdp:1"})
-    text, fits = plan._describe(config, accelerators.find("a100-80"))
+    text, fits = verdict(config, "a100-80")
     assert not fits
-    assert "a100-80: 73.60 GiB; does not fit, " in text
+    assert "a100-80: 60.00 GiB by JAX's share of 0.75; does not fit, " in text
+    assert "would be enough" not in text
     assert text.splitlines()[-1].startswith("flags that save memory, cheapest first: ")
     assert "6,738.55 M     12.55 GiB" in text
-    text, fits = plan._describe(config, accelerators.find("h200"))
+    assert "checkpoints: 75.31 GiB each, 225.93 GiB of disk while one is written" in text
+    monkeypatch.setenv(accelerators.FRACTION, "0.92")
+    text, fits = verdict(config, "h200")
     assert fits
-    assert "h200: 129.17 GiB; fits, " in text
+    assert "h200: 129.17 GiB by XLA_PYTHON_CLIENT_MEM_FRACTION=0.92; fits, " in text
     assert plan._describe(config, None)[1]
+
+
+def test_the_share_that_jax_takes_is_what_counts(monkeypatch, no_fraction):
+    """All weights of CodeLlama-7B on an H200, whose memory would do."""
+    lengths = {"max_prompt_length": 512, "max_new_tokens": 256, "remat": "full:logits=32"}
+    config = Config.from_dict({**LION, **lengths, "mesh": "fsdp:1"})
+    text, fits = verdict(config, "h200")
+    assert not fits
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.81 would be enough" in text
+    monkeypatch.setenv(accelerators.FRACTION, "0.81")
+    assert verdict(config, "h200")[1]
+    monkeypatch.setenv(accelerators.FRACTION, "much")
+    with pytest.raises(UsageError, match="XLA_PYTHON_CLIENT_MEM_FRACTION=much: must be a number"):
+        verdict(config, "h200")
+
+
+class Card:
+    """A device as JAX describes it."""
+
+    device_kind, platform = "NVIDIA H200", "gpu"
+
+    def memory_stats(self):
+        return {"bytes_limit": 100 * 2**30}
+
+
+def test_what_a_device_here_has_counts(monkeypatch):
+    assert accelerators.limit_here() is None  # a CPU's is not known
+    monkeypatch.setattr(jax, "local_devices", lambda: [Card()])
+    limit = accelerators.limit_here()
+    assert limit.num_bytes == 100 * 2**30
+    assert limit.verdict(90 * 2**30).endswith("that JAX has taken; fits, 10.00 GiB are left")
+    flags = {"max_prompt_length": 512, "max_new_tokens": 256}
+    config = Config.from_dict({**LION, **flags, "mesh": "fsdp:1"})
+    assert "does not fit" in memory.warning(config)
+    assert memory.warning(config.replace(finetune="lora")) == ""
+
+
+def test_a_disk_without_room_is_refused(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=100 * 2**30)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    config = Config.from_dict({**LION, "mesh": "fsdp:1", "run_dir": str(tmp_path / "run")})
+    with pytest.raises(UsageError, match=r"checkpoints need 225\.9 GiB"):
+        plan._describe(config, None)
 
 
 @pytest.mark.parametrize(
@@ -97,10 +157,8 @@ def test_kernels_of_other_devices_are_refused(monkeypatch, device, attention, ki
 
 def test_every_card_is_described(monkeypatch):
     monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda name: name)
-    memory_of = {name: topologies.find(name).num_bytes for name in ("h200", "a100", "b200")}
-    assert memory_of == {
-        name: accelerators.find({"a100": "a100-80"}.get(name, name)).num_bytes for name in memory_of
-    }
+    for name, device in (("h200", "h200"), ("a100", "a100-80"), ("b200", "b200")):
+        assert topologies.find(name).device is accelerators.find(device)
     assert topologies.find("h200").value("memory_bandwidth") == 4.8e12
 
 
@@ -113,7 +171,8 @@ def test_a_card_of_ones_own_is_read_from_a_file(monkeypatch, tmp_path):
     with pytest.raises(UsageError, match="holds no gpu_device_info"):
         topologies.find(f"CUDA:{path}")
     path.write_text("gpu_device_info { device_memory_size: 1000 }")
-    assert topologies.find(f"CUDA:{path}").num_bytes == 920
+    device = topologies.find(f"CUDA:{path}").device
+    assert (device.num_bytes, device.platform) == (1000, "gpu")
 
 
 needs_libtpu = pytest.mark.skipif(
@@ -133,7 +192,7 @@ def test_both_programs_compile_for_four_cards(tmp_path):
     made = aot.compile_for(config, "h200", aot.PROGRAMS, folder=tmp_path)
     decoder = DecoderConfig.from_folder(config_folder("tiny"))
     needed = memory.estimate(config, decoder, abstract_mesh("fsdp:4"))
-    limit = topologies.find("h200").num_bytes
+    limit = topologies.find("h200").device.num_bytes
     assert compiled_table.fits(made, needed, limit)
     assert not compiled_table.fits(made, needed, memory.total(needed.resident))
     generation, update = made
