@@ -16,6 +16,7 @@ from etpo_jax.acting import formats
 from etpo_jax.acting.formats import Prompt
 from etpo_jax.build import Language
 from etpo_jax.config import Config
+from etpo_jax.devices import memory
 from etpo_jax.runs import files
 
 Fact = tuple[str, str]
@@ -46,9 +47,11 @@ def steps(config: Config) -> str:
 
 
 def about_task(config: Config, task: Task, mesh: Mesh) -> Iterator[Fact]:
-    """Steps, devices, wall and table of a run whose task is open."""
+    """Steps, devices, memory if it is too little, wall and table of a run whose task is open."""
     yield "steps", steps(config)
     yield "devices", _devices(mesh)
+    if short := memory.warning(config):
+        yield "memory", short
     yield "wall", _wall(config, task)
     if table := about_tables.introduction(task):
         yield "table", table

@@ -25,7 +25,7 @@ from etpo_jax.acting.rollout import SamplingActor
 from etpo_jax.algorithms.base import Algorithm
 from etpo_jax.build import Agent, Language
 from etpo_jax.config import Config
-from etpo_jax.devices import hosts, memory
+from etpo_jax.devices import hosts
 from etpo_jax.devices.compilations import Compilations
 from etpo_jax.devices.mesh import build_mesh
 from etpo_jax.loop import Loop
@@ -304,7 +304,6 @@ class Trainer:
             hosts.first_then_all(
                 lambda: about_tables.store_preparation(run, config, task), lambda: None
             )
-            self._say(memory.warning(config))
             self._algorithm = None  # of an earlier call, whose arrays make room
             agent = self._make_agent(run, task)
             tokenizer = agent.language.tokenizer if agent.language else None
