@@ -66,7 +66,7 @@ def _episodes(dataset: str) -> list[dict[str, Any]]:
             *(f"--model={_MODEL.value}", f"--dataset={dataset}", f"--isolation={_ISOLATION.value}"),
             *(f"--temperature={_TEMPERATURE.value}", f"--seed={_SEED.value}"),
             *(f"--num_envs={_GROUP}", f"--num_env_steps={2 * _SAMPLES.value + _GROUP}"),
-            *(f"--run_dir={run_dir}", "--support_threshold=0", "--timeout_s=60"),
+            *(f"--run_dir={run_dir}", "--support_threshold=0", "--limits=timeout_s=60"),
             *([f"--data_dir={_DATA_DIR.value}"] if _DATA_DIR.value else []),
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

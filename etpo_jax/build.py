@@ -230,10 +230,10 @@ def _make_executor(
 def _limits(execution: ExecutionConfig) -> Limits:
     units = {"memory_mb": ("memory_bytes", 2**20), "max_output_kb": ("max_output_bytes", 2**10)}
     values: dict[str, Any] = {}
-    for flag, value in execution.further_limits.items():
+    for flag, value in execution.named_limits.items():
         name, unit = units.get(flag, (flag, 1))
         values[name] = value * unit
-    return Limits(timeout_s=execution.timeout_s, **values)
+    return Limits(**values)
 
 
 def make_agent(config: Config, task: Task, language: Language, mesh: Mesh) -> Agent:

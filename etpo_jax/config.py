@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from env.command_line import near_names
 from etpo_jax import registry
+from etpo_jax.exploration import Exploration
 from etpo_jax.model_settings import FinetuneConfig, ModelConfig
 from etpo_jax.settings import Section, option, parse_choice, parse_interval, parse_options
 from etpo_jax.task_settings import TaskConfig
@@ -53,6 +54,12 @@ class RunConfig(Section):
         "mlflow, separated by commas, or none. docs/report.md says what they get.",
         may_differ=True,
     )
+    explore: str = option(
+        "",
+        "Budget for new programs: share=0.25 lets a quarter of the environments explore; with it, "
+        "source=policy or reference, temperature=1.3 beside --temperature, redraws=8 further draws "
+        "of a program that was executed before, start=100 steps without (docs/algorithm.md).",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,6 +70,17 @@ class RunConfig(Section):
             )
         if len(set(names)) < len(names):
             raise ValueError(f"--trackers={self.trackers}: names a tracker twice")
+        _ = self.num_exploring
+
+    @property
+    def exploration(self) -> Exploration:
+        """`explore`, parsed."""
+        return Exploration.parse(self.explore)
+
+    @property
+    def num_exploring(self) -> int:
+        """Number of environments that explore once exploration has begun."""
+        return self.exploration.num_exploring(self.num_envs)
 
     @property
     def collection_size(self) -> int:
@@ -121,13 +139,10 @@ class ExecutionConfig(Section):
         "executors and the workers of each.",
         may_differ=True,
     )
-    timeout_s: float = option(
-        10.0, "Seconds a program may take per split.", lower=0.0, exclusive_lower=True
-    )
     limits: str = option(
         "",
-        "Further limits of a program per split, such as memory_mb=1024,cpu_s=5,max_threads=32,"
-        "max_output_kb=16384 (these are the defaults; cpu_s is half of --timeout_s).",
+        "Limits of a program per split, such as timeout_s=10,memory_mb=1024,cpu_s=5,max_threads=32,"
+        "max_output_kb=16384 (these are the defaults; cpu_s is half of timeout_s).",
     )
     libraries: str = option(
         "",
@@ -143,16 +158,19 @@ class ExecutionConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.further_limits
+        _ = self.named_limits
         for name in ("workers", "actors"):
             if self.executor_options.get(name, 1) < 1:
                 raise ValueError(f"--executor={self.executor}: {name} must be at least 1")
 
     @property
-    def further_limits(self) -> dict[str, int]:
-        """The named limits, in the flag's units."""
-        kinds = dict.fromkeys(("memory_mb", "cpu_s", "max_threads", "max_output_kb"), int)
+    def named_limits(self) -> dict[str, Any]:
+        """The limits that are named, in the flag's units."""
+        kinds: dict[str, type] = {"timeout_s": float}
+        kinds |= dict.fromkeys(("memory_mb", "cpu_s", "max_threads", "max_output_kb"), int)
         values = parse_options("limits", self.limits, kinds)
+        if values.get("timeout_s", 1.0) <= 0:
+            raise ValueError(f"--limits={self.limits}: timeout_s must be above 0")
         for name, value in values.items():
             if value < (least := {"memory_mb": 16, "cpu_s": 1}.get(name, 0)):
                 raise ValueError(f"--limits={self.limits}: {name} must be >= {least}")

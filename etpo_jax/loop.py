@@ -10,9 +10,10 @@ import jax
 import numpy as np
 
 from env.base import Task
+from etpo_jax.acting.explorer import Explorer
 from etpo_jax.acting.formats import Prompt
 from etpo_jax.acting.replay import Replay
-from etpo_jax.acting.rollout import Actions, Actor, Episodes, Prompts
+from etpo_jax.acting.rollout import Actions, Actor, Episodes, Prompts, SamplingActor
 from etpo_jax.acting.transitions import Batch, Transition, collate
 from etpo_jax.algorithms import inspection
 from etpo_jax.algorithms.base import Algorithm, Experience
@@ -122,7 +123,12 @@ class Loop:
         )
         self._episodes = Episodes(task, prompts, config.run.num_envs, config.run.seed)
         self._key = jax.random.key(config.run.seed)
-        self._reference_weights = actor.weights({}) if config.samples_with_reference else None
+        self._exploration = config.run.exploration
+        explores_reference = self._exploration.source == "reference" and self._exploration.share
+        needs_reference = config.samples_with_reference or explores_reference
+        self._reference_weights = actor.weights({}) if needs_reference else None
+        self._executed: set[str] = set()  # kept for exploration alone
+        self._collected = 0  # environment steps before the collection that is under way
 
     @property
     def counters(self) -> Counters:
@@ -189,6 +195,7 @@ class Loop:
     def _update(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """One pass of Algorithm 1's outer loop: a collection, and the gradient steps after it."""
         update, algorithm = self._counters.update + 1, self._algorithm
+        self._collected = self.env_step
         timer = Timer("generate_s", "execute_s", "update_s")
         learned: list[Metrics] = []
         new: list[Transition] = []
@@ -212,7 +219,10 @@ class Loop:
             timer.add("execute_s", time.monotonic() - started)
             transitions, step_rows = self._episodes.finish(actions, steps)
             self._note_best(step_rows)
-            new += transitions
+            explores = self._mark_exploring(step_rows)
+            if self._algorithm.learns_from_exploration:
+                explores = [False] * len(transitions)
+            new += [each for each, is_out in zip(transitions, explores, strict=True) if not is_out]
             rows += step_rows
             num_tokens += actions.num_tokens
         if update == 1:
@@ -249,6 +259,9 @@ class Loop:
     def _cut_back(self, *, update: int, env_step: int) -> None:
         self._run.cut_back(update=update, env_step=env_step, best=self._counters.best)
         self._rank(files.read_rows(self._run.path / EPISODES))
+        if self._exploration.share:
+            rows = files.read_rows(self._run.path / EPISODES)
+            self._executed = {row["action"] for row in rows}
 
     def _save(self) -> None:
         self._checkpoints.save(
@@ -259,18 +272,50 @@ class Loop:
         )
 
     def _act(self, weights: Any, update: int, t: int) -> Actions:
-        return self._actor.act(
+        """One action for each environment; those that explore are the last ones."""
+        key = jax.random.fold_in(jax.random.fold_in(self._key, update), t)
+        prompts = self._episodes.encode()
+        num_exploiting = len(prompts) - self._num_exploring()
+        actions = self._actor.act(
+            weights, prompts[:num_exploiting], key, reference_weights=self._reference_weights
+        )
+        if num_exploiting == len(prompts):
+            return actions
+        assert isinstance(self._actor, SamplingActor)  # checked with the settings
+        exploring = Explorer(self._actor, self._exploration).act(
             weights,
-            self._episodes.encode(),
-            jax.random.fold_in(jax.random.fold_in(self._key, update), t),
+            prompts[num_exploiting:],
+            key,
+            self._executed.union(actions.texts),
             reference_weights=self._reference_weights,
         )
+        return Actions.join([actions, exploring])
+
+    def _num_exploring(self) -> int:
+        """Number of environments that explore in the collection that is under way."""
+        has_begun = self._collected >= self._exploration.start
+        return self._config.run.num_exploring if has_begun else 0
+
+    def _num_learning(self) -> int:
+        """Number of environments whose actions the algorithm learns from."""
+        num_envs = self._config.run.num_envs
+        return num_envs - (not self._algorithm.learns_from_exploration) * self._num_exploring()
+
+    def _mark_exploring(self, rows: Sequence[dict[str, Any]]) -> list[bool]:
+        """Notes in the rows of one step which environments explored, and what was executed."""
+        if not self._exploration.share:
+            return [False] * len(rows)
+        first = self._config.run.num_envs - self._num_exploring()
+        for index, row in enumerate(rows):
+            row["explores"] = index >= first
+            self._executed.add(row["action"])
+        return [row["explores"] for row in rows]
 
     def _experience(self, new: list[Transition], update: int) -> Experience:
         return Experience(
             new,
             self._replay,
-            collection_size=self._config.run.collection_size,
+            collection_size=self._num_learning() * self._config.run.steps_per_update,
             collate=self._collate,
             rng=lambda index: np.random.default_rng([self._config.run.seed, update, index]),
         )
@@ -336,6 +381,7 @@ class Loop:
 
     def _row(self, rows: list[dict[str, Any]], metrics: dict[str, float]) -> dict[str, Any]:
         rewards = [row["reward"] for row in rows]
+        exploiting = [row["reward"] for row in rows if not row.get("explores", True)]
         best = self._counters.best
         if taken := sorted(metrics.keys() & _OF_THE_LOOP):
             raise ValueError(f"metrics of an algorithm must not be called {', '.join(taken)}")
@@ -347,6 +393,7 @@ class Loop:
             "reward_best": best.reward if best else None,
             "runnable_rate": float(np.mean([not row["error"] for row in rows])),
             "distinct_programs": len(set(self._counters.recent)),
+            **({"exploiting_reward_mean": float(np.mean(exploiting))} if exploiting else {}),
             **dict.fromkeys(_ALWAYS),
             **metrics,
         }

@@ -49,7 +49,7 @@ PARTS: dict[str, dict[str, Part]] = {
             "acting algorithms devices", "settings", "mathematics", packages=_BELOW_ALL
         ),
         "settings": _part(
-            "config flags learning model_settings registry settings task_settings",
+            "config exploration flags learning model_settings registry settings task_settings",
             "mathematics",
             packages=_BELOW_ALL,
         ),

@@ -13,7 +13,7 @@ import numbers
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import jax
 import numpy as np
@@ -127,6 +127,30 @@ class Actions:
     log_probs: list[np.ndarray]
     num_tokens: int
 
+    def rows(self, indices: Sequence[int]) -> Self:
+        """The actions of these prompts."""
+        tokens = [self.tokens[index] for index in indices]
+        return type(self)(
+            prompts=[self.prompts[index] for index in indices],
+            prompt_tokens=[self.prompt_tokens[index] for index in indices],
+            texts=[self.texts[index] for index in indices],
+            tokens=tokens,
+            log_probs=[self.log_probs[index] for index in indices],
+            num_tokens=sum(map(len, tokens)),
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence["Actions"]) -> Self:
+        """Actions of one part after the other."""
+        return cls(
+            prompts=[prompt for part in parts for prompt in part.prompts],
+            prompt_tokens=[tokens for part in parts for tokens in part.prompt_tokens],
+            texts=[text for part in parts for text in part.texts],
+            tokens=[tokens for part in parts for tokens in part.tokens],
+            log_probs=[log_probs for part in parts for log_probs in part.log_probs],
+            num_tokens=sum(part.num_tokens for part in parts),
+        )
+
 
 class Actor(Protocol):
     """Turns prompts into actions.
@@ -220,8 +244,12 @@ class SamplingActor:
         key: jax.Array,
         *,
         reference_weights: Any = None,
+        flattening: float = 1.0,
     ) -> Actions:
-        """Samples one action for each prompt; row i draws with `fold_in(key, i)`."""
+        """Samples one action for each prompt; row i draws with `fold_in(key, i)`.
+
+        `flattening` is that of `Sampler.generate`.
+        """
         prompt_tokens = [prompt.tokens for prompt in prompts]
         length = bucket(
             max(len(ids) for ids in prompt_tokens), self._length_multiple, self._max_prompt_length
@@ -233,7 +261,12 @@ class SamplingActor:
         keys_b = jax.vmap(functools.partial(jax.random.fold_in, key))(np.arange(len(prompts)))
         generation = hosts.fetch(
             self._sampler.generate(
-                weights, tokens_bp, mask_bp, keys_b, reference_weights=reference_weights
+                weights,
+                tokens_bp,
+                mask_bp,
+                keys_b,
+                reference_weights=reference_weights,
+                flattening=flattening,
             )
         )
         lengths_b = generation.action_mask_bj.sum(axis=1)

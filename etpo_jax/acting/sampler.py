@@ -115,6 +115,7 @@ class Sampler:
         *,
         reference_weights: Weights | None = None,
         temperature: float | None = None,
+        flattening: float = 1.0,
     ) -> Generation:
         """Samples one action per key.
 
@@ -130,6 +131,7 @@ class Sampler:
           reference_weights: the reference, likewise; required for a support mask or a tilt, else
             not read.
           temperature: overrides the configured temperature; above 0.
+          flattening: samples pi^(1 / flattening), normalised, in place of pi; the support stays.
 
         Raises:
           ValueError: numbers of prompts and keys that differ, a support mask without reference, or
@@ -153,7 +155,7 @@ class Sampler:
                 prompt_tokens_bp,
                 prompt_mask_bp,
                 keys_b,
-                Truncation.of(self.sampling, temperature),
+                Truncation.of(self.sampling, temperature, flattening),
                 self._next_state_sv,
                 static=self._static,
             )

@@ -31,21 +31,27 @@ class Truncation(NamedTuple):
         same temperature, and its most likely token.
       top_k: of those, keeps the k most likely tokens.
       top_p: of those, keeps the fewest most likely tokens that hold this share of the probability.
+      flattening: divisor of the logits of the tokens in the support, after tilt and support, which
+        it does not change.
     """
 
     temperature: Float[Array, ""]
     support_threshold: Float[Array, ""] | None
     top_k: Float[Array, ""] | None
     top_p: Float[Array, ""] | None
+    flattening: Float[Array, ""] | None = None
 
     @classmethod
-    def of(cls, config: SamplingConfig, temperature: float | None = None) -> "Truncation":
+    def of(
+        cls, config: SamplingConfig, temperature: float | None = None, flattening: float = 1.0
+    ) -> "Truncation":
         """The truncation of these settings; `temperature` overrides the configured temperature."""
         return cls(
             temperature=jnp.float32(config.temperature if temperature is None else temperature),
             support_threshold=_unless(config.support_threshold, 0.0),
             top_k=_unless(config.top_k, 0),
             top_p=_unless(config.top_p, 1.0),
+            flattening=_unless(flattening, 1.0),
         )
 
 
@@ -84,7 +90,10 @@ def weights(
         )
         reference = distribution.reference(reference_logits_bv)
         scaled_bv = distribution.tilted(logits_bv, reference, tilt)
-    weights_bv = jnp.exp(scaled_bv - jnp.max(scaled_bv, axis=-1, keepdims=True))
+    scaled_bv -= jnp.max(scaled_bv, axis=-1, keepdims=True)
+    if truncation.flattening is not None:
+        scaled_bv /= truncation.flattening
+    weights_bv = jnp.exp(scaled_bv)
     if truncation.top_k is not None:
         one_bv = jnp.ones_like(weights_bv)
         weights_bv = _keep_largest(weights_bv, one_bv, truncation.top_k)

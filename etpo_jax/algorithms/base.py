@@ -171,6 +171,8 @@ class Algorithm(abc.ABC):
     Class attributes:
       Settings: its section of settings, a subclass of `LearningConfig` or `Section`.
       learns: whether it takes gradient steps.
+      learns_from_exploration: whether it gets the actions of environments that explore too, which
+        the policy did not sample; only their environment steps count where it is False.
       ignores: sections of `Config` that it does not read, by name; their flags are refused.
 
     Attributes:
@@ -181,6 +183,7 @@ class Algorithm(abc.ABC):
     name: ClassVar[str]
     Settings: ClassVar[type[Section]] = LearningConfig
     learns: ClassVar[bool] = True
+    learns_from_exploration: ClassVar[bool] = False
     ignores: ClassVar[tuple[str, ...]] = ()
     state: Any
 

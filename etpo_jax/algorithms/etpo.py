@@ -194,6 +194,7 @@ class Etpo(Algorithm):
     """Algorithm 1: a soft Q-network with credit per token, and the policy that follows it."""
 
     Settings = EtpoConfig
+    learns_from_exploration = True
     state: TrainState
 
     def __init__(self, model: Decoder, base: Any, config: Config, mesh: Mesh):

@@ -40,6 +40,14 @@ class PoadConfig(ClippedConfig):
         traced=True,
     )
 
+    def check(self, config: Config) -> None:
+        super().check(config)
+        if self.update.trace == "episode" and config.run.explore:
+            raise ValueError(
+                f"--explore={config.run.explore}: trace=episode of --clip_ratio needs all "
+                "environments to be learnt from"
+            )
+
 
 @register_algorithm("poad")
 class Poad(ActorCritic):

@@ -40,7 +40,8 @@ class PpoKlConfig(ClippedConfig):
             raise ValueError(f"--clip_ratio={self.clip_ratio}: only poad has trace=episode")
         if self.update.value_clip is not None and self.baseline != "value":
             raise ValueError(f"--clip_ratio={self.clip_ratio}: value_clip needs --baseline=value")
-        if self.baseline == "leave_one_out" and config.run.collection_size < 2:
+        num_learning = config.run.num_envs - config.run.num_exploring
+        if self.baseline == "leave_one_out" and num_learning * config.run.steps_per_update < 2:
             raise ValueError(
                 f"--num_envs={config.run.num_envs}: --baseline=leave_one_out needs at least two "
                 "actions per update"

@@ -47,6 +47,8 @@ class ReflectionConfig(Section):
             raise ValueError(
                 f"--endpoint={self.endpoint}: needs --model, the name of the model there"
             )
+        if self.endpoint and config.run.explore:
+            raise ValueError(f"--explore={config.run.explore}: --endpoint does not sample for it")
 
     @property
     def options(self) -> EndpointOptions:

@@ -65,8 +65,7 @@ def test_limits_reach_the_executor(make):
     executor = make(
         reward_cache="off",
         executor="local:workers=3",
-        timeout_s=4.0,
-        limits="cpu_s=3,memory_mb=64, max_threads=5,max_output_kb=6",
+        limits="timeout_s=4,cpu_s=3,memory_mb=64, max_threads=5,max_output_kb=6",
         libraries="absl.flags, tqdm",
         isolation="seccomp",
     )
@@ -107,7 +106,7 @@ def test_programs_are_executed_elsewhere_by_flag(make):
         ({"limits": "max_output_kb=1"}, True),
         ({"libraries": "tqdm"}, True),
         ({"executor": "local:workers=1"}, False),
-        ({"timeout_s": 1.0}, False),
+        ({"limits": "timeout_s=1"}, False),
         ({"limits": "cpu_s=1"}, False),
     ],
     ids=lambda value: str(*value.values()) if isinstance(value, dict) else "",

@@ -170,5 +170,5 @@ def test_sections_give_their_texts_as_values():
     name, options = config.learning.optimizer_settings
     assert (name, options["b1"], options["b2"], options["clip_norm"]) == ("lion", 0.9, 0.99, 1.0)
     assert config.execution.executor_options == {"address": "a:1", "actors": 4}
-    limits = config.replace(limits="memory_mb=64,cpu_s=3").execution.further_limits
+    limits = config.replace(limits="memory_mb=64,cpu_s=3").execution.named_limits
     assert limits == {"memory_mb": 64, "cpu_s": 3}
