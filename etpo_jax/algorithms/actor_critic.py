@@ -22,7 +22,13 @@ from jaxtyping import Array, Float, Int
 
 from etpo_jax.acting.transitions import Batch, Blocks
 from etpo_jax.algorithms import optimizer
-from etpo_jax.algorithms.base import AbstractRun, Algorithm, Experience, Hyperparameters
+from etpo_jax.algorithms.base import (
+    AbstractRun,
+    Algorithm,
+    Experience,
+    Hyperparameters,
+    StepMemory,
+)
 from etpo_jax.algorithms.clipped_losses import (
     approximate_kl,
     clipped_share,
@@ -44,6 +50,8 @@ from etpo_jax.algorithms.gradients import (
     Backward,
     Metrics,
     Share,
+    Step,
+    computed_after,
     constrain,
     in_microbatches,
     initial_key,
@@ -260,6 +268,10 @@ class ActorCritic(Algorithm):
         )
 
     @classmethod
+    def step_memory(cls, config: Config) -> StepMemory:
+        return StepMemory(scored_rows=config.run.collection_size, gradients_at_once=False)
+
+    @classmethod
     def lower_step(cls, run: AbstractRun) -> Any:
         config, known = run.config, (run.state, run.base)
         batch = run.whole(run.make_batch(config.run.collection_size))
@@ -333,6 +345,11 @@ class ActorCritic(Algorithm):
             def backward(part: tuple[Batch, Labels], share: Share) -> Backward:
                 return cls._backward(networks, config, base, trained, part, hyper, mesh, share)
 
+            def critic_gradient(part: tuple[Batch, Labels], share: Share) -> Any:
+                return jax.grad(cls._critic_loss, argnums=3)(
+                    networks, config, base, state.critic, part, hyper, share
+                )
+
             found = in_microbatches(
                 backward,
                 data,
@@ -340,6 +357,7 @@ class ActorCritic(Algorithm):
                 trained,
                 config.finetune.microbatch_size,
                 mesh,
+                second=critic_gradient if config.finetune.adapters is None else None,
             )
             key = jax.random.fold_in(initial_key(config.run.seed), state.step)
             max_kl = None if config.learning.update.max_kl is None else hyper.max_kl
@@ -361,47 +379,71 @@ class ActorCritic(Algorithm):
         share: Share,
     ) -> Backward:
         (batch, labels), update = data, config.learning.update
+        policy, critic = trained
+        of_entries = cls._share_of_entries(share)
 
-        def loss(trained: tuple[Role, Critic | None]) -> tuple[Array, Metrics]:
-            policy, critic = trained
-            scores = score_policy(
-                networks,
-                config,
-                base,
-                policy,
-                labels.reference_bjd,
-                batch,
-                hyper,
-                has_entropy_gradient=bool(update.entropy),
-            )
+        def policy_loss(policy: Role) -> tuple[Array, Metrics]:
+            known = (networks, config, base, policy, labels.reference_bjd, batch, hyper)
+            scores = score_policy(*known, has_entropy_gradient=bool(update.entropy))
             log_ratio, mask = cls.log_ratio(scores, batch)
-            value = labels.target
-            if critic is not None:
-                value = cls.values(networks, base, critic, batch)
             clip = {"clip_ratio": hyper.ratio_clip}
             entries = {
                 "policy_loss": clipped_surrogate(log_ratio, labels.advantage, mask, **clip),
-                "critic_loss": value_loss(
-                    value,
-                    labels.target,
-                    mask,
-                    old_value=None if update.value_clip is None else labels.old_value,
-                    value_clip=hyper.value_clip,
-                ),
                 "target_mean": masked_mean(labels.target, mask),
                 "clipped_share": clipped_share(log_ratio, mask, **clip),
             }
             if update.max_kl is not None:
                 entries["approximate_kl"] = approximate_kl(log_ratio, mask)
-            of_entries = share.tokens if cls.is_per_token else share.actions
             per_action = divergences(scores.kl_bj, scores.entropy_bj, batch)
             metrics = {name: entry * of_entries for name, entry in entries.items()}
             metrics |= {name: entry * share.actions for name, entry in per_action.items()}
             if update.entropy:
                 bonus = masked_mean(scores.entropy_bj, batch.action_mask_bj) * share.tokens
                 metrics["policy_loss"] -= hyper.entropy_weight * bonus
-            return metrics["policy_loss"] + metrics["critic_loss"], metrics
+            return metrics["policy_loss"], metrics
 
-        gradients, metrics = jax.grad(loss, has_aux=True)(trained)
-        policy, critic = constrain(gradients, mesh)
-        return Backward(metrics, (lambda after: policy, lambda after: critic))
+        policy_gradient, metrics = jax.grad(policy_loss, has_aux=True)(policy)
+        metrics["critic_loss"], critic_back = jax.vjp(
+            lambda critic: cls._critic_loss(networks, config, base, critic, data, hyper, share),
+            critic,
+        )
+
+        def critic_gradient(step: Step | None) -> Any:
+            return computed_after(
+                step,
+                lambda cotangent: constrain(critic_back(cotangent)[0], mesh),
+                jnp.ones_like(metrics["critic_loss"]),
+                lambda: constrain(jax.tree.map(jnp.zeros_like, critic), mesh),
+                mesh,
+            )
+
+        gradients = (lambda _: constrain(policy_gradient, mesh), critic_gradient)
+        return Backward(metrics, gradients, kept=share)
+
+    @classmethod
+    def _critic_loss(
+        cls,
+        networks: Networks,
+        config: Config,
+        base: Any,
+        critic: Critic | None,
+        data: tuple[Batch, Labels],
+        hyper: Hyperparameters,
+        share: Share,
+    ) -> Float[Array, ""]:
+        """The value network's loss on a part of a minibatch, weighted; 0 without one."""
+        batch, labels = data
+        if critic is None:
+            return jnp.float32(0)
+        value = cls.values(networks, base, critic, batch)
+        mask = batch.action_mask_bj if cls.is_per_token else jnp.ones(value.shape, jnp.bool_)
+        old_value = None if config.learning.update.value_clip is None else labels.old_value
+        loss = value_loss(
+            value, labels.target, mask, old_value=old_value, value_clip=hyper.value_clip
+        )
+        return loss * cls._share_of_entries(share)
+
+    @classmethod
+    def _share_of_entries(cls, share: Share) -> Array | float:
+        """The part's share of what losses average over, tokens or actions."""
+        return share.tokens if cls.is_per_token else share.actions

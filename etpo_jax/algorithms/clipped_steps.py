@@ -109,7 +109,7 @@ def take_steps(
     if critic is not None:
         moved = guarded_step(
             transformation,
-            critic_gradient(policy.parameters),
+            critic_gradient(policy),
             critic,
             critic_optimizer,
             learning_rate=hyper.critic_learning_rate,

@@ -151,6 +151,8 @@ def computed_after(
 
 def plus(gradient: Any, direct: Any) -> Any:
     """The sum of two gradients, of which the second may have None for what it has no part in."""
+    if direct is None:
+        return gradient
     return jax.tree.map(lambda a, b: a if b is None else a + b, gradient, direct)
 
 

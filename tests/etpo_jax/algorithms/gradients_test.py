@@ -33,15 +33,17 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("microbatch_size", [0, 1])
-def test_one_gradient_is_alive_at_a_time(microbatch_size):
+@pytest.mark.parametrize("algorithm", ["etpo", "poad"])
+def test_one_gradient_is_alive_at_a_time(algorithm, microbatch_size):
     """With both gradients, or their sums over microbatches, it would be more than four times."""
-    config = Config.from_dict({**SETTINGS, "microbatch_size": microbatch_size})
+    flags = {"algorithm": algorithm, "microbatch_size": microbatch_size}
+    config = Config.from_dict({**SETTINGS, **flags})
     mesh = build_mesh()
     with jax.set_mesh(mesh):
         compiled = lowering.lower_gradient_step(config, DECODER, mesh).compile()
     resident = memory.estimate(config, DECODER, mesh.abstract_mesh).resident
     (policy,) = [item.num_bytes for item in resident if item.name == "policy"]
-    assert compiled.memory_analysis().temp_size_in_bytes < 3 * policy
+    assert compiled.memory_analysis().temp_size_in_bytes < 3.5 * policy
 
 
 @pytest.mark.skipif(
