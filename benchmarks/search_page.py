@@ -42,6 +42,10 @@ _INTERVALS = (
 )
 
 
+Frontiers = dict[str, dict[tuple, np.ndarray]]
+"""Method to data set and seed to the reward at each KL of `_GRID`, NaN beyond what was reached."""
+
+
 class Tilted(NamedTuple):
     """Programs of the reference, weighted with exp(reward / beta).
 
@@ -77,10 +81,14 @@ def main() -> int:
         parts += [methods(found, protocol).markdown(), by_dataset(found, protocol).markdown()]
         _save(learning(found), folder / "learning.svg")
         parts.append("### Reward and KL while learning\n\n![Curves](learning.svg)\n\n" + _INTERVALS)
+        walked = paths(found)
+        _save(frontier_figure(walked, rewards), folder / "path.svg")
+        parts.append("### Reward against KL while learning\n\n![Path](path.svg)\n\n" + _PATH)
+        parts.append(matched(walked).markdown())
     swept = frontiers(protocol, rows)
     if swept:
         _save(frontier_figure(swept, rewards), folder / "frontier.svg")
-        parts.append("### Reward against KL\n\n![Frontier](frontier.svg)\n\n" + _FRONTIER)
+        parts.append("### Reward against KL over beta\n\n![Frontier](frontier.svg)\n\n" + _FRONTIER)
         parts += [sweep(protocol, rows).markdown(), matched(swept).markdown()]
     if len(rewards):
         parts.append(soft_optimum(rewards).markdown())
@@ -91,12 +99,16 @@ def main() -> int:
     return 0
 
 
+_READ = (
+    "Each seed's points are joined by straight lines and read at the same KL; line and band are "
+    "the mean over data sets of the mean over seeds and its 95 % t interval, where every run has "
+    "points on both sides. The soft optimum estimates the best that any policy can reach at "
+    "that KL: programs of the reference, weighted with exp(reward / beta)."
+)
+_PATH = f"The five fifths of each run of the evaluation. {_READ}"
 _FRONTIER = (
-    "The method's best settings with other values of beta; reward and KL are those of fresh "
-    "samples of the final policy. Each seed's points are joined by straight lines and read at the "
-    "same KL; line and band are the mean over data sets and seeds and its 95 % t interval, where "
-    "all of them have points on both sides. The soft optimum is the best that any policy can "
-    "reach at that KL, from programs of the reference weighted with exp(reward / beta)."
+    "The method's best setting with other values of beta; reward and KL are those of fresh samples "
+    f"of the final policy. {_READ}"
 )
 
 
@@ -232,21 +244,31 @@ def learning(found: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def frontiers(protocol: Protocol, rows: pd.DataFrame) -> dict[str, dict[tuple, np.ndarray]]:
-    """Reward at each KL of `_GRID` for the runs of a method with the same data set and seed.
-
-    NaN is outside of the values of KL that the sweep of beta reached.
-    """
-    found: dict[str, dict[tuple, np.ndarray]] = {}
+def frontiers(protocol: Protocol, rows: pd.DataFrame) -> Frontiers:
+    """The values of beta of each method's best setting, by fresh samples of the final policy."""
+    found: Frontiers = {}
     for method, chosen in _swept(protocol, rows).items():
         for key, part in chosen.groupby(["dataset", "seed"]):
             if part.beta.nunique() >= 4:
-                ordered = part.sort_values("final_kl")
-                curve = np.interp(
-                    _GRID, ordered.final_kl, ordered.final_reward, left=np.nan, right=np.nan
-                )
-                found.setdefault(method, {})[key] = curve
+                found.setdefault(method, {})[key] = _curve(part.final_kl, part.final_reward)
     return found
+
+
+def paths(found: Mapping[str, pd.DataFrame]) -> Frontiers:
+    """The fifths of each run of the evaluation."""
+    found_paths: Frontiers = {}
+    for method, rows in found.items():
+        if (rows.kl_fifth_5 > 0).any():  # the untrained model stays at 0
+            kl, reward = (rows[[f"{n}_fifth_{k}" for k in range(1, 6)]] for n in ("kl", "reward"))
+            curves = map(_curve, kl.to_numpy(float), reward.to_numpy(float))
+            found_paths[method] = dict(zip(rows.index, curves, strict=True))
+    return found_paths
+
+
+def _curve(kl: Sequence[float], reward: Sequence[float]) -> Float[np.ndarray, "k"]:
+    order = np.argsort(kl)
+    x, y = np.asarray(kl)[order], np.asarray(reward)[order]
+    return np.interp(_GRID, x, y, left=np.nan, right=np.nan)
 
 
 def sweep(protocol: Protocol, rows: pd.DataFrame) -> Table:
@@ -265,7 +287,7 @@ def sweep(protocol: Protocol, rows: pd.DataFrame) -> Table:
     return Table("sweep", "Values of beta", header, lines, ["Fresh samples of the final policy."])
 
 
-def matched(swept: Mapping[str, Mapping[tuple, np.ndarray]]) -> Table:
+def matched(swept: Frontiers) -> Table:
     """Paired differences of the first method and each other one at the same KL."""
     ours, *others = swept
     lines = []
@@ -278,7 +300,7 @@ def matched(swept: Mapping[str, Mapping[tuple, np.ndarray]]) -> Table:
             text = statistics.mean(_split(at)).text("+.3f") if len(at) else MISSING
             lines.append([f"{ours} less {other}", f"{kl:g}", f"{len(at)} of {len(keys)}", text])
     header = ["methods", "KL, nats", "pairs", "difference of reward"]
-    notes = ["Pairs whose two frontiers both reach this KL. " + _INTERVALS]
+    notes = ["Pairs whose two curves both reach this KL. " + _INTERVALS]
     return Table("matched", "Reward at the same KL", header, lines, notes)
 
 
@@ -310,9 +332,7 @@ def fixed(protocol: Protocol, rows: pd.DataFrame) -> Table:
     return Table("fixed", "Methods that were not searched", header, lines, [note])
 
 
-def frontier_figure(
-    swept: Mapping[str, Mapping[tuple, np.ndarray]], rewards: pd.DataFrame
-) -> Figure:
+def frontier_figure(swept: Frontiers, rewards: pd.DataFrame) -> Figure:
     """Draws reward against KL for each method, and the soft optimum on the same data sets."""
     figure, (axes,) = charts.figure(7.5, 4.8)
     lines = []

@@ -108,6 +108,21 @@ def test_matched_kl_compares_seed_by_seed_where_both_frontiers_reach(study):
     assert by_kl["3"] == ["0 of 4", "-"]
 
 
+def test_paths_read_the_fifths_of_each_run(study):
+    _, protocol, rows = study
+    found = search_page.evaluated(protocol, rows)
+    for k in range(1, 6):
+        for method in found:
+            kl, reward = 0.4 * k + 0 * found[method].seconds, 0.1 * k + 0.2 * (method == "a")
+            found[method] = found[method].assign(
+                **{f"kl_fifth_{k}": kl, f"reward_fifth_{k}": reward}
+            )
+    table = search_page.matched(search_page.paths(found))
+    by_kl = {line[1]: line[2:] for line in table.rows if line[0] == "a less b"}
+    assert by_kl["1"] == by_kl["2"] == ["4 of 4", "+0.200"]
+    assert by_kl["3"] == ["0 of 4", "-"]
+
+
 def test_the_page_is_the_same_each_time_and_needs_no_run_folders(study):
     folder, *_ = study
     pd.DataFrame({"x": [-1, 0.5, 0.9], "y": [-1, 0.4, 0.8]}).to_csv(
