@@ -6,58 +6,31 @@ reads `protocol.toml`, `runs.csv` and, if it is there, `reference_rewards.csv` (
 of the reference's programs for each data set), and writes `report.md` and its figures beside them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from absl import flags
-from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from benchmarks import search
+from benchmarks import frontiers, search
+from benchmarks.frontiers import INTERVALS, mean_text, searched_methods, split
 from benchmarks.search import Protocol
 from env import command_line
 from env.base import UsageError
 from etpo_jax.reproduction import statistics
 from etpo_jax.reproduction.measures import THRESHOLD
-from etpo_jax.reproduction.tables import MISSING, Table
+from etpo_jax.reproduction.tables import Table
 from etpo_jax.runs import charts, files
-from etpo_jax.runs.charts import Line
 
 _flags = flags.FlagValues()
 _STUDY = flags.DEFINE_string(
     "study", "docs/studies/methods", "Folder of the study.", flag_values=_flags
 )
 
-MATCHED_KL = (0.5, 1.0, 1.5, 2.0, 3.0)
-"""KL to the reference, nats per action, at which methods are compared."""
-SOFT_BETAS = (0.05, 0.1, 0.2)
-_GRID = np.linspace(0.1, 5.0, 99)
+_SEARCHED = {"reward_fifth_5": "reward", "kl_fifth_5": "KL", "J": "J", "repeated": "repeated"}
 _STEPS = f"steps_to_{THRESHOLD}"
-_INTERVALS = (
-    "Means over data sets of the mean over seeds, in brackets 95 % t intervals over seeds. The "
-    "data sets are fixed and no sample: an interval says nothing about other tables."
-)
-
-
-Frontiers = dict[str, dict[tuple, np.ndarray]]
-"""Method to data set and seed to the reward at each KL of `_GRID`, NaN beyond what was reached."""
-
-
-class Tilted(NamedTuple):
-    """Programs of the reference, weighted with exp(reward / beta).
-
-    Attributes:
-      reward: mean reward under the weights.
-      kl: KL to the reference, nats per action.
-      effective: Kish's effective number of programs, 1 / sum of squared weights.
-    """
-
-    reward: float
-    kl: float
-    effective: float
 
 
 def main() -> int:
@@ -74,24 +47,32 @@ def main() -> int:
         f"Made from [protocol.toml](protocol.toml) and the rows of [runs.csv](runs.csv) by\n\n"
         f"    python -m benchmarks.search_page --study={folder}",
         progress(protocol, rows).markdown(),
-        *(searched(protocol, method, rows).markdown() for method in _trained(protocol, rows)),
+        *(
+            searched(protocol, method, rows).markdown()
+            for method in searched_methods(protocol, rows)
+        ),
     ]
+    drawn = draws(protocol, rows)
+    if len(drawn):
+        _save(frontiers.settings(protocol, drawn, rewards), folder / "settings.svg")
+        parts.append(f"### Settings of the search\n\n![Settings](settings.svg)\n\n{_SETTINGS}")
+        parts += [across(protocol, drawn).markdown(), contrasts(protocol, drawn).markdown()]
     found = evaluated(protocol, rows)
     if found:
         parts += [methods(found, protocol).markdown(), by_dataset(found, protocol).markdown()]
-        _save(learning(found), folder / "learning.svg")
-        parts.append("### Reward and KL while learning\n\n![Curves](learning.svg)\n\n" + _INTERVALS)
-        walked = paths(found)
-        _save(frontier_figure(walked, rewards), folder / "path.svg")
+        _save(frontiers.learning(found), folder / "learning.svg")
+        parts.append("### Reward and KL while learning\n\n![Curves](learning.svg)\n\n" + INTERVALS)
+        walked = frontiers.paths(found)
+        _save(frontiers.figure(walked, rewards), folder / "path.svg")
         parts.append("### Reward against KL while learning\n\n![Path](path.svg)\n\n" + _PATH)
-        parts.append(matched(walked).markdown())
-    swept = frontiers(protocol, rows)
+        parts.append(frontiers.matched(walked).markdown())
+    swept = frontiers.swept(protocol, rows)
     if swept:
-        _save(frontier_figure(swept, rewards), folder / "frontier.svg")
+        _save(frontiers.figure(swept, rewards), folder / "frontier.svg")
         parts.append("### Reward against KL over beta\n\n![Frontier](frontier.svg)\n\n" + _FRONTIER)
-        parts += [sweep(protocol, rows).markdown(), matched(swept).markdown()]
+        parts += [frontiers.sweep(protocol, rows).markdown(), frontiers.matched(swept).markdown()]
     if len(rewards):
-        parts.append(soft_optimum(rewards).markdown())
+        parts.append(frontiers.soft_optimum(rewards).markdown())
     if (other := fixed(protocol, rows)).rows:
         parts.append(other.markdown())
     files.replace(folder / "report.md", "\n\n".join(part.strip() for part in parts) + "\n")
@@ -99,6 +80,9 @@ def main() -> int:
     return 0
 
 
+_SETTINGS = (
+    "A dot is a setting: means over the data sets on the first seed of the search, last fifth."
+)
 _READ = (
     "Each seed's points are joined by straight lines and read at the same KL; line and band are "
     "the mean over data sets of the mean over seeds and its 95 % t interval, where every run has "
@@ -118,15 +102,18 @@ def progress(protocol: Protocol, rows: pd.DataFrame) -> Table:
     waiting: set[str] = set()  # methods with an earlier stage that is not finished
     for stage in protocol.stages:
         values = np.prod([len(v) for v in stage.vary.values()], dtype=int)
-        count = sum(
+        runs = len(stage.seeds) * len(stage.datasets) * values  # of a setting
+        known = sum(len(protocol.candidates(stage, method, rows)) for method in stage.methods)
+        done = known * runs - len(search.missing(protocol, stage, rows))
+        total = runs * sum(
             min(stage.keep or protocol.num_settings, len(protocol.draws(method)))
             for method in stage.methods
         )
-        total = count * len(stage.seeds) * len(stage.datasets) * values
-        left = len(search.missing(protocol, stage, rows))
-        done = 0 if waiting & set(stage.methods) else total - left
+        text = f"{done} of {total}"
+        if done and stage.keep and waiting & set(stage.methods):
+            text += ", of the best so far"
         waiting |= set(stage.methods) if done < total else set()
-        lines.append([stage.name, ", ".join(stage.methods), f"{done} of {total}"])
+        lines.append([stage.name, ", ".join(stage.methods), text])
     return Table("progress", "Runs", ["stage", "methods", "finished"], lines)
 
 
@@ -152,6 +139,58 @@ def searched(protocol: Protocol, method: str, rows: pd.DataFrame) -> Table:
         lines,
         [f"J = reward - beta0 KL of the last fifth, mean over beta0 = {betas}."],
     )
+
+
+def draws(protocol: Protocol, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of all drawn settings on the first seed of the search, with the criterion `J`."""
+    first = next(stage for stage in protocol.stages if not stage.keep)
+    chosen = rows[
+        rows.algorithm.isin(searched_methods(protocol, rows)) & rows.seed.isin(first.seeds)
+    ]
+    beta0 = float(np.mean(protocol.criterion_betas))
+    return chosen.assign(J=chosen.reward_fifth_5 - beta0 * chosen.kl_fifth_5)
+
+
+def across(protocol: Protocol, drawn: pd.DataFrame) -> Table:
+    """The first method less each other one, setting by setting of the search."""
+    ours, *others = searched_methods(protocol, drawn)
+    lines = []
+    for other in others:
+        cells = []
+        for column in _SEARCHED:
+            wide = drawn.pivot(index=["dataset", "setting"], columns="algorithm", values=column)
+            cells.append(mean_text(split((wide[ours] - wide[other]).dropna()), "+.3f"))
+        lines.append([f"{ours} less {other}", str(len(wide)), *cells])
+    notes = [
+        "Paired by data set and setting: the flags that methods have in common are the same in the "
+        "settings of the same number. Means over data sets of the mean over settings, with 95 % t "
+        "intervals over settings, which were drawn from the ranges; the seed is one."
+    ]
+    header = ["methods", "pairs", *_SEARCHED.values()]
+    return Table("across", "Methods over all settings of the search", header, lines, notes)
+
+
+def contrasts(protocol: Protocol, drawn: pd.DataFrame) -> Table:
+    """What each flag with two values changes, over all settings of the search."""
+    lines = []
+    for method in searched_methods(protocol, drawn):
+        rows = drawn[drawn.algorithm == method]
+        for name in protocol.setting_names:
+            values = [value for value in rows[name].unique() if value]
+            if len(values) == 2:
+                first, second = sorted(values)
+                halves = [rows[rows[name] == v].set_index("dataset") for v in (first, second)]
+                cells = [_contrast(*(half[column] for half in halves)) for column in _SEARCHED]
+                lines.append([method, name, f"{second} less {first}", *cells])
+    notes = ["Means over data sets of unpaired differences, with 95 % t intervals over settings."]
+    header = ["method", "flag", "values", *_SEARCHED.values()]
+    return Table("contrasts", "Flags over all settings of the search", header, lines, notes)
+
+
+def _contrast(before: pd.Series, after: pd.Series) -> str:
+    # With the sign of one group turned, the mean over all groups is half the difference.
+    found = statistics.mean([*(-part for part in split(before)), *split(after)])
+    return statistics.Estimate(2 * found.value, 2 * found.low, 2 * found.high).text("+.3f")
 
 
 def evaluated(protocol: Protocol, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -193,19 +232,19 @@ def methods(found: Mapping[str, pd.DataFrame], protocol: Protocol) -> Table:
     others = [n for n in found if n != ours and protocol.methods[n].get("searched", True)]
     lines = [["runs", *(str(len(rows)) for rows in found.values()), *[""] * len(others)]]
     for column, (title, spec) in _columns(protocol).items():
-        scores = {name: _split(rows[column]) for name, rows in found.items()}
-        cells = [_mean(part, spec) for part in scores.values()]
+        scores = {name: split(rows[column]) for name, rows in found.items()}
+        cells = [mean_text(part, spec) for part in scores.values()]
         for other in others:
             pairs = zip(scores[ours], scores[other], strict=True)
-            cells.append(_mean([a - b for a, b in pairs], f"+{spec}"))
+            cells.append(mean_text([a - b for a, b in pairs], f"+{spec}"))
         lines.append([title, *cells])
-    scores = {name: _split(rows["J"]) for name, rows in found.items()}
+    scores = {name: split(rows["J"]) for name, rows in found.items()}
     ranks = statistics.mean_ranks(scores).values()
     lines.append(["rank by mean J", *(rank.text(".2f") for rank in ranks), *[""] * len(others)])
-    trimmed = [f"{statistics.trimmed_mean(_split(r.reward_fifth_5)):.3f}" for r in found.values()]
+    trimmed = [f"{statistics.trimmed_mean(split(r.reward_fifth_5)):.3f}" for r in found.values()]
     lines.append(["trimmed mean reward", *trimmed, *[""] * len(others)])
     notes = [
-        f"{_INTERVALS} Differences are paired by data set and seed; ranks are among runs of the "
+        f"{INTERVALS} Differences are paired by data set and seed; ranks are among runs of the "
         f"same data set and seed. Steps count {protocol.num_env_steps} where a run never reached "
         "the reward. The trimmed mean leaves out the best and the worst quarter of the runs. Final "
         "figures are of fresh samples of the last policy; the full KL is to the reference without "
@@ -220,100 +259,12 @@ def by_dataset(found: Mapping[str, pd.DataFrame], protocol: Protocol) -> Table:
     datasets = next(iter(found.values())).index.unique("dataset")
     names = ("reward_fifth_5", "kl_fifth_5", "J")
     lines = [
-        [dataset, name, *(_mean([rows.loc[dataset][n].to_numpy()]) for n in names)]
+        [dataset, name, *(mean_text([rows.loc[dataset][n].to_numpy()]) for n in names)]
         for dataset in datasets
         for name, rows in found.items()
     ]
     header = ["data set", "method", *(_columns(protocol)[n][0] for n in names)]
     return Table("datasets", "By data set", header, lines)
-
-
-def learning(found: Mapping[str, pd.DataFrame]) -> Figure:
-    """Draws reward and KL of each fifth of the runs."""
-    figure, panels = charts.figure(9, 3.8, columns=2)
-    share = np.arange(0.1, 1, 0.2)
-    titles = {"reward": "mean reward", "kl": "KL, nats per action"}
-    for axes, (name, title) in zip(panels, titles.items(), strict=True):
-        lines = []
-        for series, (method, rows) in enumerate(found.items()):
-            fifths = [f"{name}_fifth_{k}" for k in range(1, 6)]
-            lines.append(_line(method, series, [part.T for part in _split(rows[fifths])]))
-        charts.label(axes, x="share of the run", y=title)
-        charts.draw_lines(axes, share, lines)
-        charts.legend(axes)
-    return figure
-
-
-def frontiers(protocol: Protocol, rows: pd.DataFrame) -> Frontiers:
-    """The values of beta of each method's best setting, by fresh samples of the final policy."""
-    found: Frontiers = {}
-    for method, chosen in _swept(protocol, rows).items():
-        for key, part in chosen.groupby(["dataset", "seed"]):
-            if part.beta.nunique() >= 4:
-                found.setdefault(method, {})[key] = _curve(part.final_kl, part.final_reward)
-    return found
-
-
-def paths(found: Mapping[str, pd.DataFrame]) -> Frontiers:
-    """The fifths of each run of the evaluation."""
-    found_paths: Frontiers = {}
-    for method, rows in found.items():
-        if (rows.kl_fifth_5 > 0).any():  # the untrained model stays at 0
-            kl, reward = (rows[[f"{n}_fifth_{k}" for k in range(1, 6)]] for n in ("kl", "reward"))
-            curves = map(_curve, kl.to_numpy(float), reward.to_numpy(float))
-            found_paths[method] = dict(zip(rows.index, curves, strict=True))
-    return found_paths
-
-
-def _curve(kl: Sequence[float], reward: Sequence[float]) -> Float[np.ndarray, "k"]:
-    order = np.argsort(kl)
-    x, y = np.asarray(kl)[order], np.asarray(reward)[order]
-    return np.interp(_GRID, x, y, left=np.nan, right=np.nan)
-
-
-def sweep(protocol: Protocol, rows: pd.DataFrame) -> Table:
-    """Reward, KL and J of each method and beta."""
-    lines = []
-    for method, chosen in _swept(protocol, rows).items():
-        for beta, part in sorted(chosen.groupby("beta"), key=lambda item: float(item[0])):
-            by_cell = part.set_index(["dataset", "seed"])
-            js = [by_cell.final_reward - b * by_cell.final_kl for b in protocol.criterion_betas]
-            columns = [by_cell[n] for n in ("final_reward", "final_kl", "final_kl_full")]
-            columns += [*js, by_cell.final_repeated, by_cell.final_first_distinct]
-            lines.append([method, beta, str(len(part)), *(_mean(_split(c)) for c in columns)])
-    header = ["method", "beta", "runs", "reward", "KL", "full KL"]
-    header += [f"J at {b:g}" for b in protocol.criterion_betas]
-    header += ["repeated", "distinct of 64"]
-    return Table("sweep", "Values of beta", header, lines, ["Fresh samples of the final policy."])
-
-
-def matched(swept: Frontiers) -> Table:
-    """Paired differences of the first method and each other one at the same KL."""
-    ours, *others = swept
-    lines = []
-    for other in others:
-        keys = [key for key in swept[ours] if key in swept[other]]
-        gaps = pd.Series({key: swept[ours][key] - swept[other][key] for key in keys})
-        for kl in MATCHED_KL:
-            at = gaps.map(lambda gap, kl=kl: float(np.interp(kl, _GRID, gap))).dropna()
-            at.index = pd.MultiIndex.from_tuples(at.index, names=["dataset", "seed"])
-            text = statistics.mean(_split(at)).text("+.3f") if len(at) else MISSING
-            lines.append([f"{ours} less {other}", f"{kl:g}", f"{len(at)} of {len(keys)}", text])
-    header = ["methods", "KL, nats", "pairs", "difference of reward"]
-    notes = ["Pairs whose two curves both reach this KL. " + _INTERVALS]
-    return Table("matched", "Reward at the same KL", header, lines, notes)
-
-
-def soft_optimum(rewards: pd.DataFrame) -> Table:
-    """Reward and KL of the soft optimum on each data set, without training."""
-    lines = []
-    for name, column in rewards.items():
-        known = column.dropna().to_numpy()
-        cells = [f"{r:.3f} at {kl:.2f}" for r, kl, _ in (tilted(known, b) for b in SOFT_BETAS)]
-        lines.append([str(name), str(len(known)), f"{known.mean():.3f}", *cells])
-    header = ["data set", "programs", "mean reward", *(f"beta {b:g}" for b in SOFT_BETAS)]
-    note = "Programs of the reference, weighted with exp(reward / beta): reward at nats of KL."
-    return Table("soft_optimum", "The soft optimum", header, lines, [note])
 
 
 def fixed(protocol: Protocol, rows: pd.DataFrame) -> Table:
@@ -323,75 +274,13 @@ def fixed(protocol: Protocol, rows: pd.DataFrame) -> Table:
         mine = rows[rows.algorithm == method]
         for dataset, part in mine.groupby("dataset") if not given.get("searched", True) else ():
             cells = [
-                _mean([part[name].to_numpy(float)])
+                mean_text([part[name].to_numpy(float)])
                 for name in ("reward_fifth_1", "reward_fifth_3", "reward_fifth_5", "kl_fifth_5")
             ]
             lines.append([method, dataset, str(len(part)), *cells])
     header = ["method", "data set", "runs", "first fifth", "middle fifth", "last fifth", "KL"]
     note = "Mean reward, and KL of the last fifth, of flagfiles as they are."
     return Table("fixed", "Methods that were not searched", header, lines, [note])
-
-
-def frontier_figure(swept: Frontiers, rewards: pd.DataFrame) -> Figure:
-    """Draws reward against KL for each method, and the soft optimum on the same data sets."""
-    figure, (axes,) = charts.figure(7.5, 4.8)
-    lines = []
-    for series, (method, curves) in enumerate(swept.items()):
-        datasets = dict.fromkeys(dataset for dataset, _ in curves)
-        parts = [np.array([c for k, c in curves.items() if k[0] == d]).T for d in datasets]
-        lines.append(_line(method, series, parts))
-    datasets = [d for d in datasets if d in rewards]
-    if datasets:
-        best = [_soft_optimum(rewards[d].dropna().to_numpy()) for d in datasets]
-        lines.append(Line("soft optimum", 6, np.mean(best, axis=0)))
-    charts.label(axes, x="KL to the reference, nats per action", y="mean reward")
-    charts.draw_lines(axes, _GRID, lines)
-    charts.legend(axes)
-    return figure
-
-
-def tilted(rewards: Sequence[float], beta: float) -> Tilted:
-    """Estimates the soft optimum rho(a) exp(r(a) / beta) / Z by importance sampling from rho.
-
-    Nothing is learnt. Each action counts for itself: all prompts of a table are taken as one, and
-    the value of a next step is left out. N programs show at most log N nats, and where few of them
-    carry the weight the estimate is rough.
-
-    Args:
-      rewards: rewards of programs that the reference sampled.
-      beta: reward per nat.
-    """
-    reward_n = np.asarray(rewards, np.float64)
-    weight_n = np.exp((reward_n - reward_n.max()) / beta)
-    weight_n /= weight_n.sum()
-    seen_n = weight_n > 0
-    kl = float(np.sum(weight_n[seen_n] * np.log(weight_n[seen_n] * len(reward_n))))
-    return Tilted(float(weight_n @ reward_n), kl, float(1 / np.sum(np.square(weight_n))))
-
-
-def _soft_optimum(rewards: Float[np.ndarray, "n"]) -> Float[np.ndarray, "k"]:
-    points = [tilted(rewards, beta)[:2] for beta in np.geomspace(0.01, 3, 60)[::-1]]
-    reward_b, kl_b = np.array(points).T
-    return np.interp(_GRID, kl_b, reward_b, right=np.nan)
-
-
-def _swept(protocol: Protocol, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Rows of each method's best setting with any beta, on the seeds of the sweep."""
-    found: dict[str, pd.DataFrame] = {}
-    if "final_kl" not in rows:
-        return found
-    for stage in protocol.stages:
-        for method in stage.methods if stage.vary else ():
-            numbers = protocol.candidates(stage, method, rows)
-            if len(numbers) != 1:
-                continue
-            setting = protocol.draws(method)[numbers[0]]
-            fixed = [n for n in protocol.setting_names if n not in stage.vary]
-            mine = rows[(rows.algorithm == method) & rows.seed.isin(stage.seeds)]
-            mine = mine[mine.dataset.isin(stage.datasets)].dropna(subset="final_kl")
-            chosen = mine[np.all([mine[n] == setting.get(n, "") for n in fixed], axis=0)]
-            found |= {method: chosen} if len(chosen) else {}
-    return found
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -412,29 +301,7 @@ def _columns(protocol: Protocol) -> dict[str, tuple[str, str]]:
         "final_reward": ("final reward", ".3f"),
         "final_kl": ("final KL, nats", ".2f"),
         "final_kl_full": ("final full KL, nats", ".2f"),
-        "seconds": ("seconds", ".0f"),
     }
-
-
-def _trained(protocol: Protocol, rows: pd.DataFrame) -> Sequence[str]:
-    names = [n for n, given in protocol.methods.items() if given.get("searched", True)]
-    return [name for name in names if (rows.algorithm == name).any()]
-
-
-def _split(values: pd.Series | pd.DataFrame) -> statistics.Scores:
-    """One array of seeds per data set."""
-    return [part.to_numpy(float) for _, part in values.groupby(level="dataset")]
-
-
-def _line(name: str, series: int, scores: statistics.Scores) -> Line:
-    found = statistics.mean(scores)
-    return Line(name, series, found.value, np.array([found.low, found.high]))
-
-
-def _mean(scores: statistics.Scores, spec: str = ".3f") -> str:
-    """Mean and interval; nothing where some runs have no value."""
-    is_known = all(np.isfinite(part).all() for part in scores)
-    return statistics.mean(scores).text(spec) if is_known else MISSING
 
 
 if __name__ == "__main__":

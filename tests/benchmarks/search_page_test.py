@@ -1,8 +1,12 @@
+import re
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import search, search_page
+from benchmarks import frontiers, search, search_page
 
 TEXT = """
 seed = 3
@@ -77,6 +81,8 @@ def test_progress_counts_every_stage(study):
     assert [line[-1] for line in table.rows] == ["4 of 4", "12 of 12", "24 of 24"]
     table = search_page.progress(protocol, rows[rows.seed == 100])
     assert [line[-1] for line in table.rows] == ["4 of 4", "0 of 12", "0 of 24"]
+    table = search_page.progress(protocol, rows.drop(rows.index[0]))
+    assert table.rows[1][-1].endswith("of the best so far")
 
 
 def test_the_search_names_the_better_setting_first(study):
@@ -84,6 +90,16 @@ def test_the_search_names_the_better_setting_first(study):
     table = search_page.searched(protocol, "a", rows)
     top_k = table.header.index("top_k")
     assert [line[top_k] for line in table.rows] == ["2", "1"]
+
+
+def test_methods_and_flags_over_all_settings_of_the_search(study):
+    _, protocol, rows = study
+    drawn = search_page.draws(protocol, rows)
+    assert cells(search_page.across(protocol, drawn), "a less b")["reward"] == "+0.300"
+    flags = search_page.contrasts(
+        protocol, drawn[drawn.algorithm == "a"].replace({"top_k": ""}, "1")
+    )
+    assert flags.rows[0][:4] == ["a", "top_k", "2 less 1", "+0.001"]
 
 
 def test_evaluation_by_hand(study):
@@ -101,7 +117,7 @@ def test_evaluation_by_hand(study):
 
 def test_matched_kl_compares_seed_by_seed_where_both_frontiers_reach(study):
     _, protocol, rows = study
-    table = search_page.matched(search_page.frontiers(protocol, rows))
+    table = frontiers.matched(frontiers.swept(protocol, rows))
     by_kl = {line[1]: line[2:] for line in table.rows}
     # The sweep reaches from 0.25 to 2 nats.
     assert by_kl["1.5"] == ["4 of 4", "+0.300"]
@@ -117,7 +133,7 @@ def test_paths_read_the_fifths_of_each_run(study):
             found[method] = found[method].assign(
                 **{f"kl_fifth_{k}": kl, f"reward_fifth_{k}": reward}
             )
-    table = search_page.matched(search_page.paths(found))
+    table = frontiers.matched(frontiers.paths(found))
     by_kl = {line[1]: line[2:] for line in table.rows if line[0] == "a less b"}
     assert by_kl["1"] == by_kl["2"] == ["4 of 4", "+0.200"]
     assert by_kl["3"] == ["0 of 4", "-"]
@@ -144,7 +160,7 @@ def test_the_weighted_programs_are_the_exponential_tilt():
     rho, kinds, beta = np.array([0.5, 0.4, 0.1]), np.array([-1.0, 0.5, 0.9]), 0.2
     best = rho * np.exp(kinds / beta)
     best /= best.sum()
-    found = search_page.tilted(rewards, beta)
+    found = frontiers.tilted(rewards, beta)
     assert found.reward == pytest.approx(best @ kinds)
     assert found.kl == pytest.approx(best @ np.log(best / rho))
     assert 10 < found.effective < 50
@@ -152,6 +168,25 @@ def test_the_weighted_programs_are_the_exponential_tilt():
 
 def test_a_large_beta_is_the_reference_and_a_small_one_the_best_program():
     rewards = [-1.0, 0.2, 0.7, 0.8]
-    assert search_page.tilted(rewards, 1e6).kl == pytest.approx(0.0, abs=1e-6)
-    reward, kl, effective = search_page.tilted(rewards, 1e-3)
+    assert frontiers.tilted(rewards, 1e6).kl == pytest.approx(0.0, abs=1e-6)
+    reward, kl, effective = frontiers.tilted(rewards, 1e-3)
     assert (reward, kl, effective) == pytest.approx((0.8, np.log(4), 1.0))
+
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDY = ROOT / "docs" / "studies" / "methods"
+
+
+def test_the_committed_page_is_that_of_the_committed_rows(tmp_path):
+    for name in ("protocol.toml", "runs.csv", "reference_rewards.csv"):
+        shutil.copy(STUDY / name, tmp_path / name)
+    search_page._flags(["search_page", f"--study={tmp_path}"])
+    assert search_page.main() == 0
+    made = (tmp_path / "report.md").read_text().replace(str(tmp_path), "docs/studies/methods")
+    assert made == (STUDY / "report.md").read_text()
+
+
+def test_every_interval_of_the_results_is_in_the_report():
+    report = (STUDY / "report.md").read_text()
+    quoted = re.findall(r"[-+]?\d[\d.]* \[[^\]()]*\]", (ROOT / "docs" / "results.md").read_text())
+    assert [text for text in quoted if text not in report] == []
