@@ -81,11 +81,10 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def load_language(config: Config, mesh: Mesh) -> Language:
-    """Reads `--model`, sharded over the mesh.
+def check_model(config: Config) -> None:
+    """Checks what can be known of `--model` and `--attention` before weights are read.
 
     Raises:
-      models.errors.ModelError: for a folder that cannot be used.
       UsageError: for an attention that these devices do not have, or for the exported weights of a
         tilted policy, which are not that policy.
     """
@@ -100,6 +99,16 @@ def load_language(config: Config, mesh: Mesh) -> Language:
         raise UsageError(
             f"--attention={attention}: needs {wanted[attention][1]}, and the devices are {devices}"
         )
+
+
+def load_language(config: Config, mesh: Mesh) -> Language:
+    """Reads `--model`, sharded over the mesh.
+
+    Raises:
+      models.errors.ModelError: for a folder that cannot be used.
+      UsageError: as `check_model`.
+    """
+    check_model(config)
     tokenizer = Tokenizer(config.model.model)
     model, base = models.load(
         config.model.model, mesh=mesh, dtype=jnp.dtype(config.model.compute_dtype)
@@ -277,15 +286,8 @@ def make_endpoint_agent(config: Config, task: Task) -> Agent:
     return Agent(None, TextPrompts(task), external, EndpointReflection(external))
 
 
-def make_actor(
-    config: Config, language: Language, mesh: Mesh, *, action_end: str = ""
-) -> SamplingActor:
-    """The actor that samples as configured; `action_end` as in `env.base.Task`.
-
-    Raises:
-      UsageError: if a longest prompt with a longest action exceeds the model's window.
-    """
-    window = language.model.config.max_position_embeddings
+def check_window(config: Config, window: int) -> None:
+    """Raises UsageError if a longest prompt with a longest action exceeds a model's window."""
     longest = config.model.max_prompt_length + config.sampling.max_new_tokens
     if longest > window:
         raise UsageError(
@@ -293,6 +295,17 @@ def make_actor(
             f"--max_new_tokens={config.sampling.max_new_tokens}: together more than the model's "
             f"window of {window} tokens"
         )
+
+
+def make_actor(
+    config: Config, language: Language, mesh: Mesh, *, action_end: str = ""
+) -> SamplingActor:
+    """The actor that samples as configured; `action_end` as in `env.base.Task`.
+
+    Raises:
+      UsageError: as `check_window`.
+    """
+    check_window(config, language.model.config.max_position_embeddings)
     sampler = Sampler(
         language.model.config,
         language.tokenizer.eos_ids,

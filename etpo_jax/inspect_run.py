@@ -11,6 +11,7 @@ import datetime
 import json
 import logging
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ from etpo_jax.runs.run_log import RunLog
 _JSON_FILE = "data.json"
 # Entry that orbax keeps beside the checkpointables, without metadata.
 _METRICS = "metrics"
-# Number of values that the text lists for a checkpointable; `--json` has all.
+# Number of values that `--arrays` lists for a checkpointable; `--json` has all.
 _MAX_VALUES = 12
+# What fits a screen of 80 columns and 24 lines.
+_WIDTH, _MAX_TREES, _MAX_STEPS = 80, 8, 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,16 +104,20 @@ def main() -> None:
     if folder is None:
         raise UsageError("--run_dir is required: a run directory or an orbax checkpoint")
     step, as_json = _flags["checkpoint"].value, bool(_flags["json"].value)
-    print(summary(Path(folder).expanduser(), step, as_json))
+    with_arrays = bool(_flags["arrays"].value)
+    print(summary(Path(folder).expanduser(), step, as_json, with_arrays=with_arrays))
 
 
-def summary(path: Path, step: int | None = None, as_json: bool = False) -> str:
+def summary(
+    path: Path, step: int | None = None, as_json: bool = False, *, with_arrays: bool = False
+) -> str:
     """Describes the content of a folder as text for people or as a JSON object.
 
     Args:
       path: a run directory, a folder of numbered checkpoints or one checkpoint.
       step: number of the checkpoint; None for the newest.
       as_json: return all details as one JSON object.
+      with_arrays: the text lists each array; otherwise it fits a screen.
     Raises:
       UsageError: the folder holds no run and no checkpoint, or a damaged checkpoint.
     """
@@ -120,7 +127,8 @@ def summary(path: Path, step: int | None = None, as_json: bool = False) -> str:
     steps, checkpoint = _find_checkpoint(path, step, is_run=log is not None)
     if as_json:
         return json.dumps(_to_json(log, steps, checkpoint), indent=2, allow_nan=False)
-    return "\n".join(_lines(log, steps, checkpoint))
+    lines = _lines(log, steps, checkpoint, with_arrays=with_arrays)
+    return "\n".join(part for line in lines for part in _wrapped(line, with_arrays))
 
 
 def _find_checkpoint(
@@ -201,22 +209,40 @@ def _to_json(log: RunLog | None, steps: Sequence[int], checkpoint: Checkpoint | 
     return files.to_json({"run": run, "checkpoint_steps": steps, "checkpoint": found})
 
 
+def _wrapped(line: str, with_arrays: bool) -> list[str]:
+    """A line in lines of a screen; words, such as paths, stay whole."""
+    if with_arrays or len(line) <= _WIDTH:
+        return [line]
+    indent = " " * 14
+    return textwrap.wrap(
+        line, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
 def _lines(
-    log: RunLog | None, steps: Sequence[int], checkpoint: Checkpoint | None
+    log: RunLog | None,
+    steps: Sequence[int],
+    checkpoint: Checkpoint | None,
+    *,
+    with_arrays: bool,
 ) -> Iterator[str]:
     if log is not None:
         yield from _run_lines(log)
         yield ""
     if steps:
-        yield f"numbered checkpoints: {', '.join(map(str, steps))}"
+        newest = ["...", *steps[-_MAX_STEPS:]] if len(steps) > _MAX_STEPS else steps
+        yield f"numbered checkpoints: {', '.join(map(str, newest))}"
     if checkpoint is None:
         yield "no checkpoint is committed yet"
         return
     size = files.bytes_text(checkpoint.num_bytes_on_disk)
     yield f"checkpoint {checkpoint.path}, committed {checkpoint.committed}, {size} on disk"
-    for name, leaves in checkpoint.trees.items():
-        yield ""
-        yield from _tree_lines(name, leaves)
+    for name, leaves in list(checkpoint.trees.items())[: None if with_arrays else _MAX_TREES]:
+        if with_arrays:
+            yield ""
+        yield from _tree_lines(name, leaves, with_arrays=with_arrays)
+    if not with_arrays:
+        yield "--arrays lists every array, --json has everything"
 
 
 def _run_lines(log: RunLog) -> Iterator[str]:
@@ -239,12 +265,14 @@ def _run_lines(log: RunLog) -> Iterator[str]:
     yield f"commit        {versions.get('git_commit') or 'unknown'}"
 
 
-def _tree_lines(name: str, leaves: Sequence[Leaf]) -> Iterator[str]:
+def _tree_lines(name: str, leaves: Sequence[Leaf], *, with_arrays: bool) -> Iterator[str]:
     arrays = [leaf for leaf in leaves if leaf.shape is not None]
     values = [leaf for leaf in leaves if leaf.shape is None]
     elements = sum(math.prod(leaf.shape) for leaf in arrays if leaf.shape is not None)
     total = files.bytes_text(sum(leaf.num_bytes for leaf in arrays))
     yield f"{name}: {len(arrays)} arrays of {elements:,} elements, {total}; {len(values)} values"
+    if not with_arrays:
+        return
     cells = [
         (leaf.path, str(list(leaf.shape or ())), leaf.dtype, files.bytes_text(leaf.num_bytes))
         for leaf in arrays
@@ -265,6 +293,9 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer(
     "checkpoint", None, "Number of the checkpoint (default: the newest).", flag_values=_flags
+)
+flags.DEFINE_bool(
+    "arrays", False, "List each array instead of a text that fits a screen.", flag_values=_flags
 )
 flags.DEFINE_bool("json", False, "Print one JSON object instead of text.", flag_values=_flags)
 

@@ -19,6 +19,7 @@ from jax.sharding import AbstractMesh
 
 from env import command_line
 from etpo_jax import flags as settings_flags
+from etpo_jax import startup
 from etpo_jax.config import Config
 from etpo_jax.devices import accelerators, aot, compiled_table, memory, topologies
 from etpo_jax.devices.accelerators import Limit
@@ -118,16 +119,8 @@ def _describe(config: Config, limit: Limit | None) -> tuple[str, bool]:
 
 
 def _step_lines(config: Config) -> Iterator[str]:
-    run = config.run
-    yield f"{run.algorithm} on {config.task.title}, seed {run.seed}"
-    updates = math.ceil(run.num_env_steps / run.collection_size)
-    text = f"{_count(run.num_env_steps, 'environment step')} = {_count(updates, 'update')} of "
-    text += _count(run.collection_size, "action")
-    if config.algorithm.learns:
-        steps, size = config.algorithm.gradient_steps(config)
-        text += f", {_count(steps, 'gradient step')} of {_count(size, 'transition')}"
-        text += " in each" * (updates > 1)
-    yield text
+    yield f"{config.run.algorithm} on {config.task.title}, seed {config.run.seed}"
+    yield startup.steps(config)
 
 
 def _model_lines(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> Iterator[str]:

@@ -12,10 +12,11 @@ from absl import flags
 from env import command_line
 from env.base import UsageError
 from etpo_jax import flags as settings_flags
-from etpo_jax import plan
+from etpo_jax import plan, rehearsal, startup
 from etpo_jax.algorithms.gradients import NonFiniteError
 from etpo_jax.devices import hosts
 from etpo_jax.launch_files import launch_folder
+from etpo_jax.runs.console import Console
 from etpo_jax.trainer import Trainer
 from models.errors import ModelError
 
@@ -28,20 +29,30 @@ _HOSTS = flags.DEFINE_string(
     "HOST:PORT,COUNT,INDEX names the first one's address, their number and which one this is.",
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the run in --run_dir and start anew.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan of the run and stop.")
+_QUIET = flags.DEFINE_bool("quiet", False, "Print nothing but warnings and errors.")
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run",
+    False,
+    "Open table, wall and tokenizer, show them with a prompt and the plan of the run, and stop.",
+)
 
 
 def main() -> int:
     """Trains as the flags say; the exit code is 128 + signal where a signal stopped the run."""
     config = settings_flags.from_flags()
     if _DRY_RUN.value:
-        print(plan.describe(config))
+        console = Console()
+        console.greet(*startup.title(config))
+        for fact in rehearsal.rehearse(config, overwrite=_OVERWRITE.value):
+            console.tell(fact)
+        console.say(f"\n{plan.describe(config)}")
         return 0
     if not config.run.run_dir:
         raise UsageError("--run_dir is missing: name the folder that keeps the run")
     hosts.initialize(_HOSTS.value)
     try:
-        result = Trainer.from_config(config, overwrite=_OVERWRITE.value).train()
+        trainer = Trainer.from_config(config, overwrite=_OVERWRITE.value, quiet=_QUIET.value)
+        result = trainer.train()
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

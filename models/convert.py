@@ -81,6 +81,15 @@ def load(
     return Decoder(config, dtype=dtype, param_dtype=dtype), params
 
 
+def check(path: str | pathlib.Path) -> None:
+    """Checks a folder as `load` does, by the headers of its weights; errors as there."""
+    folder = local_folder(path)
+    config = DecoderConfig.from_folder(folder)
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+        _Reader(folder, config, stack, pool)
+
+
 def save(
     folder: str | pathlib.Path,
     config: DecoderConfig,

@@ -97,11 +97,11 @@ class RunDirectory:
         except OSError as error:
             raise UsageError(f"run directory {path} cannot be created: {error.strerror}") from error
         # Checked before anything is written, so that a foreign folder stays as it is.
-        _refuse_foreign(path)
+        refuse_foreign(path)
         lock = _take_lock(path)
         try:
             # Checked again, because another process may have held the lock until now.
-            _refuse_foreign(path)
+            refuse_foreign(path)
             _remove_unfinished(path)
             is_given_up = (path / _GIVEN_UP).exists() and not (path / CONFIG).exists()
             if overwrite or is_given_up:
@@ -282,7 +282,7 @@ def _check_layout(path: Path, advice: str) -> None:
 # deleting.
 
 
-def _refuse_foreign(path: Path) -> None:
+def refuse_foreign(path: Path) -> None:
     names = {name for name in os.listdir(path) if not files.is_unfinished(name)} - {_LOCK}
     if names and not is_run_directory(path):
         raise UsageError(
@@ -356,7 +356,7 @@ def _resume(
     except UsageError as error:
         raise UsageError(f"{error}; --overwrite starts the run anew") from error
     differences = _differences(stored, config, may_differ)
-    if differences and not _has_begun(path):
+    if differences and not has_begun(path):
         # The run ended before its first update, perhaps by a mistyped name: nothing is lost.
         return _create(path, config, flag_lines)
     if differences:
@@ -369,7 +369,7 @@ def _resume(
     return _compare_versions(path, setup)
 
 
-def _has_begun(path: Path) -> bool:
+def has_begun(path: Path) -> bool:
     """True once the run has written any result."""
     checkpoints = path / CHECKPOINTS
     made_before = {PREPARATION, CHECKPOINTS, TENSORBOARD, TRACKERS}  # the first update

@@ -82,7 +82,7 @@ def test_shapes_types_bytes_and_shardings(numbered: Path) -> None:
 
 
 def test_a_run_in_words(run_path: Path) -> None:
-    text = inspect_run.summary(run_path)
+    text = inspect_run.summary(run_path, with_arrays=True)
     for part in (
         "etpo on toy, seed 0",
         "not finished",
@@ -138,7 +138,16 @@ def test_folders_of_checkpoints_and_single_ones(numbered: Path) -> None:
     assert f"checkpoint {numbered}/1," in inspect_run.summary(numbered, 1)
     alone = inspect_run.summary(numbered / "1")
     assert "numbered" not in alone
-    assert "policy/q/kernel" in alone
+    assert "policy/q/kernel" not in alone
+    assert "policy/q/kernel" in inspect_run.summary(numbered / "1", with_arrays=True)
+
+
+def test_the_text_fits_a_screen(run_path: Path) -> None:
+    lines = inspect_run.summary(run_path).split("\n")
+    assert len(lines) <= 24
+    # A path is never broken.
+    assert all(len(line) <= 80 or str(run_path) in line for line in lines)
+    assert "replay: 1 arrays of 15 elements, 60 B; 0 values" in lines
 
 
 def _truncate(path: Path) -> None:

@@ -274,7 +274,9 @@ def test_evaluate_and_inspect_read_the_run(uninterrupted, tmp_path):
     assert statistics["programs"] == 8
     assert statistics["first_programs"] + statistics["reflective_programs"] == 8
     assert -1 <= statistics["reward_mean"] <= 1
-    inspected = run(f"--run_dir={path}", program="inspect_run")
+    short = run(f"--run_dir={path}", program="inspect_run").stdout
+    assert short.count("\n") <= 24
+    inspected = run(f"--run_dir={path}", "--arrays", program="inspect_run")
     assert inspected.returncode == 0, inspected.stderr
     assert "20 of 20 environment steps, 5 updates" in inspected.stdout
     assert "critic/trunk/params/lm_head/kernel" in inspected.stdout
@@ -462,6 +464,16 @@ def test_dry_run_and_help_change_nothing(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "100 environment steps = 7 updates of 16 actions" in result.stdout
     assert not (tmp_path / "run").exists()
+    for part in (
+        "\nwall        ",
+        "3 classes of 56, 10, 59 rows",
+        "\ndisk        ",
+        "| import numpy",
+    ):
+        assert part in result.stdout
+    result = run("--dry_run", "--dataset=missing.csv", "--target=a")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "missing.csv" in result.stderr
     text = run("--help").stdout
     for name in ("run_dir", "beta", "critic_loss", "isolation", "overwrite", "dry_run"):
         assert f"--{name}" in text or f"--[no]{name}" in text
