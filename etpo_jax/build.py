@@ -117,7 +117,7 @@ def load_language(config: Config, mesh: Mesh) -> Language:
         remat=config.model.rematerialized,
         precision=config.model.matmul_precision,
         lora=config.finetune.adapters,
-        attention_implementation=attention,
+        attention_implementation=config.model.attention,
     )
     return Language(model, base, tokenizer)
 
