@@ -84,7 +84,7 @@ class WordTokenizer:
 class Memory:
     """A run directory and checkpoints that keep in memory what a run would write."""
 
-    latest = None
+    latest = write_s = None
 
     def __init__(self):
         self.metrics, self.episodes = [], []
@@ -149,7 +149,7 @@ def language():
     return Language(MODEL, base, WordTokenizer())
 
 
-def run_loop(config, language, task, on_update=lambda row: None):
+def run_loop(config, language, task, on_update=lambda row, episode_rows: None):
     """A whole run that is kept in memory: the algorithm after it, and its logs."""
     mesh, memory = build_mesh(), Memory()
     with jax.set_mesh(mesh):
@@ -186,7 +186,7 @@ def test_a_tiny_run_improves_on_its_own_start_and_compiles_only_at_its_start(
         Config.from_dict(values),
         language,
         ToyTask(max_steps=2),
-        lambda row: compiled.append(len(compilations)),
+        lambda row, episode_rows: compiled.append(len(compilations)),
     )
     last = memory.metrics[-1]
     assert last["env_step"] == 640
