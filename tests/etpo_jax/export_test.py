@@ -256,13 +256,14 @@ def test_transformers_samples_from_a_tilted_policy(tmp_path, base, tilted):
     mask, tokens = torch.tensor(MASK[:, :9]).long(), torch.tensor(TOKENS).long()
     processor = module.TiltProcessor(tmp_path / "tuned" / "tilt.json", reference, mask)
     distribution = Distribution(jnp.float32(0.8), jnp.float32(0.01))
+    plain = expected_logits(base, {"lora": role["lora"]})
     wanted = distribution.tilted(
-        jnp.asarray(expected_logits(base, role)),
+        jnp.asarray(plain),
         distribution.reference(jnp.asarray(expected_logits(base, {}))),
         role["tilt"],
     )
     for last in (8, 11):
-        scores = torch.tensor(expected_logits(base, role)[:, last])
+        scores = torch.tensor(plain[:, last])
         found = processor(tokens[:, : last + 1], scores) / processor.temperature
         probabilities = jax.nn.softmax(wanted[:, last])
         np.testing.assert_allclose(found.softmax(-1).numpy(), probabilities, rtol=1e-3, atol=1e-6)
