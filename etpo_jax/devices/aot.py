@@ -181,7 +181,7 @@ def _compile(config: Config, name: str, program: str, folder: str | None) -> Com
 
 def _figures(program: str, text: str, num_layers: int) -> Figures:
     parsed = compiled_program.parse(text)
-    if program == "gradient_step":
+    if program == "gradient_step" or not parsed.loops():
         return compiled_figures.figures(parsed, parsed.entry)
     loops = [
         compiled_figures.figures(parsed, loop.called("body"), num_layers)
