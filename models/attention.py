@@ -74,12 +74,15 @@ def attend(
     m, k = k_bmkh.shape[1:3]
     # Queries that share a key head become rows of one matrix product; the weights are normalised
     # after it, over h columns in place of m. Both halve the time of the backward pass on a CPU.
+    # A single query's weights are normalised before it: two kernels less in a layer on GPUs.
     q_bkth = (q_bsnh * h**-0.5).swapaxes(1, 2).reshape(b, k, n // k * s, h)
     scores = _product("bkth,bmkh->bktm", q_bkth, k_bmkh)
     scores_bnsm = jnp.where(mask_bsm[:, None], scores.reshape(b, n, s, m), _MASKED)
     highest = jax.lax.stop_gradient(jnp.max(scores_bnsm, axis=-1, keepdims=True))
     weights_bnsm = jnp.exp(scores_bnsm - highest)
     total = jnp.sum(weights_bnsm, axis=-1, keepdims=True)
+    if s == 1:
+        weights_bnsm, total = weights_bnsm / total, jnp.ones_like(total)
     weights_bktm = weights_bnsm.reshape(b, k, n // k * s, m).astype(v_bmkh.dtype)
     summed = _product("bktm,bmkh->bkth", weights_bktm, v_bmkh).reshape(b, n, s, h)
     return (summed / total).astype(q_bsnh.dtype).swapaxes(1, 2)
