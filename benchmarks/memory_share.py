@@ -2,7 +2,10 @@
 
 import os
 
-from etpo_jax.devices.accelerators import GPU_MEMORY_FRACTION
+from etpo_jax.devices.accelerators import FRACTION, FRACTIONS
+
+_FRACTION_OF_A_RUN = "0.92"
+"""The share that launch/ and the documentation give to a run."""
 
 
 def use(*, shared: bool) -> None:
@@ -15,5 +18,5 @@ def use(*, shared: bool) -> None:
     """
     if shared:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    else:
-        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(GPU_MEMORY_FRACTION))
+    elif not any(os.environ.get(name) for name in FRACTIONS):  # JAX refuses both
+        os.environ[FRACTION] = _FRACTION_OF_A_RUN

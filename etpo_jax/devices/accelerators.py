@@ -68,7 +68,7 @@ def stated_limit(device: Accelerator) -> Limit:
     """The memory of a device that need not be here, by the share that the environment states.
 
     Raises:
-      UsageError: the environment states no share.
+      UsageError: the environment states something that is no share.
     """
     if not device.is_gpu:
         return Limit(device, device.num_bytes, "")
@@ -79,7 +79,9 @@ def stated_limit(device: Accelerator) -> Limit:
     try:
         fraction = float(os.environ[name])
     except ValueError:
-        raise UsageError(f"{name}={os.environ[name]}: must be a number, such as 0.9") from None
+        fraction = math.nan
+    if not 0 < fraction < math.inf:
+        raise UsageError(f"{name}={os.environ[name]}: must be a number above 0, such as 0.9")
     return Limit(device, int(fraction * device.num_bytes), f" by {name}={fraction:g}")
 
 

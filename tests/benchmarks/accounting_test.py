@@ -163,8 +163,6 @@ def test_measurements_are_on_the_disk_as_soon_as_they_are_made(tmp_path):
     [(True, "XLA_PYTHON_CLIENT_PREALLOCATE"), (False, "XLA_PYTHON_CLIENT_MEM_FRACTION")],
 )
 def test_memory_is_taken_as_in_a_run_unless_a_peer_shares_it(shared, variable, monkeypatch):
-    for name in ("XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
-        monkeypatch.delenv(name, raising=False)
     environment = {}
     monkeypatch.setattr(memory_share.os, "environ", environment)
     memory_share.use(shared=shared)
@@ -172,3 +170,9 @@ def test_memory_is_taken_as_in_a_run_unless_a_peer_shares_it(shared, variable, m
     environment[variable] = "mine"
     memory_share.use(shared=shared)
     assert environment == {variable: "mine"}
+
+
+def test_the_newer_name_of_the_share_stands_alone(monkeypatch):
+    monkeypatch.setattr(memory_share.os, "environ", {"XLA_CLIENT_MEM_FRACTION": "0.5"})
+    memory_share.use(shared=False)
+    assert memory_share.os.environ == {"XLA_CLIENT_MEM_FRACTION": "0.5"}

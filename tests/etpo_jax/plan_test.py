@@ -62,9 +62,10 @@ def test_the_share_that_jax_takes_is_what_counts(monkeypatch, no_fraction):
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.81 would be enough" in text
     monkeypatch.setenv(accelerators.FRACTION, "0.81")
     assert verdict(config, "h200")[1]
-    monkeypatch.setenv(accelerators.FRACTION, "much")
-    with pytest.raises(UsageError, match="XLA_PYTHON_CLIENT_MEM_FRACTION=much: must be a number"):
-        verdict(config, "h200")
+    for wrong in ("much", "nan", "0"):
+        monkeypatch.setenv(accelerators.FRACTION, wrong)
+        with pytest.raises(UsageError, match=f"{accelerators.FRACTION}={wrong}: must be a number"):
+            verdict(config, "h200")
 
 
 class Card:
