@@ -7,8 +7,6 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from etpo_jax.devices import hosts
-
 _WIDTH = 12
 _BOLD, _END = "\x1b[1m", "\x1b[0m"
 
@@ -27,6 +25,8 @@ class Console:
 
     def say(self, text: str) -> None:
         """Prints lines, above the bar if one is drawn; nothing for an empty text."""
+        from etpo_jax.devices import hosts  # jax stays out of what only reads runs
+
         if text and not self.is_quiet and hosts.is_first():
             _print(text)
 
@@ -37,6 +37,8 @@ class Console:
 
     def greet(self, name: str, text: str) -> None:
         """Prints a fact before the devices are there; with several hosts nobody does."""
+        from etpo_jax.devices import hosts
+
         if not self.is_quiet and not hosts.are_several():
             _print(_fact(name, text))
 

@@ -8,13 +8,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
 
-from etpo_jax.devices.compilations import Compilations
 from etpo_jax.runs import console, directory
 from etpo_jax.runs.run_log import RunLog
+
+if TYPE_CHECKING:
+    from etpo_jax.devices.compilations import Compilations
 
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps, ETA {remaining}, {desc}"
 _LINE = "step {n_fmt}/{total_fmt} {percentage:3.0f}%  {desc}  ETA {remaining}"
@@ -81,7 +83,7 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
 
 @contextlib.contextmanager
 def shown(
-    total: int, start: int, compilations: Compilations, to: console.Console
+    total: int, start: int, compilations: "Compilations", to: console.Console
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Context with a bar that also names what is compiled; yields its `update`.
 
