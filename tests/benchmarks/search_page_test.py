@@ -186,9 +186,16 @@ def test_the_committed_page_is_that_of_the_committed_rows(tmp_path):
     assert made == (STUDY / "report.md").read_text()
 
 
-def test_every_interval_of_the_results_is_in_the_report():
+def test_every_number_of_the_results_is_in_the_report():
     report = (STUDY / "report.md").read_text()
     text = " ".join((ROOT / "docs" / "results.md").read_text().split())
-    quoted = re.findall(r"[-+]?\d[\d.]* \[[^\]()]*\]", text)
-    assert len(quoted) > 3
-    assert [text for text in quoted if text not in report] == []
+    results = text[text.index("## Results") : text.index("## Against")]
+    quoted = re.findall(r"[-+]?\d[\d.]* \[[^\]()]*\]", results)
+    quoted += re.findall(r"(?<![\d.])\d+\.\d{2,3}(?!\d)", results)
+    assert len(quoted) > 20
+    assert [number for number in quoted if number not in report] == []
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    value, low, high = re.search(
+        r"lower by (\S+) \(95 % interval (\S+) to (\S+)\)", readme
+    ).groups()
+    assert f"-{value} [-{high}, -{low}]" in report

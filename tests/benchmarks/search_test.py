@@ -56,6 +56,7 @@ keep = 1
 seeds = [0]
 datasets = ["toy"]
 vary = {support_threshold = [0.05, 0.5]}
+num_samples = 4
 """
 
 
@@ -133,6 +134,8 @@ def test_a_search_runs_every_stage_and_goes_on_from_its_rows(tmp_path):
     # Two settings drawn, two values of the flag for the better one.
     assert rows.groupby("seed").size().to_dict() == {0: 2, 100: 2}
     assert np.isfinite(rows.reward_fifth_5).all()
+    # The stage with fresh samples has measured its policies.
+    assert np.isfinite(rows.final_kl).tolist() == [False, False, True, True]
     assert not list((tmp_path / "out" / "runs").glob("*/*/*"))
     file.write_text("".join(text.splitlines(keepends=True)[:-1]))
     again = subprocess.run(command, capture_output=True, text=True, check=False)
