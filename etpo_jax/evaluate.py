@@ -29,7 +29,7 @@ from env.base import Task, UsageError
 from etpo_jax import build, perplexity
 from etpo_jax import flags as settings_flags
 from etpo_jax.acting import formats
-from etpo_jax.acting.rollout import Episodes
+from etpo_jax.acting.episodes import Episodes
 from etpo_jax.acting.transitions import Transition
 from etpo_jax.algorithms.networks import Networks
 from etpo_jax.config import Config

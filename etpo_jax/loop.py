@@ -10,10 +10,11 @@ import jax
 import numpy as np
 
 from env.base import Task
+from etpo_jax.acting.episodes import Episodes
 from etpo_jax.acting.explorer import Explorer
 from etpo_jax.acting.formats import Prompt
 from etpo_jax.acting.replay import Replay
-from etpo_jax.acting.rollout import Actions, Actor, Episodes, Prompts, SamplingActor
+from etpo_jax.acting.rollout import Actions, Actor, Prompts, SamplingActor
 from etpo_jax.acting.transitions import Batch, Transition, collate
 from etpo_jax.algorithms import inspection
 from etpo_jax.algorithms.base import Algorithm, Experience

@@ -15,7 +15,8 @@ import numpy as np
 
 from env.base import State, Task
 from etpo_jax import build
-from etpo_jax.acting.rollout import SamplingActor, TokenPrompts, checked_step
+from etpo_jax.acting.episodes import checked_step
+from etpo_jax.acting.rollout import SamplingActor, TokenPrompts
 from etpo_jax.acting.transitions import Batch, Transition, collate
 from etpo_jax.algorithms.base import Hyperparameters
 from etpo_jax.algorithms.token_scores import make_divergences
