@@ -23,14 +23,28 @@ from env.base import UsageError
 from etpo_jax.devices import compiled_figures, compiled_program
 from etpo_jax.devices.compiled_program import Program
 
+_flags = flags.FlagValues()
 _PROGRAMS = flags.DEFINE_list(
-    "programs", None, "Files with texts of compiled programs, as plan --aot_folder keeps them."
+    "programs",
+    None,
+    "Files with texts of compiled programs, as plan --aot_folder keeps them.",
+    flag_values=_flags,
 )
-_BANDWIDTH = flags.DEFINE_float("bandwidth", 4.3, "TB/s of the device's memory when copying.")
-_PEAK = flags.DEFINE_float("peak", 790.0, "TFLOP/s of large matrix products in 16 bits.")
-_START = flags.DEFINE_float("start_us", 2.5, "Microseconds that the start of a kernel costs.")
-_TRIP = flags.DEFINE_float("trip_us", 20.0, "Microseconds that a trip to the host costs.")
-_TURNS = flags.DEFINE_integer("turns", 20, "Turns assumed of a loop that depends on data.")
+_BANDWIDTH = flags.DEFINE_float(
+    "bandwidth", 4.3, "TB/s of the device's memory when copying.", flag_values=_flags
+)
+_PEAK = flags.DEFINE_float(
+    "peak", 790.0, "TFLOP/s of large matrix products in 16 bits.", flag_values=_flags
+)
+_START = flags.DEFINE_float(
+    "start_us", 2.5, "Microseconds that the start of a kernel costs.", flag_values=_flags
+)
+_TRIP = flags.DEFINE_float(
+    "trip_us", 20.0, "Microseconds that a trip to the host costs.", flag_values=_flags
+)
+_TURNS = flags.DEFINE_integer(
+    "turns", 20, "Turns assumed of a loop that depends on data.", flag_values=_flags
+)
 _SHARES = (0.8, 0.7, 0.6)
 
 
@@ -191,4 +205,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, flag_values=_flags)

@@ -73,13 +73,25 @@ STAGES = {
 }
 """The stages of `benchmarks.device_stages` in order of value."""
 
-_MINUTES = flags.DEFINE_float("minutes", 10.0, "Minutes that the whole session takes at most.", 0.1)
-_MODEL = flags.DEFINE_enum(
-    "model", "codellama_7b", ["codellama_7b", "tiny"], "Shape of the measured model."
+_flags = flags.FlagValues()
+_MINUTES = flags.DEFINE_float(
+    "minutes", 10.0, "Minutes that the whole session takes at most.", 0.1, flag_values=_flags
 )
-_STAGES = flags.DEFINE_list("stages", list(STAGES), "Stages to run, in this order.")
+_MODEL = flags.DEFINE_enum(
+    "model",
+    "codellama_7b",
+    ["codellama_7b", "tiny"],
+    "Shape of the measured model.",
+    flag_values=_flags,
+)
+_STAGES = flags.DEFINE_list(
+    "stages", list(STAGES), "Stages to run, in this order.", flag_values=_flags
+)
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "Beginning of the names of the files; default: benchmarks/results/DEVICE."
+    "output",
+    None,
+    "Beginning of the names of the files; default: benchmarks/results/DEVICE.",
+    flag_values=_flags,
 )
 
 
@@ -295,4 +307,4 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, flag_values=_flags)

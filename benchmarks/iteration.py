@@ -45,18 +45,32 @@ from models.config import DecoderConfig
 from models.errors import ModelError
 from models.repository import config_folder
 
-_PROMPT = flags.DEFINE_integer("prompt_tokens", 128, "Tokens of every prompt.", lower_bound=2)
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Measured iterations of each program.", lower_bound=1)
+_flags = flags.FlagValues()
+_PROMPT = flags.DEFINE_integer(
+    "prompt_tokens", 128, "Tokens of every prompt.", lower_bound=2, flag_values=_flags
+)
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 5, "Measured iterations of each program.", lower_bound=1, flag_values=_flags
+)
 _PEER = flags.DEFINE_bool(
-    "peer", None, "Measure the authors' stages too (needs torch). Default: on a CPU."
+    "peer",
+    None,
+    "Measure the authors' stages too (needs torch). Default: on a CPU.",
+    flag_values=_flags,
 )
 _SEQUENTIAL = flags.DEFINE_bool(
-    "sequential", False, "One program after the other, where both do not fit into memory."
+    "sequential",
+    False,
+    "One program after the other, where both do not fit into memory.",
+    flag_values=_flags,
 )
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "File for the text; its measurements are written beside it as JSON lines."
+    "output",
+    None,
+    "File for the text; its measurements are written beside it as JSON lines.",
+    flag_values=_flags,
 )
-settings_flags.define_flags()
+settings_flags.define_flags(_flags)
 
 Stages = dict[str, float]
 """Seconds by stage."""
@@ -231,7 +245,7 @@ class Theirs:
 
 
 def main() -> None:
-    config = settings_flags.from_flags()
+    config = settings_flags.from_flags(_flags)
     if config.run.algorithm != "etpo":
         raise UsageError(f"--algorithm={config.run.algorithm}: this benchmark measures etpo")
     if _PROMPT.value > config.model.max_prompt_length:
@@ -347,4 +361,6 @@ def _table(results: dict[str, Result], config: Config, decoder: DecoderConfig) -
 
 
 if __name__ == "__main__":
-    command_line.run(main, errors=(ModelError,), flagfile_folders=(launch_folder(),))
+    command_line.run(
+        main, errors=(ModelError,), flag_values=_flags, flagfile_folders=(launch_folder(),)
+    )

@@ -23,9 +23,16 @@ from etpo_jax.launch_files import launch_folder
 from models.config import DecoderConfig
 from models.repository import config_folder
 
-_DEVICE = flags.DEFINE_string("device", "h200", "Card to compile for, see etpo plan --aot.")
-_ROWS = flags.DEFINE_list("rows", [], "Names of the rows to compile; all by default.")
-_OUTPUT = flags.DEFINE_string("output", None, "File that gets the table; printed in any case.")
+_flags = flags.FlagValues()
+_DEVICE = flags.DEFINE_string(
+    "device", "h200", "Card to compile for, see etpo plan --aot.", flag_values=_flags
+)
+_ROWS = flags.DEFINE_list(
+    "rows", [], "Names of the rows to compile; all by default.", flag_values=_flags
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "File that gets the table; printed in any case.", flag_values=_flags
+)
 
 _SAMPLED = "weights of generation"
 _HEAD = (
@@ -135,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, flag_values=_flags)
