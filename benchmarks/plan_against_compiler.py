@@ -17,7 +17,7 @@ from env.base import UsageError
 from env.flagfiles import expand_flagfiles
 from etpo_jax import flags as settings_flags
 from etpo_jax.config import Config
-from etpo_jax.devices import aot, memory, topologies
+from etpo_jax.devices import aot, compiled_table, memory, topologies
 from etpo_jax.devices.mesh import abstract_mesh
 from etpo_jax.launch_files import launch_folder
 from models.config import DecoderConfig
@@ -34,7 +34,6 @@ _OUTPUT = flags.DEFINE_string(
     "output", None, "File that gets the table; printed in any case.", flag_values=_flags
 )
 
-_SAMPLED = "weights of generation"
 _HEAD = (
     "| program | settings | compiler, GiB | plan, GiB | difference |",
     "|---|---|---|---|---|",
@@ -92,8 +91,7 @@ def estimated(config: Config, program: str, platform: str) -> int:
     """Bytes of the program's temporaries by the plan."""
     decoder = DecoderConfig.from_folder(config_folder(config.model.model))
     needed = memory.estimate(config, decoder, abstract_mesh(config.model.mesh), platform)
-    items = needed.generation if program == "generation" else needed.gradient_step
-    return sum(item.num_bytes for item in items if item.name != _SAMPLED)
+    return compiled_table.estimated(program, needed)
 
 
 def rows(device: str, names: list[str]) -> Iterator[str]:

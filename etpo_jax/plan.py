@@ -22,7 +22,7 @@ from etpo_jax import flags as settings_flags
 from etpo_jax import startup
 from etpo_jax.config import Config
 from etpo_jax.devices import accelerators, aot, compiled_table, memory, topologies
-from etpo_jax.devices.accelerators import Limit
+from etpo_jax.devices.accelerators import Limit, gib, mib
 from etpo_jax.devices.memory import Item, Memory, total
 from etpo_jax.devices.mesh import abstract_mesh
 from etpo_jax.launch_files import launch_folder
@@ -90,7 +90,7 @@ def describe(config: Config) -> str:
 
     Raises:
       models.errors.ModelError: the model's folder or config cannot be used.
-      UsageError: the mesh cannot be made.
+      UsageError: the mesh cannot be made, or the disk of --run_dir is too small.
     """
     return _describe(config, accelerators.limit_here())[0]
 
@@ -129,7 +129,7 @@ def _model_lines(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> 
         f"prompts up to {config.model.max_prompt_length} tokens, actions up to "
         f"{config.sampling.max_new_tokens}"
     )
-    yield f"mesh {axes}: {_count(math.prod(mesh.shape.values()), 'device')}"
+    yield f"mesh {axes}: {startup.count(math.prod(mesh.shape.values()), 'device')}"
     yield (
         f"model {config.model.model}: {decoder.num_layers} layers, width {decoder.hidden_size}, "
         f"vocabulary {decoder.vocab_size}, {config.model.compute_dtype}"
@@ -137,7 +137,7 @@ def _model_lines(config: Config, decoder: DecoderConfig, mesh: AbstractMesh) -> 
 
 
 def _memory_lines(needed: Memory) -> Iterator[str]:
-    text = _gib if needed.peak >= 2**30 else _mib
+    text = gib if needed.peak >= 2**30 else mib
     yield f"{'on each device':36}{'parameters':>14}{'memory':>14}"
     phases = (
         ("always", needed.resident),
@@ -156,7 +156,7 @@ def _memory_lines(needed: Memory) -> Iterator[str]:
 def _checkpoint_lines(config: Config, needed: Memory) -> Iterator[str]:
     if not needed.checkpoint:
         return
-    text = _gib if needed.checkpoint >= 2**30 else _mib
+    text = gib if needed.checkpoint >= 2**30 else mib
     disk = text(schedule.disk_needed(needed.checkpoint))
     yield (
         f"checkpoints: {text(needed.checkpoint)} each, {disk} of disk while one is written beside "
@@ -191,21 +191,9 @@ def _compiler_lines(config: Config, name: str) -> tuple[list[str], bool]:
         timeout_s=_flags["aot_timeout_s"].value,
         folder=folder and Path(folder),
     )
-    lines = ["", f"compiled for {name}, on each device ({_gib(limit.num_bytes)}{limit.source})"]
+    lines = ["", f"compiled for {name}, on each device ({gib(limit.num_bytes)}{limit.source})"]
     lines += compiled_table.lines(made, needed, limit.num_bytes)
     return lines, compiled_table.fits(made, needed, limit.num_bytes)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:,.2f} GiB"
-
-
-def _mib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:,.1f} MiB"
 
 
 if __name__ == "__main__":

@@ -56,10 +56,10 @@ class Limit:
     def verdict(self, peak: int) -> str:
         """Whether a run with this peak fits, in words."""
         free = self.num_bytes - peak
-        text = f"{self.device.name}: {_gib(self.num_bytes)}{self.source}; "
+        text = f"{self.device.name}: {gib(self.num_bytes)}{self.source}; "
         if free >= 0:
-            return f"{text}fits, {_gib(free)} are left"
-        text += f"does not fit, {_gib(-free)} short"
+            return f"{text}fits, {gib(free)} are left"
+        text += f"does not fit, {gib(-free)} short"
         fraction = self.device.is_gpu and needed_fraction(self.device, peak)
         return f"{text}; {FRACTION}={fraction:.2f} would be enough" if fraction else text
 
@@ -106,8 +106,14 @@ def needed_fraction(device: Accelerator, peak: int) -> float | None:
     return fraction if fraction <= _LARGEST_FRACTION else None
 
 
-def _gib(num_bytes: int) -> str:
+def gib(num_bytes: int) -> str:
+    """A size in GiB, for tables and verdicts."""
     return f"{num_bytes / 2**30:,.2f} GiB"
+
+
+def mib(num_bytes: int) -> str:
+    """A size in MiB, likewise."""
+    return f"{num_bytes / 2**20:,.1f} MiB"
 
 
 def _gpu(name: str, mebibytes: int) -> Accelerator:

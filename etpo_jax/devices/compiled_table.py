@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
+from etpo_jax.devices.accelerators import gib, mib
 from etpo_jax.devices.aot import Compiled
 from etpo_jax.devices.compiled_figures import Figures
-from etpo_jax.devices.memory import Item, Memory, total
+from etpo_jax.devices.memory import SAMPLED, Memory, total
 
 _COLUMNS = ("arguments", "temporaries", "estimated", "results", "at once", "host", "seconds")
-_SAMPLED = "weights of generation"
 
 
 def lines(made: Sequence[Compiled], needed: Memory, limit: int) -> Iterator[str]:
@@ -26,12 +26,12 @@ def lines(made: Sequence[Compiled], needed: Memory, limit: int) -> Iterator[str]
         if one.error:
             yield f"  {one.program:14}  {one.error}"
             continue
-        estimated = sum(item.num_bytes for item in _temporary(one, needed))
-        sizes = (one.arguments, one.temporaries, estimated, one.results, at_once(one, needed))
-        cells = "".join(f"{_gib(size):>13}" for size in (*sizes, one.host_bytes))
+        planned = estimated(one.program, needed)
+        sizes = (one.arguments, one.temporaries, planned, one.results, at_once(one, needed))
+        cells = "".join(f"{gib(size):>13}" for size in (*sizes, one.host_bytes))
         short = at_once(one, needed) - limit
         yield f"  {one.program:14}{cells}{one.compile_s:>13.0f}" + (
-            f"  does not fit, {_gib(short)} short" * (short > 0)
+            f"  does not fit, {gib(short)} short" * (short > 0)
         )
     for one in made:
         if not one.error:
@@ -44,9 +44,9 @@ def at_once(one: Compiled, needed: Memory) -> int:
     if one.program == "generation":
         # Its arguments are the copy of the weights that it reads, and perhaps the reference's,
         # which stays.
-        beside += sum(item.num_bytes for item in needed.generation if item.name == _SAMPLED)
+        beside += sum(item.num_bytes for item in needed.generation if item.name == SAMPLED)
         return beside + one.temporaries + one.results
-    beside = sum(item.num_bytes for item in needed.gradient_step if item.name == _SAMPLED)
+    beside = sum(item.num_bytes for item in needed.gradient_step if item.name == SAMPLED)
     return beside + one.total
 
 
@@ -55,9 +55,10 @@ def fits(made: Sequence[Compiled], needed: Memory, limit: int) -> bool:
     return all(not one.error and at_once(one, needed) <= limit for one in made)
 
 
-def _temporary(one: Compiled, needed: Memory) -> Iterator[Item]:
-    items = needed.generation if one.program == "generation" else needed.gradient_step
-    return (item for item in items if item.name != _SAMPLED)
+def estimated(program: str, needed: Memory) -> int:
+    """Bytes of a program's temporaries by the plan."""
+    items = needed.generation if program == "generation" else needed.gradient_step
+    return sum(item.num_bytes for item in items if item.name != SAMPLED)
 
 
 def _executed(one: Compiled) -> Iterator[str]:
@@ -70,12 +71,10 @@ def _executed(one: Compiled) -> Iterator[str]:
     else:
         yield f"  a gradient step: {seen.kernels:,} kernels; {_loops(seen)}"
     yield (
-        f"    copies: {seen.copies:,} of {_mib(seen.copied_bytes)}, the largest "
-        f"{_mib(seen.largest_copy)}"
+        f"    copies: {seen.copies:,} of {mib(seen.copied_bytes)}, the largest "
+        f"{mib(seen.largest_copy)}"
     )
-    moved = [
-        f"{count:,} {kind} of {_mib(size)}" for kind, (count, size) in seen.collectives.items()
-    ]
+    moved = [f"{count:,} {kind} of {mib(size)}" for kind, (count, size) in seen.collectives.items()]
     yield f"    collectives: {', '.join(moved) or 'none'}"
     called = [f"{count:,} {target}" for target, count in seen.custom_calls.items()]
     yield f"    custom calls: {', '.join(called) or 'none'}"
@@ -84,11 +83,3 @@ def _executed(one: Compiled) -> Iterator[str]:
 def _loops(seen: Figures) -> str:
     count = seen.data_dependent_loops
     return f"{count or 'no'} data-dependent loop{'s' * (count != 1)} inside"
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:,.2f} GiB"
-
-
-def _mib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:,.1f} MiB"

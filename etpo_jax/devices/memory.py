@@ -65,6 +65,9 @@ _COMPILERS = {
     "gpu": _Compiler(2, 7.5, 3, 4.5, 0.91, 1.04, 1, 1, False, True),
 }
 
+SAMPLED = "weights of generation"
+"""Name of the row with the copy of the policy's weights that sampling reads."""
+
 # Networks of a state that score actions; a target critic scores next states as well.
 _SCORED = ("policy", "critic", "target_critic")
 
@@ -137,7 +140,7 @@ def estimate(
         ]
     # Generation reads weights layer by layer with adapters merged, and tied embeddings twice.
     layout = [base] + [base["embedder"]] * decoder.tie_word_embeddings
-    sampled = Item("weights of generation", sum(_num_bytes(tree, mesh) for tree in layout))
+    sampled = Item(SAMPLED, sum(_num_bytes(tree, mesh) for tree in layout))
     copies = 1
     if config.samples_with_reference:
         copies = 2
