@@ -9,6 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
+from benchmarks import search
 from env import command_line
 from etpo_jax import flags as settings_flags
 from etpo_jax import train
@@ -16,8 +17,6 @@ from etpo_jax.launch_files import launch_folder
 from etpo_jax.reproduction import final_policy
 from etpo_jax.runs import files
 from models.errors import ModelError
-
-FILE = "final.json"
 
 _NUM_SAMPLES = flags.DEFINE_integer(
     "num_samples", final_policy.NUM_SAMPLES, "Episodes of the final policy.", lower_bound=2
@@ -29,7 +28,9 @@ def main() -> int:
     status = train.main()
     if status == 0:
         run_dir = Path(flags.FLAGS.run_dir)
-        files.write_json(run_dir / FILE, final_policy.measure(run_dir, _NUM_SAMPLES.value))
+        files.write_json(
+            run_dir / search.FINAL_FILE, final_policy.measure(run_dir, _NUM_SAMPLES.value)
+        )
     return status
 
 

@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 from absl import flags
 
-from benchmarks import measured_run
 from env import command_line
 from env.base import UsageError
 from etpo_jax.launch_files import launch_folder
@@ -31,6 +30,9 @@ from etpo_jax.reproduction import grid, measures
 from etpo_jax.reproduction.grid import Cell, Progress
 from etpo_jax.runs import files
 from etpo_jax.runs.stopping import StopSignals
+
+FINAL_FILE = "final.json"
+"""File of a run directory with the figures that `benchmarks.measured_run` adds."""
 
 _flags = flags.FlagValues()
 _PROTOCOL = flags.DEFINE_string("protocol", None, "The protocol, a TOML file.", flag_values=_flags)
@@ -273,7 +275,7 @@ class _Recorder:
             run, folder = self._runs[outcome.cell], outcome.cell.folder(self._output)
             final = {}
             if run.num_samples:
-                final = files.read_json(folder / measured_run.FILE)
+                final = files.read_json(folder / FINAL_FILE)
             row = {
                 **{"algorithm": run.method, "setting": run.number},
                 **dict.fromkeys(self._protocol.setting_names, ""),
