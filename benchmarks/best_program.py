@@ -18,6 +18,7 @@ from absl import flags
 
 from env import command_line
 from env.base import UsageError
+from etpo_jax.config import Config
 from etpo_jax.reproduction import best_of_budget, final_policy
 from etpo_jax.runs import directory, files
 
@@ -37,6 +38,9 @@ _NUM_SAMPLES = flags.DEFINE_integer(
 )
 
 
+_NOT_OF_METHOD = ("run_dir", "dataset", "data_dir", "seed", "num_env_steps", "executor")
+
+
 def measure(path: Path, num_samples: int) -> dict[str, Any]:
     """The row of one run.
 
@@ -49,9 +53,14 @@ def measure(path: Path, num_samples: int) -> dict[str, Any]:
     exploiting = [row["reward"] for row in fifth if not row.get("explores")]
     exploring = [row["reward"] for row in rows if row.get("explores")]
     final = final_policy.measure(path, num_samples)
+    defaults = Config.defaults(config["algorithm"])
+    changed = {
+        name: value
+        for name, value in config.items()
+        if name in defaults and value != defaults[name] and name not in _NOT_OF_METHOD
+    }
     return {
-        "algorithm": config["algorithm"],
-        "explore": config["explore"],
+        "settings": " ".join(f"--{name}={value}" for name, value in changed.items()),
         "dataset": config["dataset"],
         "seed": config["seed"],
         "commit": files.read_json(path / directory.VERSIONS).get("git_commit"),
@@ -70,22 +79,25 @@ def measure(path: Path, num_samples: int) -> dict[str, Any]:
 def render(runs: pd.DataFrame, reference: pd.DataFrame) -> str:
     """The page as Markdown, one line for each run."""
     lines = [
-        "| table | seed | explore | best of the run | best of as many programs of the untrained "
+        "| setting | table | seed | best of the run | best of as many programs of the untrained "
         "model | P(better) | reward, last fifth | reward, fresh | KL, fresh | distinct |",
         f"|{'---|' * 10}",
     ]
-    for run in runs.fillna("").to_dict("records"):
+    settings = list(dict.fromkeys(runs["settings"]))
+    for run in runs.to_dict("records"):
         rewards = reference[run["dataset"]].dropna().to_numpy()
         budget = int(run["env_steps"])
         others = best_of_budget.best_of(rewards, budget)
         better = best_of_budget.probability_of_better(rewards, budget, run["reward_best"])
         lines.append(
-            f"| {run['dataset']} | {run['seed']} | {run['explore'] or 'no'} "
+            f"| {settings.index(run['settings']) + 1} | {run['dataset']} | {run['seed']} "
             f"| {run['reward_best']:.4f} | {others.text('.4f')} | {better:.2f} "
             f"| {run['exploiting_reward_fifth_5']:.3f} "
             f"| {run['final_reward']:.3f} ± {run['final_reward_se']:.3f} "
             f"| {run['final_kl']:.1f} ± {run['final_kl_se']:.1f} | {run['distinct_programs']} |"
         )
+    lines += ["", "Settings, beside the defaults of `etpo train`:", ""]
+    lines += [f"{number}. `{setting}`" for number, setting in enumerate(settings, 1)]
     return "\n".join(lines) + "\n"
 
 
@@ -99,7 +111,7 @@ def main() -> int:
     runs = pd.concat([kept, new], ignore_index=True)
     if runs.empty:
         raise UsageError("--runs is empty, and there is no runs.csv in --output")
-    runs = runs.drop_duplicates(["algorithm", "explore", "dataset", "seed"], keep="last")
+    runs = runs.drop_duplicates(["settings", "dataset", "seed"], keep="last")
     runs.to_csv(path, index=False, float_format="%.5g")
     text = render(pd.read_csv(path), pd.read_csv(_REFERENCE.value))
     (output / "table.md").write_text(text)
