@@ -1,5 +1,6 @@
 """The program as its users run it: in a process of its own, killed, resumed and given bad input."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -447,16 +448,36 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_one_line_and_the_run_goes_on_later(uninterrupted, small_disk):
-    path = small_disk / "run"
-    result = run(f"--run_dir={path}", *SMALL)
+def test_a_disk_that_is_too_small_is_refused_and_one_that_fills_up_is_one_line(small_disk):
+    path, filler = small_disk / "run", small_disk / "filler"
+    endless = command(f"--run_dir={path}", *SMALL, "--num_env_steps=1000000")
+    result = complete(endless)
     assert result.returncode == 2, result.stdout + result.stderr
     (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("error: no space left on the disk")
+    assert "checkpoints need " in line
     subprocess.run(["mount", "-o", "remount,size=64M", str(small_disk)], check=True)
-    result = run(f"--run_dir={path}", *SMALL)
+    with subprocess.Popen(
+        endless,
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while not (path / "metrics.jsonl").exists() and process.poll() is None:
+            time.sleep(0.1)
+        with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+            while file.write(bytes(2**12)):
+                pass
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode == 2, errors
+    *warnings, line = errors.strip().splitlines()
+    assert all("--trackers=tensorboard: the run goes on without it" in text for text in warnings), errors
+    assert line.startswith("error: no space left on the disk"), errors
+    filler.unlink()
+    done = column(path / "metrics.jsonl", "env_step")[-1]
+    result = run(f"--run_dir={path}", *SMALL, f"--num_env_steps={done + 8}")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert_same_run(path, uninterrupted[0])
 
 
 def test_dry_run_and_help_change_nothing(tmp_path):
