@@ -53,6 +53,20 @@ def checked_step(
     return list(steps)
 
 
+def transition_of(actions: Actions, index: int, step: Step, prompts: Prompts) -> Transition:
+    """The transition of one of the actions, of which a task made this step."""
+    next_tokens = None
+    if step.next_state is not None:
+        next_tokens = prompts.encode(step.next_state).tokens
+    return Transition(
+        prompt_tokens=actions.prompt_tokens[index],
+        action_tokens=actions.tokens[index],
+        log_probs=actions.log_probs[index],
+        reward=step.reward,
+        next_prompt_tokens=next_tokens,
+    )
+
+
 def _check_state(task: Task, state: Any) -> State:
     """A state of the task, if checkpoints can hold it; raises UsageError otherwise."""
     try:
@@ -163,21 +177,11 @@ class Episodes:
                     "cached": step.info.get("cached", False),
                 }
             )
-            next_tokens = None
             if step.next_state is None:
                 self._renew(index)
             else:
                 self._states[index] = step.next_state
-                next_tokens = self._prompts.encode(step.next_state).tokens
-            transitions.append(
-                Transition(
-                    prompt_tokens=actions.prompt_tokens[index],
-                    action_tokens=actions.tokens[index],
-                    log_probs=actions.log_probs[index],
-                    reward=step.reward,
-                    next_prompt_tokens=next_tokens,
-                )
-            )
+            transitions.append(transition_of(actions, index, step, self._prompts))
         return transitions, rows
 
     def state(self) -> dict[str, Any]:

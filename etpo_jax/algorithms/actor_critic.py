@@ -51,12 +51,12 @@ from etpo_jax.algorithms.gradients import (
     Metrics,
     Share,
     Step,
-    computed_after,
     constrain,
     in_microbatches,
     initial_key,
     next_state_values,
     over_devices,
+    pulled_back,
 )
 from etpo_jax.algorithms.networks import Critic, Networks
 from etpo_jax.algorithms.token_scores import divergences
@@ -409,12 +409,8 @@ class ActorCritic(Algorithm):
         )
 
         def critic_gradient(step: Step | None) -> Any:
-            return computed_after(
-                step,
-                lambda cotangent: constrain(critic_back(cotangent)[0], mesh),
-                jnp.ones_like(metrics["critic_loss"]),
-                lambda: constrain(jax.tree.map(jnp.zeros_like, critic), mesh),
-                mesh,
+            return pulled_back(
+                step, critic_back, jnp.ones_like(metrics["critic_loss"]), critic, mesh
             )
 
         gradients = (lambda _: constrain(policy_gradient, mesh), critic_gradient)

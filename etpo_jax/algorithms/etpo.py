@@ -18,8 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, Key
 
 from etpo_jax.acting.transitions import Batch
 from etpo_jax.algorithms import etpo_losses, optimizer
@@ -318,7 +319,6 @@ def make_gradient_step(networks: Networks, config: Config, mesh: Mesh) -> Gradie
     def gradient_step(
         state: TrainState, base: Any, batch: Batch, hyper: Hyperparameters
     ) -> tuple[TrainState, Metrics]:
-        keys = jax.random.split(jax.random.fold_in(initial_key(config.run.seed), state.step))
         batch = jax.tree.map(over_devices, batch)
 
         def backward(part: Batch, share: Share) -> Backward:
@@ -339,36 +339,50 @@ def make_gradient_step(networks: Networks, config: Config, mesh: Mesh) -> Gradie
             second=policy_again if config.finetune.adapters is None else None,
             direct=without_layers(state.policy),
         )
-        metrics, (critic_gradient, policy_gradient) = found.metrics, found.gradients
-        critic = guarded_step(
-            transformation,
-            critic_gradient(None),
-            state.critic,
-            state.critic_optimizer,
-            learning_rate=hyper.critic_learning_rate,
-            key=keys[0],
-            is_finite=all_finite(metrics),
-        )
-        moved = polyak(state.target_critic, critic.parameters, hyper.polyak_lambda)
-        policy = guarded_step(
-            transformation,
-            policy_gradient(critic),
-            state.policy,
-            state.policy_optimizer,
-            learning_rate=hyper.policy_learning_rate,
-            key=keys[1],
-            is_finite=critic.is_taken,
-        )
-        metrics["critic_grad_norm"], metrics["policy_grad_norm"] = critic.norm, policy.norm
-        metrics["is_finite"] = policy.is_taken.astype(jnp.float32)
-        state = TrainState(
-            policy=policy.parameters,
-            critic=critic.parameters,
-            target_critic=where(critic.is_taken, moved, state.target_critic),
-            policy_optimizer=policy.optimizer_state,
-            critic_optimizer=critic.optimizer_state,
-            step=state.step + policy.is_taken.astype(jnp.int32),
-        )
+        key = jax.random.fold_in(initial_key(config.run.seed), state.step)
+        state, metrics = take_steps(transformation, state, found, hyper, key)
         return constrain(state, mesh), metrics
 
     return jax.jit(gradient_step, donate_argnums=0)
+
+
+def take_steps(
+    transformation: optax.GradientTransformationExtraArgs,
+    state: TrainState,
+    found: Backward,
+    hyper: Hyperparameters,
+    key: Key[Array, ""],
+) -> tuple[TrainState, Metrics]:
+    """The steps of critic and policy, and of the target critic behind the critic's."""
+    metrics, (critic_gradient, policy_gradient) = found.metrics, found.gradients
+    keys = jax.random.split(key)
+    critic = guarded_step(
+        transformation,
+        critic_gradient(None),
+        state.critic,
+        state.critic_optimizer,
+        learning_rate=hyper.critic_learning_rate,
+        key=keys[0],
+        is_finite=all_finite(metrics),
+    )
+    moved = polyak(state.target_critic, critic.parameters, hyper.polyak_lambda)
+    policy = guarded_step(
+        transformation,
+        policy_gradient(critic),
+        state.policy,
+        state.policy_optimizer,
+        learning_rate=hyper.policy_learning_rate,
+        key=keys[1],
+        is_finite=critic.is_taken,
+    )
+    metrics["critic_grad_norm"], metrics["policy_grad_norm"] = critic.norm, policy.norm
+    metrics["is_finite"] = policy.is_taken.astype(jnp.float32)
+    state = TrainState(
+        policy=policy.parameters,
+        critic=critic.parameters,
+        target_critic=where(critic.is_taken, moved, state.target_critic),
+        policy_optimizer=policy.optimizer_state,
+        critic_optimizer=critic.optimizer_state,
+        step=state.step + policy.is_taken.astype(jnp.int32),
+    )
+    return state, metrics

@@ -15,11 +15,11 @@ from etpo_jax.algorithms.gradients import (
     Metrics,
     Share,
     Step,
-    computed_after,
     constrain,
     next_state_values,
     over_devices,
     plus,
+    pulled_back,
     with_layers,
     without_layers,
 )
@@ -107,13 +107,7 @@ def backward(
         return constrain(plus(critic_back(critic_cotangent)[0], critic_direct), mesh)
 
     def policy_gradient(step: Step | None) -> Any:
-        through_trunk = computed_after(
-            step,
-            lambda cotangent_bjd: constrain(policy_back(cotangent_bjd)[0], mesh),
-            policy_cotangent,
-            lambda: constrain(jax.tree.map(jnp.zeros_like, state.policy), mesh),
-            mesh,
-        )
+        through_trunk = pulled_back(step, policy_back, policy_cotangent, state.policy, mesh)
         return constrain(plus(through_trunk, policy_direct), mesh)
 
     gradients = (critic_gradient, policy_gradient)

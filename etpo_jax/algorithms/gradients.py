@@ -103,21 +103,50 @@ def in_microbatches(
     if second is None or not is_apart:
         return Backward(metrics, tuple(functools.partial(_given, gradient) for gradient in sums))
 
-    def add_second(total: Any, part: Any) -> tuple[Any, None]:
-        microbatch, _ = _as_microbatch(part[0])
-        return _added(total, second(microbatch, part[1]), mesh), None
-
     def second_gradient(step: Step | None) -> Any:
-        total = computed_after(
-            step,
-            lambda scanned: jax.lax.scan(add_second, _zeros(trained[1], mesh), scanned)[0],
-            (parts, kept),
-            lambda: _zeros(trained[1], mesh),
-            mesh,
-        )
+        total = _summed_after(step, second, (parts, kept), trained[1], mesh)
         return plus(total, sums[1])
 
     return Backward(metrics, (functools.partial(_given, sums[0]), second_gradient))
+
+
+def _summed_after(
+    step: "Step | None", second: Callable[[Any, Any], Any], parts: Any, network: Any, mesh: Mesh
+) -> Any:
+    """The sum of a network's gradients over microbatches, in a pass that follows a step."""
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        microbatch, _ = _as_microbatch(part[0])
+        return _added(total, second(microbatch, part[1]), mesh), None
+
+    return computed_after(
+        step,
+        lambda scanned: jax.lax.scan(add, _zeros(network, mesh), scanned)[0],
+        parts,
+        lambda: _zeros(network, mesh),
+        mesh,
+    )
+
+
+def pulled_back(
+    step: "Step | None", back: Callable[[Any], Any], cotangent: Any, network: Any, mesh: Mesh
+) -> Any:
+    """A network's gradient, computed by `computed_after`.
+
+    Args:
+      step: the step before.
+      back: the network's backward pass, as `jax.vjp` returns it.
+      cotangent: its argument.
+      network: a tree with the shapes and dtypes of the gradient.
+      mesh: devices of the program.
+    """
+    return computed_after(
+        step,
+        lambda cotangent: constrain(back(cotangent)[0], mesh),
+        cotangent,
+        lambda: constrain(jax.tree.map(jnp.zeros_like, network), mesh),
+        mesh,
+    )
 
 
 def computed_after(

@@ -5,6 +5,7 @@ then learns from. Methods are compared by what the last policy does with fresh s
 its KL to the reference, and whether it only repeats programs of the run.
 """
 
+import itertools
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from env.base import State, Task
 from etpo_jax import build
-from etpo_jax.acting.episodes import checked_step
+from etpo_jax.acting.episodes import checked_step, transition_of
 from etpo_jax.acting.rollout import SamplingActor, TokenPrompts
 from etpo_jax.acting.transitions import Batch, Transition, collate
 from etpo_jax.algorithms.base import Hyperparameters
@@ -138,7 +139,7 @@ def play(
 
     going = [(episode, task.reset(rng(episode, 0))) for episode in range(num_episodes)]
     samples: list[Sample] = []
-    chunk = 0
+    chunks = itertools.count()
     while going:
         following: list[tuple[int, State]] = []
         for start in range(0, len(going), rows):
@@ -149,10 +150,9 @@ def play(
             actions = actor.act(
                 weights,
                 filled,
-                jax.random.fold_in(key, chunk),
+                jax.random.fold_in(key, next(chunks)),
                 reference_weights=reference_weights,
             )
-            chunk += 1
             steps = checked_step(
                 task,
                 [state for _, state in part],
@@ -160,17 +160,9 @@ def play(
                 [rng(episode, state.t + 1) for episode, state in part],
             )
             for index, ((episode, state), step) in enumerate(zip(part, steps, strict=True)):
-                next_tokens = None
                 if step.next_state is not None:
                     following.append((episode, step.next_state))
-                    next_tokens = prompts.encode(step.next_state).tokens
-                transition = Transition(
-                    prompt_tokens=actions.prompt_tokens[index],
-                    action_tokens=actions.tokens[index],
-                    log_probs=actions.log_probs[index],
-                    reward=step.reward,
-                    next_prompt_tokens=next_tokens,
-                )
+                transition = transition_of(actions, index, step, prompts)
                 samples.append(
                     Sample(episode, state.t, actions.texts[index], not step.error, transition)
                 )

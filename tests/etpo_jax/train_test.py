@@ -472,7 +472,9 @@ def test_a_disk_that_is_too_small_is_refused_and_one_that_fills_up_is_one_line(s
         _, errors = process.communicate(timeout=300)
     assert process.returncode == 2, errors
     *warnings, line = errors.strip().splitlines()
-    assert all("--trackers=tensorboard: the run goes on without it" in text for text in warnings), errors
+    assert all("--trackers=tensorboard: the run goes on without it" in text for text in warnings), (
+        errors
+    )
     assert line.startswith("error: no space left on the disk"), errors
     filler.unlink()
     done = column(path / "metrics.jsonl", "env_step")[-1]
