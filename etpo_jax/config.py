@@ -43,8 +43,8 @@ class RunConfig(Section):
     seed: int = option(0, "Seed of sampling, replay and initialisation.", lower=0)
     checkpoint_every: str = option(
         "auto",
-        "Updates (10) or time (20min) between two checkpoints; auto writes them as often as takes "
-        "5 % of the time, at least every 30 minutes.",
+        "Updates (10) or time (20min) between two checkpoints; auto writes as many as take 5 % "
+        "of the time, and at least one every 30 minutes.",
         parse=parse_interval,
         may_differ=True,
     )
@@ -56,9 +56,10 @@ class RunConfig(Section):
     )
     explore: str = option(
         "",
-        "Budget for new programs: share=0.25 lets a quarter of the environments explore; with it, "
-        "source=policy or reference, temperature=1.3 beside --temperature, redraws=8 further draws "
-        "of a program that was executed before, start=100 steps without (docs/algorithm.md).",
+        "Budget for new programs: share=0.25 lets a quarter of the environments explore. With it, "
+        "source=policy or reference is what they sample, temperature=1.3 divides their logits once "
+        "more, redraws=8 bounds the further draws of a program that was executed before, and "
+        "start=100 is the environment step at which they begin (docs/algorithm.md).",
     )
 
     def __post_init__(self) -> None:

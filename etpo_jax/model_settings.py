@@ -22,8 +22,9 @@ class ModelConfig(Section):
     dtype: str = option(
         "float32",
         "Precision of the model's computations, float32 or bfloat16. float32:precision=highest "
-        f"also names that of matrix products, one of {', '.join(PRECISIONS)}: the default has TF32 "
-        "on NVIDIA GPUs and bfloat16 on TPUs, highest has float32 everywhere.",
+        f"also names the precision of matrix products, one of {', '.join(PRECISIONS)}: default "
+        "computes them with TF32 on NVIDIA GPUs and bfloat16 on TPUs, highest with float32 "
+        "everywhere.",
     )
     mesh: str = option(
         "",

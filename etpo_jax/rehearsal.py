@@ -1,7 +1,7 @@
-"""A run opened as far as its first prompt: what would end it at its start ends this as well.
+"""Opens a run as far as its first prompt, to find what would end the run at its start.
 
-Table, wall and tokenizer are opened, and the headers of the weights are checked; nothing is read of
-the weights, compiled or written.
+Table, wall and tokenizer are opened and the headers of the weights are checked. No weights are
+read, and nothing is compiled or written.
 """
 
 import os
@@ -58,8 +58,8 @@ def rehearse(config: Config, *, overwrite: bool = False) -> Iterator[startup.Fac
             if path is not None and not overwrite:
                 fingerprint.check(path, config.model.model)
             tokenizer = Tokenizer(config.model.model)
-            seconds = time.monotonic() - started
-            yield "model", f"{config.model.model}, tokenizer and headers in {seconds:.1f} s"
+            took = f"{time.monotonic() - started:.1f} s"
+            yield "model", f"{config.model.model}, its tokenizer and headers read in {took}"
             text = formats.describe(config.task.format_name, tokenizer)
             yield "prompts", text.removeprefix("prompts: ")
             yield from _disk(config, decoder, path)

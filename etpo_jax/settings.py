@@ -165,7 +165,7 @@ def parse_choice(
 
 
 class Interval(NamedTuple):
-    """What lies between two events: a number of updates, or seconds; neither is automatic."""
+    """A number of updates or of seconds between two events; automatic where both are None."""
 
     number: int | None = None
     seconds: float | None = None

@@ -156,11 +156,12 @@ def computed_after(
     zeros: Callable[[], Any],
     mesh: Mesh,
 ) -> Any:
-    """What `make` computes of its inputs once a step is done; it may be 0 if that was not taken.
+    """Computes `make(inputs)` after another network's step; zeros if that step was not taken.
 
-    So the gradient of that step and what is computed are not alive at the same time. For TPUs a
-    barrier is enough, and a branch would take more memory. XLA for GPUs fills the arrays of all
-    gradients at the start of the program, whatever barriers there are, but not those of a branch.
+    The order keeps the gradient of that step and the new arrays from being alive at the same time.
+    For TPUs a barrier is enough; it never gives zeros, and a branch would take more memory. XLA for
+    GPUs fills the arrays of all gradients at the start of the program, whatever barriers there are,
+    but not those of a branch.
 
     Args:
       step: None computes at once.

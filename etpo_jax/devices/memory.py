@@ -263,7 +263,8 @@ def _gradient_step(
         gathered += _gathered(decoder, jnp.dtype(finetune.trained_dtype).itemsize, mesh)
     reordered = 0
     if compiler.reorders_shards:
-        # Of the reference in the backward pass, or of all networks before there is a gradient.
+        # Copies of the reference's matrices in the backward pass, or of those of all networks
+        # before any gradient exists.
         forward = [base, *(parts.get(name) for name in _SCORED)]
         shards = [_reordered_bytes(tree, mesh) for tree in forward]
         reordered = max(shards[0], sum(shards) + shards[-1] - gradient)
