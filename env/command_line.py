@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import re
 import select
 import signal
 import sys
@@ -141,9 +142,8 @@ def _parse(arguments: Sequence[str], flag_values: flags.FlagValues) -> None:
     try:
         leftover = flag_values([sys.argv[0], *arguments])[1:]
     except flags.UnrecognizedFlagError as error:
-        near = near_names(error.flagname.replace("-", "_"), _accepted_names(flag_values))
-        hint = f"; did you mean {' or '.join(f'--{name}' for name in near)}?" if near else ""
-        raise UsageError(f"unknown flag --{error.flagname}{hint}") from None
+        hint = _hint(error.flagname.replace("-", "_"), flag_values)
+        raise UsageError(f"unknown flag --{error.flagname}; {hint}") from None
     except (flags.Error, ValueError) as error:
         raise UsageError(_explain(error, flag_values)) from None
     if leftover:
@@ -153,6 +153,17 @@ def _parse(arguments: Sequence[str], flag_values: flags.FlagValues) -> None:
     for name, flag in flag_help.own_flags(flag_values).items():
         if flag.present and isinstance(flag.value, float) and not math.isfinite(flag.value):
             raise UsageError(f"--{name}={flag.value}: must be a finite number")
+
+
+def _hint(unknown: str, flag_values: flags.FlagValues) -> str:
+    """Says what to do about an unknown flag: near names, or flags whose help has it as a word."""
+    if near := near_names(unknown, _accepted_names(flag_values)):
+        return f"did you mean {' or '.join(f'--{name}' for name in near)}?"
+    settings = re.compile(rf"\b{re.escape(unknown)}\b[:=]")
+    own = flag_help.own_flags(flag_values).items()
+    if owners := [f"--{name}" for name, flag in own if settings.search(flag.help or "")]:
+        return f"{unknown} is a setting of {' or '.join(owners[:3])}"
+    return "--help lists the flags"
 
 
 def _accepted_names(flag_values: flags.FlagValues) -> list[str]:

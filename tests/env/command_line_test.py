@@ -62,7 +62,7 @@ def call(monkeypatch, capsys):
         ("--num_env=4", "unknown flag --num_env; did you mean --num_envs?"),
         ("--num-envs=4", "unknown flag --num-envs; did you mean --num_envs?"),
         ("--nooverwrit", "unknown flag --nooverwrit; did you mean --nooverwrite?"),
-        ("--zebra", "unknown flag --zebra"),
+        ("--zebra", "unknown flag --zebra; --help lists the flags"),
         (
             "--lerning_rate=1",
             "unknown flag --lerning_rate; did you mean --policy_learning_rate or "
@@ -74,6 +74,14 @@ def call(monkeypatch, capsys):
 def test_bad_arguments_are_one_line(call, monkeypatch, argument, message):
     monkeypatch.chdir(pathlib.Path(__file__).parents[2])
     assert call(argument) == (2, "", f"error: {message}\n")
+
+
+def test_an_unknown_flag_that_is_now_a_setting_names_its_flag(call):
+    values = registry()
+    flags.DEFINE_string("limits", "", "Limits, such as timeout_s=10,cpu_s=5.", flag_values=values)
+    status, _, error = call("--timeout_s=10", values=values)
+    message = "error: unknown flag --timeout_s; timeout_s is a setting of --limits\n"
+    assert (status, error) == (2, message)
 
 
 def test_short_names_suggest_the_flags_that_hold_them():

@@ -69,7 +69,7 @@ def test_fetch_goes_on_after_a_failure_and_resumes(cache_dir, raw_dir):
         (["fetch"], "error: 'fetch': say list, describe PATH, table, fetch NAME... or fetch all"),
         (["steal", "cmc"], "error: 'steal cmc': say list"),
         (["fetch", "cmcc"], "error: unknown data set 'cmcc'; did you mean cmc?"),
-        (["list", "--nosuchflag"], "error: unknown flag --nosuchflag"),
+        (["list", "--nosuchflag"], "error: unknown flag --nosuchflag; --help lists the flags"),
     ],
 )
 def test_bad_commands_are_one_line_and_code_2(arguments, message, cache_dir):
