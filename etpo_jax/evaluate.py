@@ -230,7 +230,8 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
       Statistics of all actions by name; names with `first_` are statistics of answers to the first
-      prompt, names with `reflective_` of answers to an error.
+      prompt, names with `reflective_` of answers to an error. The standard error treats episodes
+      as independent and the actions of one episode as not; it is None for a single episode.
     """
 
     def part(name: str, chosen: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -244,10 +245,11 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         }
 
     rewards = np.array([row["reward"] for row in rows])
+    _, error = final_policy.ratio_mean(rewards, np.array([row["episode"] for row in rows]))
     kinds = collections.Counter(error_kind(row["error"]) for row in rows if row["error"])
     return {
         **part("", rows),
-        "reward_standard_error": float(rewards.std() / np.sqrt(len(rewards))),
+        "reward_standard_error": None if np.isnan(error) else error,
         "reward_best": float(rewards.max()),
         "distinct_programs": len({row["action"] for row in rows}),
         **part("first_", [row for row in rows if row["t"] == 0]),
@@ -258,10 +260,6 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def render(statistics: dict[str, Any]) -> str:
     """The statistics as a table for the screen."""
-
-    def number(value: float | None, style: str) -> str:
-        return "-" if value is None else format(value, style)
-
     lines = [f"{'':22}{'programs':>9}{'mean reward':>13}{'runnable':>10}"]
     for label, name in (
         ("all", ""),
@@ -270,12 +268,12 @@ def render(statistics: dict[str, Any]) -> str:
     ):
         lines.append(
             f"{label:22}{statistics[f'{name}programs']:>9}"
-            f"{number(statistics[f'{name}reward_mean'], '.3f'):>13}"
-            f"{number(statistics[f'{name}runnable_rate'], '.0%'):>10}"
+            f"{_number(statistics[f'{name}reward_mean'], '.3f'):>13}"
+            f"{_number(statistics[f'{name}runnable_rate'], '.0%'):>10}"
         )
     lines += [
         "",
-        f"standard error of the mean reward  {statistics['reward_standard_error']:.3f}",
+        f"standard error of the mean reward  {_number(statistics['reward_standard_error'], '.3f')}",
         f"best reward                        {statistics['reward_best']:.4f}",
         f"distinct programs                  {statistics['distinct_programs']}",
     ]
@@ -283,6 +281,10 @@ def render(statistics: dict[str, Any]) -> str:
         lines.append("errors")
         lines += [f"  {count:5}  {kind}" for kind, count in statistics["errors"].items()]
     return "\n".join(lines)
+
+
+def _number(value: float | None, style: str) -> str:
+    return "-" if value is None else format(value, style)
 
 
 def render_formats(by_format: Mapping[str, dict[str, Any]]) -> str:
@@ -297,7 +299,7 @@ def render_formats(by_format: Mapping[str, dict[str, Any]]) -> str:
         ("best reward", "reward_best", ".4f"),
         ("distinct programs", "distinct_programs", "d"),
     ):
-        values = "".join(f"{format(found[key], style):>12}" for found in by_format.values())
+        values = "".join(f"{_number(found[key], style):>12}" for found in by_format.values())
         lines.append(f"{label:22}{values}")
     for name, found in by_format.items():
         for failure in found["failures"]:

@@ -1,6 +1,7 @@
 """Settings of an evaluation: those of the run, and flags over them."""
 
 import json
+import statistics
 import subprocess
 import sys
 
@@ -71,3 +72,30 @@ def test_fresh_samples_of_a_run_are_held_against_the_run(tmp_path):
     assert found["kl_full"] > 0
     shown = final_policy.render(found)
     assert f"{found['kl_full']:.3f} ± {found['kl_full_se']:.3f}" in shown
+
+
+def test_the_standard_error_counts_episodes_and_not_actions():
+    def row(episode, t, reward):
+        return {"episode": episode, "t": t, "reward": reward, "error": "", "action": "pass"}
+
+    alone = [row(episode, 0, reward) for episode, reward in enumerate((0.2, 0.5, 0.9))]
+    doubled = [row(r["episode"], t, r["reward"]) for r in alone for t in (0, 1)]
+    program = (
+        "import json, sys\n"
+        "from etpo_jax import evaluate\n"
+        "found = [evaluate.summarize(rows) for rows in json.load(sys.stdin)]\n"
+        "shown = [evaluate.render(statistics) for statistics in found]\n"
+        "print(json.dumps([[each['reward_standard_error'] for each in found], shown]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps([alone, doubled, alone[:1]]),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    errors, shown = json.loads(done.stdout)
+    expected = statistics.stdev((0.2, 0.5, 0.9)) / 3**0.5
+    assert errors == [pytest.approx(expected), pytest.approx(expected), None]
+    assert f"mean reward  {expected:.3f}" in shown[0]
+    assert "mean reward  -" in shown[2]
