@@ -35,7 +35,8 @@ def scores(log: RunLog) -> str:
             "<h2>Scores beside baselines</h2>",
             *(f"<p>{html.escape(line)}</p>" for line in _explanation(log, found)),
             html_page.table(header, rows),
-            f"<p><small>Computed in {found.seconds:.1f} seconds at the end of the run.</small></p>",
+            f"<p><small>Computed in {found.seconds:.1f} seconds at the end of the run; "
+            "scores in the cache of rewards take none.</small></p>",
         ]
     )
 
