@@ -77,6 +77,11 @@ def main() -> None:
         model=model,
     )
     print(f"{output}: the policy of {run_path} after update {update}")
+    if policy_folder.read_tilt(output) is not None:
+        print(
+            "Its weights alone are not the policy, which has a tilt: sample with tilt_processor.py "
+            "of that folder, whose docstring has the call."
+        )
 
 
 def _required_path(name: str, meaning: str) -> Path:

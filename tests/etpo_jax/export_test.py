@@ -300,11 +300,18 @@ def test_what_cannot_be_exported_is_one_line(tmp_path, base, full):
         export(reflection, tmp_path / "x")
 
 
-def test_the_program(tmp_path, full):
+def test_the_program(tmp_path, full, tilted):
+    def run(run_path):
+        flags = [f"--run_dir={run_path}", f"--output={output}"]
+        command = [sys.executable, "-m", "etpo_jax.export", *flags]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.splitlines()
+
     output = tmp_path / "tuned"
-    flags = [f"--run_dir={full[0]}", f"--output={output}"]
-    command = [sys.executable, "-m", "etpo_jax.export", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{output}: the policy of {full[0]} after update 2\n"
+    assert run(full[0]) == [f"{output}: the policy of {full[0]} after update 2"]
     assert (output / "model.safetensors").is_file()
+    output = tmp_path / "tilted"
+    line, remark = run(tilted[0])
+    assert line.startswith(f"{output}: the policy of {tilted[0]}")
+    assert "sample with tilt_processor.py" in remark
