@@ -99,6 +99,8 @@ def _download(repository: str, patterns: list[str]) -> pathlib.Path:
     except Exception as error:  # the HTTP library below has exceptions of its own
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"{repository}: no such folder, and the repository could not be downloaded ({reason})"
+            f"{repository}: no such folder, and the repository could not be downloaded; on a "
+            f"machine with network run `hf download {repository} --local-dir=FOLDER`, and name that "
+            f"folder ({reason})"
         ) from error
     return pathlib.Path(folder)

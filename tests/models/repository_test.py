@@ -152,7 +152,8 @@ def test_mistyped_name_beside_other_folders_is_not_looked_up(hub, tmp_path, monk
         ),
         (
             errors.LocalEntryNotFoundError("not in the cache and\nno network"),
-            r"org/name: no such folder, and .* \(not in the cache and no network\)",
+            r"org/name: no such folder, and .*`hf download org/name .* \(not in the cache and no "
+            r"network\)",
         ),
         (errors.OfflineModeIsEnabled("offline mode"), r"org/name: .* \(offline mode\)"),
         (errors.HfHubHTTPError("502 Bad Gateway", response=RESPONSE), r"\(502 Bad Gateway\)"),
