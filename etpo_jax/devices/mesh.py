@@ -47,7 +47,8 @@ def axis_sizes(text: str, num_devices: int) -> tuple[int, ...]:
         name, _, size = part.strip().partition(":")
         if name not in AXES or not size.isdecimal() or int(size) < 1:
             raise UsageError(
-                f"--mesh={text}: {part!r} is not AXIS:SIZE with an axis of {', '.join(AXES)}"
+                f"--mesh={text}: {part!r} must be AXIS:SIZE with an axis of {', '.join(AXES)}, "
+                "such as fsdp:4"
             )
         sizes[name] = int(size)
     return tuple(sizes[axis] for axis in AXES)

@@ -21,7 +21,7 @@ def test_sizes_of_the_axes(text, sizes):
 
 @pytest.mark.parametrize("text", ["data:2", "fsdp", "fsdp:0", "fsdp:-1", "fsdp:two", "fsdp:2;"])
 def test_other_texts_are_one_clear_line(text):
-    with pytest.raises(UsageError, match=rf"--mesh={text}: .* is not AXIS:SIZE"):
+    with pytest.raises(UsageError, match=rf"--mesh={text}: .* must be AXIS:SIZE"):
         axis_sizes(text, 8)
 
 
