@@ -100,7 +100,7 @@ def _download(repository: str, patterns: list[str]) -> pathlib.Path:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"{repository}: no such folder, and the repository could not be downloaded; on a "
-            f"machine with network run `hf download {repository} --local-dir=FOLDER`, and name that "
-            f"folder ({reason})"
+            f"machine with network run `hf download {repository} --local-dir=FOLDER`, and name "
+            f"that folder ({reason})"
         ) from error
     return pathlib.Path(folder)
