@@ -141,11 +141,13 @@ def _parts(folder: str, root: str) -> list[str]:
 
 
 def _roots() -> dict[str, str]:
-    packages = {
-        name: sys.modules[name].__path__[0]
+    # A module such as six has an empty path: it is no package with files of its own.
+    paths = {
+        name: list(getattr(sys.modules.get(name), "__path__", ()))
         for name in _DISTRIBUTIONS
-        if hasattr(sys.modules.get(name), "__path__") and name != "env"
+        if name != "env"
     }
+    packages = {name: path[0] for name, path in paths.items() if path}
     return {"": os.path.dirname(os.__file__), **packages}
 
 
