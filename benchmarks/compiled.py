@@ -50,7 +50,7 @@ _SHARES = (0.8, 0.7, 0.6)
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """What a device does at best, in SI units.
+    """Highest rates of a device and costs of a start and of a trip to the host, in SI units.
 
     Attributes:
       bandwidth: bytes per second.
@@ -129,7 +129,7 @@ def expected(program: Program, rates: Rates) -> Expected:
 
 
 def _expected(program: Program, computation: str, rates: Rates) -> Expected:
-    """What a computation takes, without a floor."""
+    """Expected time of a computation, without a floor to compare it with."""
     works = list(compiled_figures.work(program, computation))
     products = others = 0.0
     for one in works:

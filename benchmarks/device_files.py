@@ -1,4 +1,4 @@
-"""What a session leaves beside its figures: the output of the compiler, in one small file."""
+"""The output of the compiler during a session of `benchmarks.device`, in one small file."""
 
 import gzip
 import io

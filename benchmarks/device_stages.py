@@ -44,7 +44,7 @@ _CONTINUING = 5
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What the stages measure with.
+    """Sizes of the measured model and of its workload.
 
     Attributes:
       model: a name of `random_model.SIZES`.
@@ -107,7 +107,7 @@ class Task:
 
     @property
     def sizes(self) -> Sizes:
-        """What the stage measures with."""
+        """Sizes of the measured model and of its workload."""
         return SIZES[self.model]
 
     def shortened(self, decoder: DecoderConfig) -> DecoderConfig:
@@ -124,7 +124,7 @@ Add = Callable[..., None]
 
 
 def versions_and_limits(task: Task, add: Add) -> None:
-    """What the device and the software are, and the target that a compiler elsewhere needs."""
+    """Records versions, memory limits and the target with which to compile elsewhere."""
     device = jax.devices()[0]
     found = {key: value for key, value in versions.current().items() if value}
     add(
