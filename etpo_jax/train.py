@@ -60,10 +60,11 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(
-        main,
-        errors=(ModelError,),
-        sections=settings_flags.help_sections(),
-        flagfile_folders=(launch_folder(),),
-        before_parsing=settings_flags.define_chosen,
-    )
+    with hosts.leaving():
+        command_line.run(
+            main,
+            errors=(ModelError,),
+            sections=settings_flags.help_sections(),
+            flagfile_folders=(launch_folder(),),
+            before_parsing=settings_flags.define_chosen,
+        )

@@ -327,6 +327,7 @@ class Trainer:
                 self._console.tell(*startup.about_training(config, agent.algorithm.state))
                 self._console.tell(startup.about_prompt(loop.prompt()))
                 self._run(run, loop, stop, compilations)
+                stop.share(hosts.exchange)
                 if loop.env_step:
                     run.write_tokens(loop.inspect(INSPECTED_ACTIONS))
             finally:

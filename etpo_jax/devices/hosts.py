@@ -8,20 +8,27 @@ With several hosts, `fetch`, `exchange`, `any_of` and `first_then_all` are colle
 call them in the same order, from the main thread.
 """
 
+import contextlib
 import json
-from collections.abc import Callable
+import time
+import traceback
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from env.base import UsageError
+from etpo_jax.devices.host_link import HostLink, leave
 
 AUTOMATIC = "auto"
 """Value of `--hosts` with which jax finds the hosts itself."""
 
 _Value = TypeVar("_Value")
+_NOTICE_S = 3.0  # in which the link ends this process if an error comes from a lost host
+_link: HostLink | None = None
 
 
 def initialize(text: str) -> None:
@@ -58,6 +65,40 @@ def initialize(text: str) -> None:
     except (ValueError, RuntimeError) as error:
         line = " ".join(str(error).split())
         raise UsageError(f"--hosts={text}: {line}") from error
+    if count() > 1:
+        global _link
+        first, _, _ = str(distributed.global_state.coordinator_address).rpartition(":")
+        _link = HostLink.connect(index(), count(), first.strip("[]"), exchange)
+
+
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+    """Context around a whole program, which ends on every host once it has failed on one.
+
+    JAX would wait for the other hosts at the end of a process, which they may never reach.
+    """
+    try:
+        yield
+    except SystemExit as ending:
+        code = ending.code if isinstance(ending.code, int) else 0
+        has_failed = 0 < code < 128  # signals stop all hosts together
+        if are_several():
+            _announce(has_failed=has_failed)
+            if has_failed:
+                leave(code)
+        raise
+    except BaseException:
+        if are_several():
+            time.sleep(_NOTICE_S)
+            traceback.print_exc()
+            _announce(has_failed=True)
+            leave(1)
+        raise
+
+
+def _announce(*, has_failed: bool) -> None:
+    if _link is not None:
+        _link.announce_end(has_failed=has_failed)
 
 
 def are_several() -> bool:

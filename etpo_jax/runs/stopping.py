@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType
 
 NOTICE = "Stopping after this update, with a checkpoint; Ctrl-C again stops at once."
@@ -28,6 +29,11 @@ class StopSignals:
     def is_stopped(self) -> bool:
         """True once a signal has arrived."""
         return self.received is not None
+
+    def share(self, exchange: Callable[[int], list[int]]) -> None:
+        """Takes over a signal that another host has received; a collective of all hosts."""
+        if number := max(exchange(int(self.received or 0))):
+            self.received = signal.Signals(number)
 
     def __enter__(self) -> "StopSignals":
         for number in self._SIGNALS:

@@ -17,3 +17,11 @@ def test_the_first_signal_is_announced_and_the_second_acts(capfd, notice):
         assert capfd.readouterr().err.split("\n") == (["", notice, ""] if notice else [""])
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_of_one_host_stops_all():
+    stop = StopSignals()
+    stop.share(lambda mine: [mine, 0])
+    assert stop.received is None
+    stop.share(lambda mine: [mine, signal.SIGTERM])
+    assert stop.received is signal.SIGTERM
