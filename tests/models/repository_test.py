@@ -79,7 +79,7 @@ NO_REPOSITORY = [
         "~/absent",
         "~nobody-of-this-name/m",
         ".absent/model",
-        "/absent/model",
+        "/dev/null/model",
         "a/b/c",
     ),
     *("org/na me", "org/", "/name", "org/.name", "org/..", "org/name.", "-org/name", "org/a--b"),
