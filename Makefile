@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN_DIR ?= runs/demo
 SOAK ?= 1000
+FAULTS ?= 9
 BIN := $(VENV)/bin
 
-.PHONY: demo test parity aot lint types soak ray trackers notebook package clean
+.PHONY: demo test parity aot lint types soak chaos ray trackers notebook package clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/python -m etpo_jax.train --flagfile=launch/tiny.flags --run_dir=$(RUN_DIR)
@@ -36,6 +37,10 @@ types: $(VENV)/test.stamp
 # Executes many hostile and benign programs; fails if memory, files or processes grow.
 soak: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks.soak --num_executions=$(SOAK)
+
+# Lets faults hit training runs, one of each kind; fails if one costs more than an update.
+chaos: $(VENV)/test.stamp
+	$(BIN)/python -m benchmarks.chaos --faults=$(FAULTS)
 
 # Executes programs on a Ray cluster of two nodes on this machine; installs Ray.
 ray: $(VENV)/ray.stamp

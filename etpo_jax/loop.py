@@ -182,6 +182,8 @@ class Loop:
         schedule = Schedule(interval, self.checkpoint_bytes)
         while self.env_step < self._config.run.num_env_steps and not hosts.any_of(is_stopped()):
             row, episode_rows = self._update()
+            if interval.number == 1:
+                self._checkpoints.wait()  # a kill loses one update at most; the next save waits too
             self._run.append_episodes(episode_rows)
             self._rank(episode_rows)
             self._run.append_metrics(row)
