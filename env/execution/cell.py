@@ -20,6 +20,7 @@ class Cell:
 
     Args:
       cell_id: number that the zygote gave the cell.
+      inner_pid: process id of the cell as the zygote sees it.
       sock: connection to the cell, which holds the only other end.
       max_prediction_bytes: size of the largest predictions that are accepted.
 
@@ -28,8 +29,11 @@ class Cell:
       has_fitted: whether the function of the program has returned.
     """
 
-    def __init__(self, cell_id: int, sock: socket.socket, max_prediction_bytes: int):
+    def __init__(
+        self, cell_id: int, inner_pid: int, sock: socket.socket, max_prediction_bytes: int
+    ):
         self.cell_id = cell_id
+        self.inner_pid = inner_pid
         self.sock = sock
         self.started_at = 0.0
         self.has_fitted = False

@@ -1,5 +1,6 @@
 """Results of executions, and how the outcomes of the splits make up one."""
 
+import collections
 import concurrent.futures
 import dataclasses
 from collections.abc import Sequence
@@ -7,6 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+_MOST_LOSSES = 2
+_MOST_STOPS = 8
 FAILURE_REWARD = -1.0
 """Reward of a program that fails (Eq. 10)."""
 
@@ -64,7 +67,8 @@ class Execution:
         self.predictions = b""
         self._scores: dict[int, float] = {}
         self._errors: dict[int, str] = {}
-        self._lost: set[int] = set()
+        self._losses: collections.Counter[int] = collections.Counter()
+        self._stops: collections.Counter[int] = collections.Counter()
         self._started_at: float | None = None
 
     def start(self, now: float) -> None:
@@ -84,9 +88,13 @@ class Execution:
 
     def lose(self, split: int) -> bool:
         """Notes that the process of a split vanished; returns whether to try again (once)."""
-        is_first = split not in self._lost
-        self._lost.add(split)
-        return is_first
+        self._losses[split] += 1
+        return self._losses[split] < _MOST_LOSSES
+
+    def stop(self, split: int) -> bool:
+        """Notes that somebody stopped the process of a split; returns whether to try again."""
+        self._stops[split] += 1
+        return self._stops[split] <= _MOST_STOPS
 
     def is_wanted(self, split: int) -> bool:
         """Returns whether the outcome of a split can still matter."""

@@ -9,12 +9,19 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
+from env.execution import verdicts
 from env.execution.cell import CellClosedError
 from env.execution.error_text import clean_error
 from env.execution.nursery import Job, Nursery
 from env.execution.results import Execution
 from env.execution.scoring import PredictionError, Scorer
-from env.execution.zygote import CELLS_PER_ZYGOTE, CellEnded, Ready, Zygote, ZygoteError
+from env.execution.zygote import (
+    CELLS_PER_ZYGOTE,
+    Ready,
+    Zygote,
+    ZygoteError,
+    ZygoteStoppedError,
+)
 from env.sandbox import wire
 from env.sandbox.limits import Limits
 
@@ -23,10 +30,11 @@ _PAUSE_S = 1.0
 # The system never keeps a runnable thread waiting so long: a longer gap means that this process was
 # stopped.
 _STOPPED_S = 1.0
-
-_FORGED = "RuntimeError: the program touched the connection that carries its results"
-_ENDED_WORKER = "SystemError: the program ended its worker process"
-_KILLED = "MemoryError: the program was killed for using too much memory"
+# Time between two looks at the processes that work.
+_LOOK_S = 0.5
+# Multiple of the wall limit by which a split may take longer because its process was kept from
+# running: far beyond what happens, and a bound for programs that find a way to bring it about.
+_MOST_KEPT = 20.0
 
 
 class ExecutorError(Exception):
@@ -66,6 +74,7 @@ class Scheduler:
         self._nurseries: list[Nursery] = []
         self._failed_starts = 0
         self._start_at = 0.0
+        self._look_at = 0.0
         self._selector = selectors.DefaultSelector()
         self._woken, self._waker = socket.socketpair()
         for sock in (self._woken, self._waker):
@@ -153,6 +162,8 @@ class Scheduler:
             times += [job.cell.started_at + self._limits.timeout_s, job.linger_until]
         if len(self._nurseries) < self._num_zygotes:
             times.append(self._start_at)
+        if any(nursery.needs_look for nursery in self._nurseries):
+            times.append(max(now, self._look_at))
         known = [at for at in times if at is not None]
         return max(0.0, min(known) - now) if known else None
 
@@ -195,9 +206,9 @@ class Scheduler:
                 if nursery not in self._nurseries:
                     return
         except ZygoteError as error:
-            self._lose_nursery(nursery, str(error))
+            self._lose_nursery(nursery, error)
 
-    def _lose_nursery(self, nursery: Nursery, reason: str) -> None:
+    def _lose_nursery(self, nursery: Nursery, reason: ZygoteError) -> None:
         if nursery not in self._nurseries:
             return
         self._nurseries.remove(nursery)
@@ -207,12 +218,15 @@ class Scheduler:
             self._forget(nursery, job)
         was_ready = nursery.zygote.is_ready
         last_words = nursery.close().strip()
+        is_stopped = isinstance(reason, ZygoteStoppedError)
         for job in lost:
-            self._try_again(job, _ENDED_WORKER)
-        if not was_ready:
-            if last_words:
-                reason += f": {last_words.splitlines()[-1]}"
-            self._count_failed_start(f"the worker process does not start: {reason}")
+            if is_stopped:
+                self._try_stopped_again(job)
+            else:
+                self._try_again(job, verdicts.ENDED_WORKER)
+        if not (was_ready or is_stopped):
+            text = ": ".join([str(reason), *last_words.splitlines()[-1:]])
+            self._count_failed_start(f"the worker process does not start: {text}")
 
     # Cells.
 
@@ -221,7 +235,7 @@ class Scheduler:
             try:
                 nursery.request_cells(now)
             except ZygoteError as error:
-                self._lose_nursery(nursery, str(error))
+                self._lose_nursery(nursery, error)
 
     def _dispatch(self, now: float) -> None:
         num_working = len(self._jobs())
@@ -233,7 +247,8 @@ class Scheduler:
             if not execution.is_wanted(split):
                 continue
             nursery = min(free, key=lambda nursery: len(nursery.working))
-            job = Job(execution, split, nursery.waiting.popleft())
+            most_kept_s = _MOST_KEPT * self._limits.timeout_s
+            job = Job(execution, split, nursery.waiting.popleft(), most_kept_s)
             nursery.working[job.cell.cell_id] = job
             job.cell.started_at = now
             execution.start(now)
@@ -278,7 +293,7 @@ class Scheduler:
             self._see_end(nursery, job)
         except wire.WireError:
             self._end(nursery, job)
-            self._fail(job, _FORGED)
+            self._fail(job, verdicts.FORGED)
 
     def _on_frame(self, nursery: Nursery, job: Job, kind: bytes, payload: bytes) -> None:
         if kind == wire.FITTED and not job.cell.has_fitted:
@@ -294,9 +309,9 @@ class Scheduler:
             else:
                 self._succeed(job, score, payload)
         elif kind == wire.ERROR:
-            self._fail(job, _error_text(payload))
+            self._fail(job, verdicts.of_error(payload))
         else:
-            self._fail(job, _FORGED)
+            self._fail(job, verdicts.FORGED)
 
     def _see_end(self, nursery: Nursery, job: Job) -> None:
         """Judges a cell without a result, once both its process and its connection have ended."""
@@ -307,9 +322,9 @@ class Scheduler:
         death, cpu_s = job.death, self._limits.processor_s
         if death.exit_code == -signal.SIGKILL and death.cpu_s < cpu_s:
             # The scheduler did not kill it: most likely the operating system did, out of memory.
-            self._try_again(job, _KILLED)
+            self._try_again(job, verdicts.KILLED)
         else:
-            self._fail(job, _explain(death, cpu_s))
+            self._fail(job, verdicts.of_death(death, cpu_s))
 
     def _end(self, nursery: Nursery, job: Job) -> None:
         """Gives a job up and kills its cell."""
@@ -318,7 +333,7 @@ class Scheduler:
             try:
                 nursery.end_cell(job.cell.cell_id)
             except ZygoteError as error:
-                self._lose_nursery(nursery, str(error))
+                self._lose_nursery(nursery, error)
 
     def _forget(self, nursery: Nursery, job: Job) -> None:
         del nursery.working[job.cell.cell_id]
@@ -361,6 +376,13 @@ class Scheduler:
         else:
             self._fail(job, error)
 
+    def _try_stopped_again(self, job: Job) -> None:
+        """Runs a split again whose process was stopped from outside, a bounded number of times."""
+        if job.execution.stop(job.split):
+            self._queue.appendleft((job.execution, job.split))
+        else:
+            self._fail(job, verdicts.STOPPED)
+
     def _settle(self, execution: Execution) -> None:
         if execution in self._unfinished and execution.is_complete():
             self._unfinished.discard(execution)
@@ -375,38 +397,40 @@ class Scheduler:
 
     # Time.
 
+    def _look(self, now: float) -> None:
+        """Looks for processes that somebody has stopped, and runs their splits in others."""
+        self._look_at = now + _LOOK_S
+        for nursery in list(self._nurseries):
+            try:
+                stopped = nursery.look(now)
+            except ZygoteError as error:
+                self._lose_nursery(nursery, error)
+                continue
+            for job in stopped:
+                if self._is_working(nursery, job):
+                    self._end(nursery, job)
+                    self._try_stopped_again(job)
+
+    def _is_too_slow(self, nursery: Nursery, job: Job, now: float) -> bool:
+        if job.cell.started_at + self._limits.timeout_s > now:
+            return False
+        job.look(nursery.zygote, now)
+        if job.is_unseen and nursery.is_late(now):
+            job.cell.started_at += _LOOK_S  # the whole worker may have been stopped
+        return job.cell.started_at + self._limits.timeout_s <= now
+
     def _enforce(self, now: float) -> None:
+        if self._look_at <= now:
+            self._look(now)
         for nursery in list(self._nurseries):
             for job in list(nursery.working.values()):
                 if not self._is_working(nursery, job):
                     continue
-                if job.cell.started_at + self._limits.timeout_s <= now:
+                if self._is_too_slow(nursery, job, now):
                     self._end(nursery, job)
-                    self._fail(job, _too_slow(self._limits))
+                    self._fail(job, verdicts.too_slow(self._limits))
                 elif job.linger_until is not None and job.linger_until <= now:
                     self._end(nursery, job)
-                    self._fail(job, _FORGED)
+                    self._fail(job, verdicts.FORGED)
             if nursery.is_hung(now):
-                self._lose_nursery(nursery, "no answer in time")
-
-
-def _error_text(payload: bytes) -> str:
-    """Returns `Type: message` for the ERROR payload of a cell."""
-    name, _, message = payload.decode(errors="replace").partition("\n")
-    if not name.isidentifier():
-        name = "Exception"
-    return clean_error(f"{name}: {message}".strip(": \n"))
-
-
-def _too_slow(limits: Limits) -> str:
-    return f"TimeoutError: the program took longer than {limits.timeout_s:g} s on one split"
-
-
-def _explain(death: CellEnded, cpu_s: int) -> str:
-    """Returns the error of a program that ended its process without a result."""
-    if death.exit_code in (-signal.SIGXCPU, -signal.SIGKILL):
-        return f"TimeoutError: the program used more than {cpu_s} s of processor time on one split"
-    if death.exit_code < 0:
-        name = signal.Signals(-death.exit_code).name
-        return f"SystemError: the program crashed with {name}"
-    return f"SystemExit: the program ended its process with exit code {death.exit_code}"
+                self._lose_nursery(nursery, ZygoteError("no answer in time"))

@@ -12,6 +12,7 @@ import ctypes
 import dataclasses
 import errno
 import platform
+import signal
 import struct
 from collections.abc import Iterable, Mapping
 
@@ -68,6 +69,7 @@ _TCGETS, _FIONREAD, _TIOCGWINSZ = 0x5401, 0x541B, 0x5413
 _MAP_HUGETLB = 0x40000
 _PR_SET_NAME, _PR_GET_NAME = 15, 16  # some versions of Python name their threads
 _CLONE_THREAD = 0x10000
+_UNSTOPPING = tuple({*range(65)} - {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 _CLONE_NAMESPACES = 0x7E020000  # new mount, cgroup, uts, ipc, user, pid, net namespace
 
 # Calls that numeric Python code needs once everything is imported. Left out on purpose are, among
@@ -117,7 +119,8 @@ def cell_rules(pid: int) -> Rules:
         **_COMPUTE,
         "clone": (Test(0, (_CLONE_THREAD,), _CLONE_THREAD | _CLONE_NAMESPACES),),
         "prlimit64": (Test(0, (0, pid)), Test(4, (0,)), Test(5, (0,))),  # reading its own limits
-        "tgkill": (Test(0, (pid,)),),  # `abort` and `raise`
+        # `abort` and `raise`, but for the signals that stop: what is stopped was so from outside.
+        "tgkill": (Test(0, (pid,)), Test(4, _UNSTOPPING)),
     }
 
 

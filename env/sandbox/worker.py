@@ -5,9 +5,10 @@ read, from a zygote that never reads one: the program goes from the trusted side
 cell, over a connection that only these two hold.
 
 The trusted side (`env.execution.zygote`) starts the zygote and exchanges datagrams with it, one
-letter and a payload. To the zygote: `N` fork a cell, `F` id: end that cell. From it: `R` JSON:
-ready; `C` id, with the trusted end of the cell's connection attached: a cell has started; `X` JSON:
-a cell has ended; `E` errno: the fork failed; `W` text: a wall does not stand.
+letter and a payload. To the zygote: `N` fork a cell, `F` id: end that cell, `P` answer. From it:
+`R` JSON: ready; `C` id and process id, with the trusted end of the cell's connection attached: a
+cell has started; `X` JSON: a cell has ended; `E` errno: the fork failed; `W` text: a wall does not
+stand; `P` the answer, also sent before the libraries are loaded.
 """
 
 import contextlib
@@ -33,6 +34,8 @@ from env.sandbox.output import Output
 from env.sandbox.preload import preload
 
 CELL_ID = struct.Struct("<Q")
+BIRTH = struct.Struct("<QQ")
+"""Id of a cell, and its process id in the zygote's namespace."""
 MAX_CONTROL_BYTES = 4096
 
 
@@ -47,6 +50,7 @@ def main() -> NoReturn:
     walls = settings["confinement"]
     confinement = Confinement(**{**walls, "limits": Limits(**walls["limits"])})
     die_with_parent()
+    control.send(b"P")
     if settings["libraries"] is not None:
         preload(settings["libraries"])
     zygote = _Zygote(control, Output(confinement.limits.max_output_bytes))
@@ -110,6 +114,8 @@ class _Zygote:
             self._bear()
         elif message[:1] == b"F":
             self._end(CELL_ID.unpack(message[1:])[0])
+        elif message[:1] == b"P":
+            self._send(b"P", b"")
         else:  # an empty message: the trusted side is gone
             for pid in self._cells:
                 os.kill(pid, signal.SIGKILL)
@@ -131,7 +137,7 @@ class _Zygote:
                 self._enter(cell)
                 cell_main.live(cell, self._output)
             self._cells[pid] = self._next_id
-            message = b"C" + CELL_ID.pack(self._next_id)
+            message = b"C" + BIRTH.pack(self._next_id, pid)
             socket.send_fds(self._control, [message], [trusted.fileno()])
             self._next_id += 1
 

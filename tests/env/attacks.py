@@ -546,8 +546,7 @@ for _ in range(100_000):
     Attack(
         "stop_oneself",
         "import signal\nsignal.raise_signal(signal.SIGSTOP)",
-        "^TimeoutError",
-        True,
+        "^PermissionError",
     ),
     Attack(
         "ignore_all_signals",

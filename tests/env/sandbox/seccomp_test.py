@@ -100,6 +100,10 @@ FORK = 0x1200011
         ("prlimit64", (0, 7, 1 << 40, 0), ALLOW, "EPERM"),  # a pointer with an empty lower half
         ("prlimit64", (PID + 1, 7, 0, 0), ALLOW, "EPERM"),
         ("tgkill", (PID, PID, 6), ALLOW, ALLOW),
+        ("tgkill", (PID, PID, 9), ALLOW, ALLOW),
+        ("tgkill", (PID, PID, 19), ALLOW, "EPERM"),  # SIGSTOP
+        ("tgkill", (PID, PID, 20), ALLOW, "EPERM"),  # SIGTSTP
+        ("tgkill", (PID, PID, 19 + (1 << 32)), ALLOW, "EPERM"),  # the kernel reads an int
         ("tgkill", (PID + 1, PID + 1, 9), ALLOW, "EPERM"),
         ("kill", (1, 9), ALLOW, "EPERM"),
         ("prctl", (4, 1), ALLOW, "EPERM"),  # PR_SET_DUMPABLE

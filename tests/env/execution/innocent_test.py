@@ -1,0 +1,298 @@
+"""A program whose processes are stopped, frozen or starved is run again and is not to blame."""
+
+import concurrent.futures
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from env.execution import results, scheduler, tiers, vitals
+from env.execution.vitals import child
+from env.executor import CodeExecutor, Limits
+from tests.env.executor_test import LOGISTIC, TABLE
+
+AVAILABLE = [tier for tier in tiers.TIERS if not tiers.probe(tier)]
+BACK_S = 3.0
+# Seconds that a replacement of the libraries' process may take on a machine that others use too.
+START_S = 30.0
+SLOW = "import time; time.sleep(1.5)\n    " + LOGISTIC
+BUSY = "t = __import__('time').process_time\n    while t() < 1.0: pass\n    " + LOGISTIC
+OPTIONS = {"num_workers": 2, "memory_bytes": 2**30, "num_splits": 1}
+
+
+def _start(executor: CodeExecutor, bodies: list[str]) -> concurrent.futures.Future:
+    future: concurrent.futures.Future = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(executor.run(bodies))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def _zygote(executor: CodeExecutor) -> int:
+    pid = executor._scheduler._nurseries[0].zygote.inner_pid
+    assert pid is not None
+    return pid
+
+
+def _working(executor: CodeExecutor) -> list[int]:
+    """Process ids of the cells that run a program, once there are some."""
+    while True:
+        for nursery in executor._scheduler._nurseries:
+            jobs = list(nursery.working.values())
+            found = [child(nursery.zygote.inner_pid, job.cell.inner_pid) for job in jobs]
+            if pids := [pid for pid in found if pid is not None]:
+                return pids
+        time.sleep(0.01)
+
+
+def _stop(pids: list[int], number: int = signal.SIGSTOP) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # a cell that was about to end
+            os.kill(pid, number)
+
+
+@contextlib.contextmanager
+def _stopped(pids: list[int]) -> Iterator[None]:
+    _stop(pids)
+    yield
+    _stop(pids, signal.SIGCONT)
+
+
+@pytest.fixture(scope="module", params=[*AVAILABLE, "unsafe"])
+def executor(request) -> Iterator[CodeExecutor]:
+    """An executor in every tier whose wall limit is shorter than the time that is lost."""
+    limits = Limits(timeout_s=3.0, cpu_s=2)
+    with CodeExecutor(TABLE, **OPTIONS, limits=limits, isolation=request.param) as executor:
+        yield executor
+
+
+@pytest.fixture
+def expected(executor) -> tuple[float, ...]:
+    (result,) = executor.run([LOGISTIC])
+    assert result.error == ""
+    return result.split_scores
+
+
+def _whole(executor: CodeExecutor) -> list[int]:
+    process = psutil.Process(_zygote(executor))
+    return [process.pid, *(cell.pid for cell in process.children())]
+
+
+WHAT: dict[str, Callable[[CodeExecutor], list[int]]] = {
+    "cell": _working,
+    "zygote": lambda executor: [_zygote(executor)],
+    "worker": _whole,
+}
+
+
+@pytest.mark.parametrize("what", WHAT)
+def test_what_is_stopped_for_good_is_replaced(executor, expected, what):
+    future = _start(executor, [SLOW] * 2)
+    _working(executor)
+    time.sleep(0.3)
+    _stop(WHAT[what](executor))
+    (first, second) = future.result(START_S)
+    assert (first.error, second.error) == ("", "")
+    assert first.split_scores == second.split_scores == expected
+    assert executor.run([LOGISTIC])[0].split_scores == expected
+
+
+def test_twice_in_a_row(executor, expected):
+    for _ in range(2):
+        future = _start(executor, [SLOW, BUSY])
+        _working(executor)
+        with _stopped(_whole(executor)):
+            time.sleep(3.5)
+        assert [result.error for result in future.result(START_S)] == ["", ""]
+        assert executor.run([LOGISTIC])[0].split_scores == expected
+
+
+def test_a_pause_of_everything_but_the_trainer_does_not_count(executor, expected, monkeypatch):
+    # As long as nobody takes the processes for lost.
+    monkeypatch.setattr("env.execution.nursery._STOPPED_S", 60.0)
+    future = _start(executor, [SLOW, BUSY])
+    _working(executor)
+    zygote = _zygote(executor)
+    with _stopped(_whole(executor)):
+        time.sleep(4.0)
+    start = time.monotonic()
+    results = future.result(START_S)
+    assert time.monotonic() - start < BACK_S + 2  # that is how long the programs take
+    assert [result.error for result in results] == ["", ""]
+    assert _zygote(executor) == zygote
+
+
+FREEZERS = {
+    "first version": (Path("/sys/fs/cgroup/freezer"), "freezer.state", "FROZEN", "THAWED"),
+    "second version": (Path("/sys/fs/cgroup/unified"), "cgroup.freeze", "1", "0"),
+    "second version alone": (Path("/sys/fs/cgroup"), "cgroup.freeze", "1", "0"),
+}
+
+
+@pytest.fixture(params=FREEZERS)
+def freeze(request) -> Iterator[Callable[[list[int]], None]]:
+    """Puts processes into a control group of their own and freezes it; it thaws after the test."""
+    root, switch, on, off = FREEZERS[request.param]
+    folder = root / f"etpo-test-{os.getpid()}"
+    try:
+        folder.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    if not (folder / switch).exists():
+        folder.rmdir()
+        pytest.skip("these control groups cannot freeze")
+
+    def freeze(pids: list[int]) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):  # a cell that was about to end
+                (folder / "cgroup.procs").write_text(str(pid))
+        (folder / switch).write_text(on)
+
+    yield freeze
+    (folder / switch).write_text(off)
+    deadline = time.monotonic() + 10
+    while (folder / "cgroup.procs").read_text():
+        for pid in (folder / "cgroup.procs").read_text().split():
+            with contextlib.suppress(OSError):
+                (root / "cgroup.procs").write_text(pid)
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    folder.rmdir()
+
+
+@pytest.mark.parametrize("what", ["cell", "worker"])
+def test_what_is_frozen_is_replaced(executor, expected, freeze, what):
+    future = _start(executor, [SLOW, BUSY])
+    _working(executor)
+    freeze(WHAT[what](executor))
+    assert [result.error for result in future.result(START_S)] == ["", ""]
+    assert executor.run([LOGISTIC])[0].split_scores == expected
+
+
+def test_a_starved_program_is_not_slow():
+    """One core and a crowd on it, which leave a program a twentieth of a processor."""
+    core = min(os.sched_getaffinity(0))
+    crowd = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                f"import os; os.sched_setaffinity(0, [{core}])\nwhile True: pass",
+            ]
+        )
+        for _ in range(6)
+    ]
+    limits = Limits(timeout_s=1.5, cpu_s=2)
+    body = "t = __import__('time').process_time\n    while t() < 0.7: pass\n    " + LOGISTIC
+    try:
+        with CodeExecutor(TABLE, **OPTIONS, limits=limits, isolation="seccomp") as executor:
+            executor.run([LOGISTIC])
+            for pid in _whole(executor):
+                os.sched_setaffinity(pid, [core])
+            (busy,) = executor.run([body])
+            (sleepy,) = executor.run(["import time; time.sleep(60)"])
+    finally:
+        for process in crowd:
+            process.kill()
+            process.wait()
+    assert busy.error == ""
+    assert busy.wall_s > 1.5
+    assert sleepy.error.startswith("TimeoutError: the program took longer")
+    assert sleepy.wall_s < 1.5 + 1.5
+
+
+# What programs might do in order to be taken for innocent.
+PRETENDERS = {
+    "sleeps": "import time; time.sleep(60)",
+    "sleeps in short pieces": "import time\n    while True: time.sleep(0.001)",
+    "waits for a thread that waits": (
+        "import threading\n    threading.Thread(target=threading.Event().wait).start()\n"
+        "    threading.Event().wait()"
+    ),
+    "spins": "while True: pass",
+    "crowds itself out": (
+        "import threading, time\n    def wake():\n        while True: time.sleep(0.0001)\n"
+        "    for _ in range(16): threading.Thread(target=wake, daemon=True).start()\n"
+        "    time.sleep(60)"
+    ),
+    "gives its memory back": (
+        "import mmap\n    pages = mmap.mmap(-1, 1 << 24)\n    while True:\n"
+        "        pages.write(bytes(1 << 24)); pages.seek(0); pages.madvise(21)"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PRETENDERS)
+def test_who_chooses_to_wait_is_slow(executor, name):
+    start = time.monotonic()
+    (result,) = executor.run([PRETENDERS[name]])
+    assert result.reward == -1
+    assert result.error.startswith(("TimeoutError", "OSError", "ValueError"))
+    # Those that use a processor meet the limit of its time, later on a machine that is busy.
+    assert time.monotonic() - start < 20.0
+
+
+def test_who_stops_himself_is_tried_again_a_few_times_only(executor, monkeypatch):
+    monkeypatch.setattr(results, "_MOST_STOPS", 2)
+    body = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)\n    " + SLOW
+    (result,) = executor.run([body])
+    assert result.reward == -1
+    if executor.isolation == "unsafe":
+        assert (
+            result.error
+            == "TimeoutError: the process of the program was stopped each time that it was run"
+        )
+        assert result.wall_s < 3 * 2.5
+    else:
+        assert result.error.startswith("PermissionError")
+
+
+def test_who_is_stopped_again_and_again_gets_no_more_time(executor, monkeypatch):
+    monkeypatch.setattr(results, "_MOST_STOPS", 1)
+    future = _start(executor, ["import time; time.sleep(60)"])
+    for _ in range(2):
+        _stop(_working(executor))
+        time.sleep(2.0)
+    (result,) = future.result(20)
+    assert result.error.startswith("TimeoutError: the process of the program was stopped")
+
+
+def test_time_that_is_taken_off_the_clock_is_bounded(executor, monkeypatch):
+    monkeypatch.setattr(scheduler, "_MOST_KEPT", 0.2)
+    monkeypatch.setattr("env.execution.nursery._STOPPED_S", 60.0)
+    future = _start(executor, ["import time; time.sleep(60)"])
+    (pid,) = _working(executor)
+    start = time.monotonic()
+    with _stopped([pid]):
+        (result,) = future.result(20)
+    assert result.error.startswith("TimeoutError: the program took longer")
+    assert 3.0 + 0.3 < time.monotonic() - start < 3.0 + 0.6 + 1.5
+
+
+def test_without_proc_a_stopped_worker_is_still_told_from_a_slow_program(
+    executor, expected, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(vitals, "_PROC", tmp_path)
+    monkeypatch.setattr("env.execution.nursery._ANSWER_S", 10.0)
+    future = _start(executor, [SLOW, BUSY])
+    time.sleep(0.5)
+    with _stopped(_whole(executor)):
+        time.sleep(4.0)
+    start = time.monotonic()
+    assert [result.error for result in future.result(START_S)] == ["", ""]
+    assert time.monotonic() - start < BACK_S + 2
+    (result,) = executor.run(["import time; time.sleep(60)"])
+    assert result.error.startswith("TimeoutError: the program took longer")
