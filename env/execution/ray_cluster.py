@@ -185,6 +185,10 @@ class NodeExecutor:
         if self._error is not None:
             raise self._error
 
+    def pid(self) -> int:
+        """Returns the process id of the actor on its node."""
+        return os.getpid()
+
     def run(self, body: str) -> ExecutionResult:
         """Runs and scores one body; raises `ExecutorError` when no program can be run here."""
         if self._error is not None:

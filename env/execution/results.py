@@ -9,9 +9,11 @@ from typing import Protocol
 import numpy as np
 
 _MOST_LOSSES = 2
-_MOST_STOPS = 8
 FAILURE_REWARD = -1.0
 """Reward of a program that fails (Eq. 10)."""
+
+MOST_STOPS = 8
+"""Times that a split is run again because its process was stopped from outside."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Execution:
     def stop(self, split: int) -> bool:
         """Notes that somebody stopped the process of a split; returns whether to try again."""
         self._stops[split] += 1
-        return self._stops[split] <= _MOST_STOPS
+        return self._stops[split] <= MOST_STOPS
 
     def is_wanted(self, split: int) -> bool:
         """Returns whether the outcome of a split can still matter."""

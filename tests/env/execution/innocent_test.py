@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -17,10 +18,12 @@ import pytest
 from env.execution import results, scheduler, tiers, vitals
 from env.execution.vitals import child
 from env.executor import CodeExecutor, Limits
-from tests.env.executor_test import LOGISTIC, TABLE
+from tests.env.executor_test import LOGISTIC, TABLE, published_reward
 
 AVAILABLE = [tier for tier in tiers.TIERS if not tiers.probe(tier)]
 BACK_S = 3.0
+# The same and the rest of a program, on a machine that others use too.
+DONE_S = BACK_S + 5.0
 # Seconds that a replacement of the libraries' process may take on a machine that others use too.
 START_S = 30.0
 SLOW = "import time; time.sleep(1.5)\n    " + LOGISTIC
@@ -71,19 +74,35 @@ def _stopped(pids: list[int]) -> Iterator[None]:
     _stop(pids, signal.SIGCONT)
 
 
+def _executor(tier: str) -> CodeExecutor:
+    """An executor whose wall limit is shorter than the time that is lost."""
+    limits = Limits(timeout_s=3.0, cpu_s=2)
+    return CodeExecutor(TABLE, **OPTIONS, limits=limits, isolation=tier)
+
+
 @pytest.fixture(scope="module", params=[*AVAILABLE, "unsafe"])
 def executor(request) -> Iterator[CodeExecutor]:
-    """An executor in every tier whose wall limit is shorter than the time that is lost."""
-    limits = Limits(timeout_s=3.0, cpu_s=2)
-    with CodeExecutor(TABLE, **OPTIONS, limits=limits, isolation=request.param) as executor:
+    """An executor in every tier."""
+    with _executor(request.param) as executor:
         yield executor
 
 
-@pytest.fixture
-def expected(executor) -> tuple[float, ...]:
+@pytest.fixture(scope="module")
+def strongest() -> Iterator[CodeExecutor]:
+    """An executor in the strongest tier."""
+    with _executor("auto") as executor:
+        yield executor
+
+
+def _check(executor: CodeExecutor) -> None:
+    """Checks that a program has its usual score."""
     (result,) = executor.run([LOGISTIC])
-    assert result.error == ""
-    return result.split_scores
+    assert (result.error, result.split_scores) == ("", published_scores())
+
+
+@functools.cache
+def published_scores() -> tuple[float, ...]:
+    return (published_reward(LOGISTIC, TABLE, num_splits=1),)
 
 
 def _whole(executor: CodeExecutor) -> list[int]:
@@ -99,40 +118,40 @@ WHAT: dict[str, Callable[[CodeExecutor], list[int]]] = {
 
 
 @pytest.mark.parametrize("what", WHAT)
-def test_what_is_stopped_for_good_is_replaced(executor, expected, what):
+def test_what_is_stopped_for_good_is_replaced(executor, what):
     future = _start(executor, [SLOW] * 2)
     _working(executor)
     time.sleep(0.3)
     _stop(WHAT[what](executor))
     (first, second) = future.result(START_S)
     assert (first.error, second.error) == ("", "")
-    assert first.split_scores == second.split_scores == expected
-    assert executor.run([LOGISTIC])[0].split_scores == expected
+    assert first.split_scores == second.split_scores == published_scores()
+    _check(executor)
 
 
-def test_twice_in_a_row(executor, expected):
+def test_twice_in_a_row(executor):
     for _ in range(2):
         future = _start(executor, [SLOW, BUSY])
         _working(executor)
         with _stopped(_whole(executor)):
             time.sleep(3.5)
         assert [result.error for result in future.result(START_S)] == ["", ""]
-        assert executor.run([LOGISTIC])[0].split_scores == expected
+        _check(executor)
 
 
-def test_a_pause_of_everything_but_the_trainer_does_not_count(executor, expected, monkeypatch):
+def test_a_pause_of_everything_but_the_trainer_does_not_count(strongest, monkeypatch):
     # As long as nobody takes the processes for lost.
     monkeypatch.setattr("env.execution.nursery._STOPPED_S", 60.0)
-    future = _start(executor, [SLOW, BUSY])
-    _working(executor)
-    zygote = _zygote(executor)
-    with _stopped(_whole(executor)):
+    future = _start(strongest, [SLOW] * 2)
+    _working(strongest)
+    zygote = _zygote(strongest)
+    with _stopped(_whole(strongest)):
         time.sleep(4.0)
     start = time.monotonic()
     results = future.result(START_S)
-    assert time.monotonic() - start < BACK_S + 2  # that is how long the programs take
+    assert time.monotonic() - start < DONE_S
     assert [result.error for result in results] == ["", ""]
-    assert _zygote(executor) == zygote
+    assert _zygote(strongest) == zygote
 
 
 FREEZERS = {
@@ -174,12 +193,12 @@ def freeze(request) -> Iterator[Callable[[list[int]], None]]:
 
 
 @pytest.mark.parametrize("what", ["cell", "worker"])
-def test_what_is_frozen_is_replaced(executor, expected, freeze, what):
-    future = _start(executor, [SLOW, BUSY])
-    _working(executor)
-    freeze(WHAT[what](executor))
+def test_what_is_frozen_is_replaced(strongest, freeze, what):
+    future = _start(strongest, [SLOW, BUSY])
+    _working(strongest)
+    freeze(WHAT[what](strongest))
     assert [result.error for result in future.result(START_S)] == ["", ""]
-    assert executor.run([LOGISTIC])[0].split_scores == expected
+    _check(strongest)
 
 
 def test_a_starved_program_is_not_slow():
@@ -228,25 +247,21 @@ PRETENDERS = {
         "    for _ in range(16): threading.Thread(target=wake, daemon=True).start()\n"
         "    time.sleep(60)"
     ),
-    "gives its memory back": (
-        "import mmap\n    pages = mmap.mmap(-1, 1 << 24)\n    while True:\n"
-        "        pages.write(bytes(1 << 24)); pages.seek(0); pages.madvise(21)"
-    ),
 }
 
 
 @pytest.mark.parametrize("name", PRETENDERS)
-def test_who_chooses_to_wait_is_slow(executor, name):
+def test_who_chooses_to_wait_is_slow(strongest, name):
     start = time.monotonic()
-    (result,) = executor.run([PRETENDERS[name]])
+    (result,) = strongest.run([PRETENDERS[name]])
     assert result.reward == -1
-    assert result.error.startswith(("TimeoutError", "OSError", "ValueError"))
+    assert result.error.startswith("TimeoutError")
     # Those that use a processor meet the limit of its time, later on a machine that is busy.
-    assert time.monotonic() - start < 20.0
+    assert time.monotonic() - start < (70.0 if "spins" in name else 20.0)
 
 
 def test_who_stops_himself_is_tried_again_a_few_times_only(executor, monkeypatch):
-    monkeypatch.setattr(results, "_MOST_STOPS", 2)
+    monkeypatch.setattr(results, "MOST_STOPS", 2)
     body = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)\n    " + SLOW
     (result,) = executor.run([body])
     assert result.reward == -1
@@ -260,21 +275,21 @@ def test_who_stops_himself_is_tried_again_a_few_times_only(executor, monkeypatch
         assert result.error.startswith("PermissionError")
 
 
-def test_who_is_stopped_again_and_again_gets_no_more_time(executor, monkeypatch):
-    monkeypatch.setattr(results, "_MOST_STOPS", 1)
-    future = _start(executor, ["import time; time.sleep(60)"])
+def test_who_is_stopped_again_and_again_gets_no_more_time(strongest, monkeypatch):
+    monkeypatch.setattr(results, "MOST_STOPS", 1)
+    future = _start(strongest, ["import time; time.sleep(60)"])
     for _ in range(2):
-        _stop(_working(executor))
+        _stop(_working(strongest))
         time.sleep(2.0)
     (result,) = future.result(20)
     assert result.error.startswith("TimeoutError: the process of the program was stopped")
 
 
-def test_time_that_is_taken_off_the_clock_is_bounded(executor, monkeypatch):
+def test_time_that_is_taken_off_the_clock_is_bounded(strongest, monkeypatch):
     monkeypatch.setattr(scheduler, "_MOST_KEPT", 0.2)
     monkeypatch.setattr("env.execution.nursery._STOPPED_S", 60.0)
-    future = _start(executor, ["import time; time.sleep(60)"])
-    (pid,) = _working(executor)
+    future = _start(strongest, ["import time; time.sleep(60)"])
+    (pid,) = _working(strongest)
     start = time.monotonic()
     with _stopped([pid]):
         (result,) = future.result(20)
@@ -283,16 +298,16 @@ def test_time_that_is_taken_off_the_clock_is_bounded(executor, monkeypatch):
 
 
 def test_without_proc_a_stopped_worker_is_still_told_from_a_slow_program(
-    executor, expected, monkeypatch, tmp_path
+    strongest, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(vitals, "_PROC", tmp_path)
     monkeypatch.setattr("env.execution.nursery._ANSWER_S", 10.0)
-    future = _start(executor, [SLOW, BUSY])
+    future = _start(strongest, [SLOW] * 2)
     time.sleep(0.5)
-    with _stopped(_whole(executor)):
+    with _stopped(_whole(strongest)):
         time.sleep(4.0)
     start = time.monotonic()
     assert [result.error for result in future.result(START_S)] == ["", ""]
-    assert time.monotonic() - start < BACK_S + 2
-    (result,) = executor.run(["import time; time.sleep(60)"])
+    assert time.monotonic() - start < DONE_S
+    (result,) = strongest.run(["import time; time.sleep(60)"])
     assert result.error.startswith("TimeoutError: the program took longer")

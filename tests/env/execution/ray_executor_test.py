@@ -2,11 +2,13 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import sys
 import threading
 import time
 import types
 
+import psutil
 import pytest
 
 from env.base import UsageError
@@ -45,10 +47,25 @@ class FakeActor:
     def __init__(self, node: Node):
         self.node = node
         self.is_killed = False
+        self.is_stopped = False
+        self.unanswered: list[Reference] = []
         self.calls: list[tuple[str, concurrent.futures.Future]] = []
         self.checked = Reference()
         self.run = Call(self._run)
-        self.check = Call(lambda: self.checked)
+        self.check = Call(self._check)
+
+    def _check(self) -> Reference:
+        if not self.is_stopped:
+            return self.checked
+        self.unanswered.append(Reference())
+        return self.unanswered[-1]
+
+    def go_on(self) -> None:
+        """Answers what it was asked while it was stopped."""
+        self.is_stopped = False
+        for reference in self.unanswered:
+            reference.future().set_result(None)
+        self.answer()
 
     def _run(self, body: str) -> Reference:
         reference = Reference()
@@ -77,6 +94,7 @@ class FakeCluster:
         self.actors: list[FakeActor] = []
         self.settings: list[dict] = []
         self.starts = True
+        self.takes_its_time = False
         self.is_closed = False
 
     def common_tier(self) -> str:
@@ -90,7 +108,9 @@ class FakeCluster:
 
     def start_actor(self, node, table, settings, max_bodies):
         actor = FakeActor(node)
-        if self.starts:
+        if self.takes_its_time:
+            actor.is_stopped = True
+        elif self.starts:
             actor.checked.future().set_result(None)
         else:
             actor.checked.future().set_exception(UsageError("traceback\nno wall stands"))
@@ -228,6 +248,76 @@ def test_a_body_that_is_lost_twice_is_its_own_doing(cluster):
         assert future.result(20) == [1.0, -1.0]
 
 
+@pytest.fixture
+def impatient(monkeypatch) -> None:
+    """Signs of life are asked for often, and missed soon."""
+    monkeypatch.setattr(ray_executor, "_CALL_S", 0.02)
+    monkeypatch.setattr(ray_executor, "_SILENT_S", 0.2)
+
+
+def test_the_bodies_of_a_silent_actor_are_given_to_others(cluster, impatient):
+    with RayExecutor(TABLE, **LIMITS) as executor:
+        future = _start(executor, [str(i) for i in range(6)])
+        one, other = cluster.actors
+        _wait(lambda: len(one.calls) + len(other.calls) == 6)
+        one.is_stopped = True
+        _wait(lambda: len(cluster.actors) == 3)
+        new = cluster.actors[2]
+        assert new.node.node_id == "b"  # not on the silent node
+        _wait(lambda: one.is_killed)
+        _wait(lambda: other.answer() or new.answer() or future.done())
+        assert future.result(20) == [float(i) for i in range(6)]
+        one.answer()  # much too late
+        assert executor.run([])[:0] == []
+
+
+def test_an_actor_that_comes_back_goes_on(cluster, impatient):
+    with RayExecutor(TABLE, **LIMITS, num_actors=1) as executor:
+        future = _start(executor, ["1", "2"])
+        (one,) = cluster.actors
+        _wait(lambda: len(one.calls) == 2)
+        cluster.takes_its_time = True
+        one.is_stopped = True
+        _wait(lambda: len(cluster.actors) == 2)
+        time.sleep(0.1)
+        assert not one.is_killed
+        one.go_on()
+        assert future.result(1) == [1.0, 2.0]
+        _wait(lambda: cluster.actors[1].is_killed)
+        assert not one.is_killed
+        again = _start(executor, ["3"])
+        _wait(lambda: len(one.calls) == 3)
+        one.answer()
+        assert again.result(20) == [3.0]
+        assert len(cluster.actors) == 2
+
+
+def test_a_body_whose_actors_all_fall_silent_is_given_up_in_the_end(
+    cluster, impatient, monkeypatch
+):
+    monkeypatch.setattr(ray_executor, "MOST_STOPS", 2)
+    with RayExecutor(TABLE, **LIMITS, num_actors=1) as executor:
+        future = _start(executor, ["1"])
+        for i in range(3):
+            _wait(lambda i=i: len(cluster.actors) > i and cluster.actors[i].calls)
+            cluster.actors[i].is_stopped = True
+        assert future.result(20) == [-1.0]
+
+
+def test_a_stopped_trainer_does_not_take_its_actors_for_silent(cluster, monkeypatch):
+    monkeypatch.setattr(ray_executor, "_CALL_S", 0.02)
+    monkeypatch.setattr(ray_executor, "_SILENT_S", 1.5)
+    with RayExecutor(TABLE, **LIMITS) as executor:
+        for actor in cluster.actors:
+            actor.is_stopped = True
+        time.sleep(0.1)
+        executor._events.put(lambda: time.sleep(2.0))
+        time.sleep(2.2)
+        assert len(cluster.actors) == 2
+        for actor in cluster.actors:
+            actor.go_on()
+
+
 def test_a_cluster_on_which_nothing_starts_any_more_ends_the_run(cluster):
     with RayExecutor(TABLE, **LIMITS) as executor:
         cluster.starts = False
@@ -329,6 +419,38 @@ def test_a_node_that_is_killed_in_the_middle_costs_nothing(two_nodes):
                 assert (result.split_scores, result.error) == (expected.split_scores, "")
         # And it goes on.
         assert {result.error for result in executor.run([LOGISTIC] * 4)} == {""}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_node_that_is_stopped_costs_nothing(two_nodes):
+    cluster, _ = two_nodes
+    cluster.add_node(num_cpus=1)
+    slow = f"import time; time.sleep(0.5)\n    {LOGISTIC}"
+    with RayExecutor(TABLE, **LIMITS, address=cluster.address, num_splits=1) as executor:
+        (expected,) = executor.run([LOGISTIC])
+        actor = executor._actors[1]
+        pid = executor._cluster.get(actor.handle.pid.remote())
+        worker = psutil.Process(pid)
+        processes = [worker, *worker.children(recursive=True)]
+        for gone_s in (2.0, 12.0):  # it comes back, and it is taken for lost before it does
+            future: concurrent.futures.Future = concurrent.futures.Future()
+            threading.Thread(
+                target=lambda future=future: future.set_result(executor.run([slow] * 8)),
+                daemon=True,
+            ).start()
+            _wait(lambda: actor.jobs)
+            time.sleep(0.3)
+            for process in processes:
+                process.suspend()
+            time.sleep(gone_s)
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.resume()
+            results = future.result(30)
+            assert {result.error for result in results} == {""}
+            assert {result.split_scores for result in results} == {expected.split_scores}
+        assert actor not in executor._actors
 
 
 @pytest.mark.slow
