@@ -59,6 +59,7 @@ class Job:
         kept_s = min(self._vitals.look(now), self.most_kept_s)
         self.most_kept_s -= kept_s
         self.cell.started_at += kept_s
+        self.execution.keep(self.split, kept_s)
 
     @property
     def is_stopped(self) -> bool:

@@ -24,7 +24,8 @@ class ExecutionResult:
       reward: mean score over the splits (Eq. 10), or `FAILURE_REWARD` if any split failed.
       split_scores: scores of the splits before the first that failed; all of them on success.
       error: `Type: message` of the first split that failed, fit for a prompt; "" on success.
-      wall_s: seconds from the start of the first process to the result, whenever that was.
+      wall_s: seconds from the start of the first process to the result, whenever that was, without
+        those in which its processes were kept from running.
       cached: whether the result was remembered and not computed this time.
       interval: 95 % interval of the reward over the scored rows, of an executor that scores the
         holdout and a body that succeeded; else None.
@@ -71,6 +72,7 @@ class Execution:
         self._errors: dict[int, str] = {}
         self._losses: collections.Counter[int] = collections.Counter()
         self._stops: collections.Counter[int] = collections.Counter()
+        self._kept_s = [0.0] * num_splits
         self._started_at: float | None = None
 
     def start(self, now: float) -> None:
@@ -98,6 +100,10 @@ class Execution:
         self._stops[split] += 1
         return self._stops[split] <= MOST_STOPS
 
+    def keep(self, split: int, kept_s: float) -> None:
+        """Notes that the process of a split was kept from running for some seconds."""
+        self._kept_s[split] += kept_s
+
     def is_wanted(self, split: int) -> bool:
         """Returns whether the outcome of a split can still matter."""
         return not self.future.done() and split < self._end()
@@ -109,7 +115,9 @@ class Execution:
     def result(self, now: float) -> ExecutionResult:
         """Returns the result of a complete execution."""
         scores = tuple(self._scores[split] for split in range(self._end()))
-        wall_s = 0.0 if self._started_at is None else now - self._started_at
+        # The first split runs before the others, which run at the same time.
+        kept_s = self._kept_s[0] + max(self._kept_s[1:], default=0.0)
+        wall_s = 0.0 if self._started_at is None else max(0.0, now - self._started_at - kept_s)
         if self._errors:
             return ExecutionResult(FAILURE_REWARD, scores, self._errors[self._end()], wall_s)
         return ExecutionResult(float(np.mean(scores)), scores, "", wall_s)

@@ -35,6 +35,15 @@ def test_the_first_failure_counts_whenever_it_comes():
     assert (result.reward, result.split_scores, result.error) == (-1.0, (0.5, 0.75), "second")
 
 
+def test_time_that_was_taken_from_the_processes_does_not_count():
+    execution = Execution(3)
+    execution.start(100.0)
+    for split, kept_s in enumerate([2.0, 1.0, 3.0]):
+        execution.keep(split, kept_s)
+        execution.score(split, 0.5)
+    assert execution.result(110.0).wall_s == 5.0
+
+
 def test_wall_time_runs_from_the_first_start():
     execution = Execution(1)
     execution.start(100.0)
