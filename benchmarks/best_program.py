@@ -5,7 +5,7 @@
 Each run gives a row of runs.csv in --output: its best reward, its mean reward without the
 environments that explore, and the reward and KL of its final policy on fresh samples. The page
 table.md holds them beside the best of as many programs of the untrained model, whose rewards are in
-docs/studies/methods/reference_rewards.csv. Without run directories the page is made again from
+docs/studies/comparison/reference_rewards.csv. Without run directories the page is made again from
 runs.csv.
 """
 
@@ -29,7 +29,7 @@ _OUTPUT = flags.DEFINE_string(
 )
 _REFERENCE = flags.DEFINE_string(
     "reference",
-    "docs/studies/methods/reference_rewards.csv",
+    "docs/studies/comparison/reference_rewards.csv",
     "Rewards of programs of the untrained model, one column for each table.",
     flag_values=_flags,
 )

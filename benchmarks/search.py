@@ -1,6 +1,6 @@
 """Searches the settings of several methods by one protocol and compares the methods with the best.
 
-    python -m benchmarks.search --protocol=docs/studies/methods/protocol.toml --jobs=2
+    python -m benchmarks.search --protocol=docs/studies/comparison/protocol.toml --jobs=2
 
 The protocol is a TOML file (`Protocol`). In its first stage every method runs the same number of
 settings, drawn from the stated ranges; later stages keep the best of the stage before, on further

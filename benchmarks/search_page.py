@@ -1,6 +1,6 @@
 """The page of a search: every table and figure of report.md, rebuilt from the rows of its runs.
 
-    python -m benchmarks.search_page --study=docs/studies/methods
+    python -m benchmarks.search_page --study=docs/studies/comparison
 
 reads `protocol.toml`, `runs.csv` and, if it is there, `reference_rewards.csv` (a column of rewards
 of the reference's programs for each data set), and writes `report.md` and its figures beside them.
@@ -26,7 +26,7 @@ from etpo_jax.runs import charts, files
 
 _flags = flags.FlagValues()
 _STUDY = flags.DEFINE_string(
-    "study", "docs/studies/methods", "Folder of the study.", flag_values=_flags
+    "study", "docs/studies/comparison", "Folder of the study.", flag_values=_flags
 )
 
 _SEARCHED = {"reward_fifth_5": "reward", "kl_fifth_5": "KL", "J": "J", "repeated": "repeated"}

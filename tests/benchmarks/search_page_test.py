@@ -174,28 +174,29 @@ def test_a_large_beta_is_the_reference_and_a_small_one_the_best_program():
 
 
 ROOT = Path(__file__).resolve().parents[2]
-STUDY = ROOT / "docs" / "studies" / "methods"
+STUDIES = ROOT / "docs" / "studies"
 
 
-def test_the_committed_page_is_that_of_the_committed_rows(tmp_path):
-    for name in ("protocol.toml", "runs.csv", "reference_rewards.csv"):
-        shutil.copy(STUDY / name, tmp_path / name)
-    search_page._flags(["search_page", f"--study={tmp_path}"])
+@pytest.mark.parametrize("name", ["comparison", "wide_search"])
+def test_the_committed_page_is_that_of_the_committed_rows(tmp_path, name):
+    shutil.copytree(STUDIES / name, tmp_path / name)
+    search_page._flags(["search_page", f"--study={tmp_path / name}"])
     assert search_page.main() == 0
-    made = (tmp_path / "report.md").read_text().replace(str(tmp_path), "docs/studies/methods")
-    assert made == (STUDY / "report.md").read_text()
+    made = (tmp_path / name / "report.md").read_text()
+    expected = (STUDIES / name / "report.md").read_text()
+    assert made.replace(str(tmp_path), "docs/studies") == expected
 
 
-def test_every_number_of_the_results_is_in_the_report():
-    report = (STUDY / "report.md").read_text()
+def test_every_number_of_the_results_is_in_a_report():
+    reports = "".join(
+        (STUDIES / name / "report.md").read_text() for name in ("comparison", "wide_search")
+    )
     text = " ".join((ROOT / "docs" / "results.md").read_text().split())
     results = text[text.index("## Results") : text.index("## Against")]
     quoted = re.findall(r"[-+]?\d[\d.]* \[[^\]()]*\]", results)
     quoted += re.findall(r"(?<![\d.])\d+\.\d{2,3}(?!\d)", results)
     assert len(quoted) > 20
-    assert [number for number in quoted if number not in report] == []
+    assert [number for number in quoted if number not in reports] == []
     readme = " ".join((ROOT / "README.md").read_text().split())
-    value, low, high = re.search(
-        r"lower by (\S+) \(95 % interval (\S+) to (\S+)\)", readme
-    ).groups()
-    assert f"-{value} [-{high}, -{low}]" in report
+    for value, low, high in re.findall(r"by (\S+) \(95 % interval (\S+) to (\S+)\)", readme):
+        assert re.search(rf"[-+]{value} \[[-+]{low}, [-+]{high}\]", reports)

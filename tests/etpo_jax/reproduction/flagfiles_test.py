@@ -79,6 +79,15 @@ def test_the_exact_etpo_differs_in_how_it_learns_only():
     }
 
 
+def test_etpo_by_path_consistency_differs_in_its_losses_and_its_replay():
+    assert difference("etpo_path", "etpo") == {
+        "critic_loss": "path",
+        "policy_loss": "tied",
+        "trust_region": 0.0,
+        "replay_size": 512,
+    }
+
+
 def test_the_authors_run_is_what_they_published():
     paper = parse("etpo_paper")
     expected = {
