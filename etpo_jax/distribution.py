@@ -12,19 +12,18 @@ MASKED = -1e9
 TILT = "tilt"
 """Entry of a `etpo_jax.roles.Role` with the coefficients theta of its tilt."""
 
-NUM_TILTS = 5
+NUM_TILTS = 10
 """Number of statistics, and of coefficients, of a tilt."""
 
 
 class TiltStatistics(NamedTuple):
-    """Constants of `tilt_statistics`, in nats of log rho.
+    """Constants of `tilt_statistics`, in nats.
 
     Attributes:
       hinges, steps: places where the statistics begin to differ from 0.
       step_width: a step falls over so many nats. A sharp edge would turn a rounding difference
         between the sampling and the training program into one by the whole coefficient.
-      lowest: all rarer tokens have the statistics of this log probability; masked tokens would
-        have -1e9.
+      lowest: everything below has the statistics of this value; masked tokens would have -1e9.
     """
 
     hinges: tuple[float, ...] = (-1.0, -2.0)
@@ -87,7 +86,7 @@ class Distribution(NamedTuple):
     ) -> Float[Array, "*b v"]:
         """`logits` within the support of the reference, with a tilt if there is one.
 
-        The distribution is proportional to exp(l(w) / temperature + theta . phi(log rho(w))), an
+        The distribution is proportional to exp(l(w) / temperature + theta . phi(w)), an
         exponential tilting of softmax(l / temperature) by the statistics phi of
         `tilt_statistics`.
 
@@ -108,15 +107,26 @@ class Distribution(NamedTuple):
         return jnp.where(reference.support_bjv, processed_bjv, MASKED)
 
 
-def tilt_statistics(log_rho: Float[Array, "*b"]) -> tuple[Float[Array, "*b"], ...]:
-    """The five sufficient statistics of a tilt: functions of a token's own log rho, none above 0.
+def tilt_statistics(log_rho_bv: Float[Array, "*b v"]) -> tuple[Float[Array, "*b v"], ...]:
+    """The ten sufficient statistics of a tilt, none above 0.
 
-    They are 0 for likely tokens and negative for rare ones, so that a positive coefficient makes
-    rare tokens rarer: min(0, log rho + 1) and min(0, log rho + 2), and steps from 0 to -1 at
-    log rho = -2, -3 and -4. Below -12 they are constant.
+    Five are functions of a token's log rho and five the same functions of log rho + H, where H is
+    the entropy of rho at the position: its negative is the token's excess surprisal, which is large
+    for a rare token where rho is sure, and small where rho spreads over many tokens (as in locally
+    typical sampling, Meister et al. 2023). The functions of x are min(0, x + 1), min(0, x + 2) and
+    steps from 0 to -1 at x = -2, -3 and -4: 0 for likely tokens and negative for rare ones, so that
+    a positive coefficient makes rare tokens rarer. Below -12 they are constant.
+
+    Args:
+      log_rho_bv: log probabilities of the whole vocabulary, `MASKED` or so outside the support.
     """
+    entropy_b1 = -jnp.sum(jnp.exp(log_rho_bv) * log_rho_bv, axis=-1, keepdims=True)
+    return (*_functions(log_rho_bv), *_functions(log_rho_bv + entropy_b1))
+
+
+def _functions(x: Float[Array, "*b v"]) -> list[Float[Array, "*b v"]]:
     of = TILT_STATISTICS
-    log_rho = jnp.maximum(log_rho, of.lowest)
-    hinges = [jnp.minimum(0.0, log_rho - edge) for edge in of.hinges]
-    steps = [jnp.clip((log_rho - edge) / of.step_width, -1.0, 0.0) for edge in of.steps]
-    return (*hinges, *steps)
+    x = jnp.maximum(x, of.lowest)
+    hinges = [jnp.minimum(0.0, x - edge) for edge in of.hinges]
+    steps = [jnp.clip((x - edge) / of.step_width, -1.0, 0.0) for edge in of.steps]
+    return [*hinges, *steps]

@@ -100,7 +100,7 @@ class FinetuneConfig(Section):
         "bfloat16 with stochastic rounding (the default is float32; adapters and the target critic "
         "are always float32), lora:rank=16,alpha=32,targets=q+v names the sizes of the adapters "
         f"and the kernels that have one, among {'+'.join(TARGETS)}. tilt=0.03, for either, trains "
-        "five numbers that tilt every distribution by functions of the reference's probabilities, "
+        "ten numbers that tilt every distribution by functions of the reference's probabilities, "
         "with this learning rate (docs/algorithm.md); 0 is none.",
     )
     microbatch_size: int = option(

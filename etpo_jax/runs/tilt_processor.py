@@ -52,15 +52,18 @@ class TiltProcessor(LogitsProcessor):
         most = probabilities.max(-1, keepdim=True).values
         support = probabilities >= most.clamp(max=self._threshold)
         log_rho = rho.masked_fill(~support, MASKED).log_softmax(-1)
-        log_rho = log_rho.clamp(min=self._statistics["lowest"])
-        edges = self._statistics["hinges"]
-        statistics = [(log_rho - edge).clamp(max=0.0) for edge in edges]
-        width = self._statistics["step_width"]
-        for edge in self._statistics["steps"]:
-            statistics.append(((log_rho - edge) / width).clamp(-1.0, 0.0))
+        entropy = -(log_rho.exp() * log_rho).sum(-1, keepdim=True)
+        statistics = [*self._functions(log_rho), *self._functions(log_rho + entropy)]
         tilt = sum(c * s for c, s in zip(self._coefficients, statistics, strict=True))
         scores = scores.float() + self.temperature * tilt
         return scores.masked_fill(~support, MASKED)
+
+    def _functions(self, x):
+        x = x.clamp(min=self._statistics["lowest"])
+        width = self._statistics["step_width"]
+        hinges = [(x - edge).clamp(max=0.0) for edge in self._statistics["hinges"]]
+        steps = [((x - edge) / width).clamp(-1.0, 0.0) for edge in self._statistics["steps"]]
+        return [*hinges, *steps]
 
     def _reference_logits(self, input_ids):
         """The reference's logits after the last token; whole sequences, without a cache."""

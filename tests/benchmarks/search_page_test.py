@@ -177,7 +177,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STUDIES = ROOT / "docs" / "studies"
 
 
-@pytest.mark.parametrize("name", ["comparison", "wide_search"])
+@pytest.mark.parametrize("name", ["comparison", "first_tilt", "wide_search"])
 def test_the_committed_page_is_that_of_the_committed_rows(tmp_path, name):
     shutil.copytree(STUDIES / name, tmp_path / name)
     search_page._flags(["search_page", f"--study={tmp_path / name}"])
@@ -189,7 +189,7 @@ def test_the_committed_page_is_that_of_the_committed_rows(tmp_path, name):
 
 def test_every_number_of_the_results_is_in_a_report():
     reports = "".join(
-        (STUDIES / name / "report.md").read_text() for name in ("comparison", "wide_search")
+        (STUDIES / name / "report.md").read_text() for name in ("comparison", "first_tilt", "wide_search")
     )
     text = " ".join((ROOT / "docs" / "results.md").read_text().split())
     results = text[text.index("## Results") : text.index("## Against")]

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+import scipy.stats
 
 from etpo_jax.distribution import NUM_TILTS, Distribution, tilt_statistics
 
 V = 41
-COEFFICIENTS = np.array([0.3, -0.2, 1.1, 0.4, -0.7])
+COEFFICIENTS = np.array([0.3, -0.2, 1.1, 0.4, -0.7, -0.6, 0.8, 0.5, -0.9, 1.3])
 
 
 def logits(seed, scale=2.5):
@@ -19,10 +20,14 @@ def logits(seed, scale=2.5):
 def statistics(log_rho):
     """The statistics as `tilt_statistics` describes them, one token at a time."""
     found = np.zeros((*log_rho.shape, NUM_TILTS))
-    for index, value in np.ndenumerate(log_rho):
-        value = max(value, -12.0)
-        ramps = [np.interp(value, [edge - 0.25, edge], [-1.0, 0.0]) for edge in (-2, -3, -4)]
-        found[index] = [min(0.0, value + 1), min(0.0, value + 2), *ramps]
+    entropy = scipy.stats.entropy(np.exp(log_rho), axis=-1)
+    for index, log_prob in np.ndenumerate(log_rho):
+        values = []
+        for value in (log_prob, log_prob + entropy[index[:-1]]):
+            value = max(value, -12.0)
+            ramps = [np.interp(value, [edge - 0.25, edge], [-1.0, 0.0]) for edge in (-2, -3, -4)]
+            values += [min(0.0, value + 1), min(0.0, value + 2), *ramps]
+        found[index] = values
     return found
 
 
@@ -78,8 +83,17 @@ def test_the_gradient_is_the_statistic_less_its_mean():
 
 
 def test_statistics_of_the_rarest_tokens_are_bounded():
-    found = np.array(tilt_statistics(jnp.array([0.0, -1.0, -2.0, -12.0, -40.0, -1e9])))
-    np.testing.assert_array_equal(found[:, :2], 0.0)
-    np.testing.assert_array_equal(found[:, 2], [-1.0, 0.0, 0.0, 0.0, 0.0])
-    for column in (3, 4, 5):
-        np.testing.assert_array_equal(found[:, column], [-11.0, -10.0, -1.0, -1.0, -1.0])
+    # One token has all the probability: the entropy is 0 and both halves agree.
+    found = np.array(tilt_statistics(jnp.array([0.0, -1e3, -1e9])))
+    for half in (found[:5], found[5:]):
+        np.testing.assert_array_equal(half[:, 0], 0.0)
+        for column in (1, 2):
+            np.testing.assert_array_equal(half[:, column], [-11.0, -10.0, -1.0, -1.0, -1.0])
+
+
+def test_a_rare_token_is_typical_where_the_reference_is_unsure():
+    flat = np.array(tilt_statistics(jnp.full(20, -np.log(20.0))))
+    sure = np.array(tilt_statistics(jnp.log(jnp.array([0.95, 0.05]))))
+    np.testing.assert_allclose(flat[:5, 0], sure[:5, 1], atol=1e-5)
+    np.testing.assert_allclose(flat[5:, 0], 0.0, atol=1e-5)
+    assert sure[5, 1] < -1.5

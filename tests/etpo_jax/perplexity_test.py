@@ -106,7 +106,7 @@ def test_overlapping_windows_see_their_own_context_only(networks, base):
 
 
 def test_a_tilted_policy_is_measured_with_its_tilt(networks, base, scorer):
-    (ids,), theta = random_ids(9), np.array([0.5, 0.2, 0.9, -0.4, 0.3], np.float32)
+    (ids,), theta = random_ids(9), np.linspace(-0.4, 0.9, 10, dtype=np.float32)
     tokens = np.array(ids)[None]
     logits = models.apply(networks.model, base, tokens, np.arange(9)[None], tokens >= 0)[0]
     log_rho = np.asarray(jax.nn.log_softmax(logits))

@@ -17,6 +17,7 @@ from etpo_jax.algorithms.base import Hyperparameters
 from etpo_jax.build import Language
 from etpo_jax.config import Config
 from etpo_jax.devices.mesh import build_mesh
+from etpo_jax.distribution import NUM_TILTS
 from etpo_jax.runs.checkpoint import Checkpoints, read_role
 from tests.etpo_jax.algorithms import algorithms_test
 from tests.models.small import perturbed
@@ -136,7 +137,7 @@ def test_its_gradients_are_those_of_finite_differences(language, name):
     for loss, gradient in found.items():
         shift = "critic_shift" if loss == "critic_loss" and name != "policy" else "policy_shift"
         expected = []
-        for direction in 0.05 * np.eye(5, dtype=np.float32):
+        for direction in 0.05 * np.eye(NUM_TILTS, dtype=np.float32):
             ends = [
                 float(take_step(algorithm, config, batch, **{shift: way * direction})[1][loss])
                 for way in (-1, 1)
