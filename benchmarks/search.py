@@ -90,6 +90,8 @@ class Protocol:
       methods: name of a method to its `flags` and further `ranges`; one with `searched = false` has
         its flags alone.
       stages: in the order in which they run.
+      before: folder, relative to the protocol's, of an earlier study with the same draws, whose
+        runs the page compares with these; "" for none.
     """
 
     seed: int
@@ -99,6 +101,7 @@ class Protocol:
     ranges: Mapping[str, Mapping[str, Sequence]]
     methods: Mapping[str, Mapping[str, Any]]
     stages: Sequence[Stage]
+    before: str = ""
 
     @classmethod
     def read(cls, path: Path) -> Self:

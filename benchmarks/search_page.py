@@ -57,6 +57,9 @@ def main() -> int:
         _save(frontiers.settings(protocol, drawn, rewards), folder / "settings.svg")
         parts.append(f"### Settings of the search\n\n![Settings](settings.svg)\n\n{_SETTINGS}")
         parts += [across(protocol, drawn).markdown(), contrasts(protocol, drawn).markdown()]
+    if protocol.before:
+        earlier = search.read_rows(folder / protocol.before / "runs.csv", protocol)
+        parts.append(before(protocol, rows, earlier).markdown())
     found = evaluated(protocol, rows)
     if found:
         parts += [methods(found, protocol).markdown(), by_dataset(found, protocol).markdown()]
@@ -191,6 +194,27 @@ def _contrast(before: pd.Series, after: pd.Series) -> str:
     # With the sign of one group turned, the mean over all groups is half the difference.
     found = statistics.mean([*(-part for part in split(before)), *split(after)])
     return statistics.Estimate(2 * found.value, 2 * found.low, 2 * found.high).text("+.3f")
+
+
+def before(protocol: Protocol, rows: pd.DataFrame, earlier: pd.DataFrame) -> Table:
+    """What changed since an earlier study: the same settings, data sets and seeds, run by run."""
+    keys = ["algorithm", "dataset", "seed", *protocol.setting_names]
+    beta0 = float(np.mean(protocol.criterion_betas))
+    both = rows.merge(earlier, on=keys, suffixes=("", "_before"))
+    lines = []
+    for method in searched_methods(protocol, both):
+        pairs = both[both.algorithm == method].set_index("dataset")
+        change = {n: pairs[n] - pairs[f"{n}_before"] for n in _SEARCHED if n != "J"}
+        change["J"] = change["reward_fifth_5"] - beta0 * change["kl_fifth_5"]
+        cells = [mean_text(split(change[name]), "+.3f") for name in _SEARCHED]
+        lines.append([method, str(len(pairs)), *cells])
+    notes = [
+        f"Runs of this study less those of [{protocol.before}]({protocol.before}/report.md) with "
+        "the same setting, data set and seed: means over data sets, with 95 % t intervals over "
+        "runs."
+    ]
+    header = ["method", "pairs", *_SEARCHED.values()]
+    return Table("before", "Change since the earlier study", header, lines, notes)
 
 
 def evaluated(protocol: Protocol, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:

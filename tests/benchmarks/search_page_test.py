@@ -102,6 +102,20 @@ def test_methods_and_flags_over_all_settings_of_the_search(study):
     assert flags.rows[0][:4] == ["a", "top_k", "2 less 1", "+0.001"]
 
 
+def test_the_change_since_an_earlier_study_is_of_the_runs_that_both_have(study):
+    _, protocol, rows = study
+    shift = {"a": 0.2, "b": 0.0}
+    earlier = rows[rows.seed == 100].iloc[::-1]
+    earlier = earlier.assign(
+        reward_fifth_5=earlier.reward_fifth_5 - earlier.algorithm.map(shift),
+        kl_fifth_5=earlier.kl_fifth_5 + 0.5,
+    )
+    table = search_page.before(protocol, rows, earlier)
+    assert [line[:2] for line in table.rows] == [["a", "2"], ["b", "2"]]
+    found = cells(table, "a")
+    assert [found[name] for name in ("reward", "KL", "J")] == ["+0.200", "-0.500", "+0.250"]
+
+
 def test_evaluation_by_hand(study):
     _, protocol, rows = study
     table = search_page.methods(search_page.evaluated(protocol, rows), protocol)
@@ -175,9 +189,10 @@ def test_a_large_beta_is_the_reference_and_a_small_one_the_best_program():
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = ROOT / "docs" / "studies"
+NAMES = ["comparison", "first_tilt", "wide_search"]
 
 
-@pytest.mark.parametrize("name", ["comparison", "first_tilt", "wide_search"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_committed_page_is_that_of_the_committed_rows(tmp_path, name):
     shutil.copytree(STUDIES / name, tmp_path / name)
     search_page._flags(["search_page", f"--study={tmp_path / name}"])
@@ -188,10 +203,7 @@ def test_the_committed_page_is_that_of_the_committed_rows(tmp_path, name):
 
 
 def test_every_number_of_the_results_is_in_a_report():
-    reports = "".join(
-        (STUDIES / name / "report.md").read_text()
-        for name in ("comparison", "first_tilt", "wide_search")
-    )
+    reports = "".join((STUDIES / name / "report.md").read_text() for name in NAMES)
     text = " ".join((ROOT / "docs" / "results.md").read_text().split())
     results = text[text.index("## Results") : text.index("## Against")]
     quoted = re.findall(r"[-+]?\d[\d.]* \[[^\]()]*\]", results)
