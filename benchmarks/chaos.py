@@ -1,7 +1,9 @@
 """Faults at seeded instants of a training run, each followed by a resume that must lose nothing.
 
-    nice python -m benchmarks.chaos --faults=60 --output=chaos.md
+    nice python -m benchmarks.chaos --faults=48 --records=chaos.jsonl --output=chaos.md
     nice python -m benchmarks.chaos --faults=9        # one of each kind, as in CI
+
+Faults are added to those that the records hold, and the table is about all of them.
 
 Runs of the stand-in model are hit again and again until they have ended, and then compared with one
 that nothing has disturbed: `metrics.jsonl` and `episodes.jsonl` without times, the best programs,
@@ -12,14 +14,15 @@ code is 1 if a fault was not survived. A kind that this machine cannot make is n
 
 import collections
 import dataclasses
+import itertools
 import random
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import flags
 
@@ -28,17 +31,24 @@ from benchmarks.chaos_faults import Kind
 from env import command_line
 from env.base import UsageError
 from etpo_jax.devices import host_link
+from etpo_jax.runs import directory
 
 _flags = flags.FlagValues()
 _FAULTS = flags.DEFINE_integer(
-    "faults", 60, "Number of faults, of all kinds in turn.", lower_bound=1, flag_values=_flags
+    "faults", 48, "Number of faults, of all kinds in turn.", lower_bound=0, flag_values=_flags
+)
+_MINUTES = flags.DEFINE_float(
+    "minutes", 600.0, "Time after which no further fault is begun.", flag_values=_flags
 )
 _KINDS = flags.DEFINE_list(
-    "kinds", [], "Parts of the names of kinds of faults; all by default.", flag_values=_flags
+    "kinds", [], "Names of the kinds of faults; all by default.", flag_values=_flags
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of kinds and instants.", flag_values=_flags)
 _FOLDER = flags.DEFINE_string(
     "folder", None, "Folder for the runs; by default a new one, removed after.", flag_values=_flags
+)
+_RECORDS = flags.DEFINE_string(
+    "records", None, "File of JSON lines that keeps the faults of all calls.", flag_values=_flags
 )
 _OUTPUT = flags.DEFINE_string(
     "output", None, "File that gets the table; printed in any case.", flag_values=_flags
@@ -84,7 +94,7 @@ class Chain:
         """Makes the uninterrupted run.
 
         Args:
-          folder: a new folder for everything.
+          folder: folder for everything; an uninterrupted run that it holds is used again.
           num_hosts: processes of each run.
           flags: settings of each run.
           cache: folder of compiled programs.
@@ -93,7 +103,11 @@ class Chain:
         self._flags = [*chaos_runs.SETTINGS, f"--reward_cache={folder / 'rewards'}", *flags]
         self._home, self._reference = folder / "run", folder / "uninterrupted"
         self._outcomes: list[Outcome] = []
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self._home, ignore_errors=True)
+        if (self._reference / directory.FINISHED).exists():
+            return
+        shutil.rmtree(self._reference, ignore_errors=True)
         if problems := self._finish(self._reference):
             raise UsageError(f"the uninterrupted run: {'; '.join(problems)}")
 
@@ -178,38 +192,45 @@ class Chain:
 
 
 def main() -> int:
-    """Lets all faults happen and returns the exit code."""
+    """Lets faults happen, prints the table and returns the exit code."""
     kinds = _chosen_kinds()
-    rng = random.Random(_SEED.value)
-    results = records.beside(_OUTPUT.value)
-    outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
-        folder = Path(_FOLDER.value or temporary).absolute()
-        chains: dict[tuple, Chain] = {}
-        started = time.monotonic()
-        for number in range(_FAULTS.value):
-            kind = kinds[number % len(kinds)]
-            key = (kind.num_hosts, kind.flags if kind.num_hosts > 1 else ())
-            if key not in chains:
-                chains[key] = Chain(folder / f"chain{len(chains)}", *key, folder / "compiled")
-            outcomes += chains[key].suffer(kind, rng)
-        for chain in chains.values():
-            outcomes += chain.end()
-    for outcome in outcomes:
-        results.add(**dataclasses.asdict(outcome))
-    text = _table(outcomes, time.monotonic() - started)
+        path = Path(_RECORDS.value or Path(temporary) / "records.jsonl")
+        _suffer(kinds, Path(_FOLDER.value or temporary).absolute(), records.Records(path))
+        found = records.read(path) if path.exists() else []
+    text = _table(found)
     print(f"\n{text}")
     if _OUTPUT.value:
         Path(_OUTPUT.value).write_text(text)
-    return 1 if any(outcome.problems for outcome in outcomes) else 0
+    return 1 if any(row["problems"] for row in found) else 0
+
+
+def _suffer(kinds: Sequence[Kind], folder: Path, results: records.Records) -> None:
+    """Lets all faults happen; each is recorded once the run that it hit has ended."""
+    rng = random.Random(_SEED.value)
+    ends_at = time.monotonic() + 60.0 * _MINUTES.value
+    chains: dict[tuple, Chain] = {}
+    for kind in _in_turn(kinds, _FAULTS.value):
+        if time.monotonic() > ends_at:
+            break
+        key = (kind.num_hosts, kind.flags if kind.num_hosts > 1 else ())
+        if key not in chains:
+            chains[key] = Chain(folder / f"hosts{kind.num_hosts}", *key, folder / "compiled")
+        for outcome in chains[key].suffer(kind, rng):
+            results.add(**dataclasses.asdict(outcome))
+    for chain in chains.values():
+        for outcome in chain.end():
+            results.add(**dataclasses.asdict(outcome))
+
+
+def _in_turn(kinds: Sequence[Kind], count: int) -> list[Kind]:
+    """So many faults: of all kinds, then of those that hit one process, and so on."""
+    alone = [kind for kind in kinds if kind.num_hosts == 1]
+    return list(itertools.islice(itertools.cycle([*kinds, *alone]), count))
 
 
 def _chosen_kinds() -> list[Kind]:
-    wanted = [
-        kind
-        for kind in chaos_faults.KINDS
-        if not _KINDS.value or any(text in kind.name for text in _KINDS.value)
-    ]
+    wanted = [kind for kind in chaos_faults.KINDS if not _KINDS.value or kind.name in _KINDS.value]
     found = []
     for kind in wanted:
         if reason := kind.obstacle():
@@ -260,24 +281,24 @@ def _last_line(file: Path) -> str:
     return (file.read_text().strip().splitlines() or [""])[-1]
 
 
-def _table(outcomes: Sequence[Outcome], seconds: float) -> str:
+def _table(outcomes: Sequence[Mapping[str, Any]]) -> str:
     by_kind = collections.defaultdict(list)
     for outcome in outcomes:
-        by_kind[outcome.kind].append(outcome)
+        by_kind[outcome["kind"]].append(outcome)
     by_kind["all"] = list(outcomes)
     lines = [_HEAD, _RULE]
     for name, found in by_kind.items():
-        codes = sorted({code for outcome in found for code in outcome.codes})
+        codes = sorted({code for outcome in found for code in outcome["codes"]})
         cells = (
             name,
             len(found),
-            sum(not outcome.problems for outcome in found),
-            max(outcome.lost for outcome in found),
+            sum(not outcome["problems"] for outcome in found),
+            max((outcome["lost"] for outcome in found), default=0),
             ", ".join(map(str, codes)),
-            f"{max(outcome.end_s for outcome in found):.1f}",
+            f"{max((outcome['end_s'] for outcome in found), default=0.0):.1f}",
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join([*lines, "", f"{len(outcomes)} faults in {seconds / 60:.0f} minutes.", ""])
+    return "\n".join([*lines, ""])
 
 
 def run() -> NoReturn:

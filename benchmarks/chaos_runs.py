@@ -38,7 +38,7 @@ _OF_THE_MACHINE = frozenset(
     {"generate_s", "execute_s", "update_s", "tokens_per_s", "wall_s", "cached"}
     | {"reward_cache_hit_rate"}
 )
-_END_S = 240.0  # in which a run ends that nothing disturbs any more
+_END_S = 1800.0  # in which a run ends that nothing disturbs any more, on the busiest machine
 _ORPHANS_S = 10.0
 _POLL_S = 0.002
 

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 from absl import flags
@@ -26,14 +27,21 @@ from env.sandbox import seccomp
 from env.sandbox.confinement import DYNAMIC_USERS
 from tests.env.attacks import ATTACKS, BENIGN_BODY
 
+_flags = flags.FlagValues()
 _NUM_EXECUTIONS = flags.DEFINE_integer(
-    "num_executions", 20_000, "Number of programs.", lower_bound=200
+    "num_executions", 20_000, "Number of programs.", lower_bound=200, flag_values=_flags
 )
 _NUM_WORKERS = flags.DEFINE_integer(
-    "num_workers", os.cpu_count() or 1, "Programs that run at the same time.", lower_bound=1
+    "num_workers",
+    os.cpu_count() or 1,
+    "Programs that run at the same time.",
+    lower_bound=1,
+    flag_values=_flags,
 )
-_ISOLATION = flags.DEFINE_enum("isolation", "auto", CHOICES[:-1], "Isolation tier of the programs.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the order of programs.")
+_ISOLATION = flags.DEFINE_enum(
+    "isolation", "auto", CHOICES[:-1], "Isolation tier of the programs.", flag_values=_flags
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the order of programs.", flag_values=_flags)
 
 _MAX_REPORTS = 20
 _EXECUTIONS_PER_REPORT = 50  # at least
@@ -99,7 +107,7 @@ def main() -> int:
             rate = (report + 1) * len(bodies) / (time.monotonic() - start)
             print(f"{(report + 1) * len(bodies):7d}  {rate:5.1f}/s  {history[-1]}", flush=True)
     problems = [f"{wrong} benign programs had another score than at first"] if wrong else []
-    problems += _growth(history[num_reports // 4], history[-1])
+    problems += grown(history[num_reports // 4], history[-1])
     for problem in problems:
         print(f"GROWN: {problem}")
     print("nothing has grown" if not problems else "")
@@ -124,9 +132,10 @@ def _hostile_bodies() -> list[str]:
     return [attack.body(values) for attack in ATTACKS if not attack.is_slow]
 
 
-def _growth(early: Figures, late: Figures) -> list[str]:
+def grown(early: Any, late: Any) -> list[str]:
+    """Figures of a dataclass that have grown; those in bytes may grow by a little."""
     problems = []
-    for field in dataclasses.fields(Figures):
+    for field in dataclasses.fields(early):
         before, after = getattr(early, field.name), getattr(late, field.name)
         allowed = _MAX_GROWTH_BYTES if field.name.endswith("_bytes") else 0
         if after > before + allowed:
@@ -165,4 +174,4 @@ def _is_from_a_program(path: Path) -> bool:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, flag_values=_flags)

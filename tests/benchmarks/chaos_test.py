@@ -1,5 +1,6 @@
 """The judge of faults: what it calls equal, lost and wrong. `make chaos` makes real faults."""
 
+import dataclasses
 import random
 import subprocess
 import sys
@@ -106,6 +107,12 @@ def test_complaints_name_what_a_process_should_not_have_done(host):
 def test_the_table_counts_by_kind():
     good = chaos.Outcome("SIGTERM", "", (143,), 0, 1.0, False, ())
     bad = chaos.Outcome("SIGTERM", "", (1,), 2, 3.0, False, ("2 updates lost",))
-    table = chaos._table([good, bad], 120.0)
+    table = chaos._table([dataclasses.asdict(outcome) for outcome in (good, bad)])
     assert "| SIGTERM | 2 | 1 | 2 | 1, 143 | 3.0 |" in table
-    assert "2 faults in 2 minutes." in table
+    assert "| all | 0 | 0 | 0 |" in chaos._table([])
+
+
+def test_every_second_round_leaves_several_hosts_out():
+    kinds = chaos._in_turn(chaos_faults.KINDS, 48)
+    assert set(kinds[:9]) == set(chaos_faults.KINDS)
+    assert sum(kind.num_hosts > 1 for kind in kinds) == 6

@@ -6,7 +6,7 @@ import sys
 
 def test_executions_leave_nothing_behind():
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.soak", "--num_executions=250"],
+        [sys.executable, "-m", "benchmarks.soak", "--num_executions=200"],
         capture_output=True,
         text=True,
         check=False,

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
@@ -12,9 +11,8 @@ import time
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
-# Compiled programs outlive the session, so that running the tests again is quick.
-CACHE = ROOT / ".pytest_cache" / "compiled"
+from tests.etpo_jax.programs import ROOT, close, environment, run
+
 # One length bucket: one compilation of each program.
 SMALL = (
     "--num_env_steps=20",
@@ -39,12 +37,8 @@ OF_THE_MACHINE = (
 )
 
 
-def command(*arguments, program="train"):
-    return [sys.executable, "-m", f"etpo_jax.{program}", *map(str, arguments)]
-
-
-def environment():
-    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
+def command(*arguments):
+    return [sys.executable, "-m", "etpo_jax.train", *map(str, arguments)]
 
 
 def start(*arguments):
@@ -58,20 +52,10 @@ def start(*arguments):
     )
 
 
-def complete(words):
-    return subprocess.run(
-        words,
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-def run(*arguments, program="train"):
-    return complete(command(*arguments, program=program))
+@pytest.fixture(scope="module", autouse=True)
+def programs():
+    yield
+    close()
 
 
 def rows(path):
@@ -339,46 +323,21 @@ BAD = {
 }
 
 
-# The program with each list of arguments, in a process of its own that need not import anything.
-EACH = """
-import json, os, runpy, sys
-from etpo_jax import build, loop, plan
-from etpo_jax.acting import external
-from etpo_jax import trainer
-from etpo_jax.runs import report
-outcomes = []
-for number, arguments in enumerate(json.loads(sys.argv[1])):
-    if not (child := os.fork()):
-        for descriptor in (1, 2):
-            path = f"{sys.argv[2]}/{number}.{descriptor}"
-            os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), descriptor)
-        sys.argv[1:] = arguments
-        runpy.run_module("etpo_jax.train", run_name="__main__", alter_sys=True)
-        os._exit(0)
-    outcomes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-print(json.dumps(outcomes))
-"""
-
-
 @pytest.fixture(scope="module")
 def refusals(tmp_path_factory):
-    """Exit code and standard error of each bad input."""
+    """The completed process of each bad input."""
     folder = tmp_path_factory.mktemp("bad")
-    calls = [
-        [text.replace("X", str(folder / f"run{number}"), 1) for text in arguments]
-        for number, (arguments, _) in enumerate(BAD.values())
-    ]
-    result = complete([sys.executable, "-c", EACH, json.dumps(calls), str(folder)])
-    assert result.returncode == 0, result.stderr
-    texts = [(folder / f"{number}.2").read_text() for number in range(len(BAD))]
-    return dict(zip(BAD, zip(json.loads(result.stdout), texts, strict=True), strict=True))
+    return {
+        name: run(*(text.replace("X", str(folder / f"run{number}"), 1) for text in arguments))
+        for number, (name, (arguments, _)) in enumerate(BAD.items())
+    }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_clear_line(name, refusals):
-    code, text = refusals[name]
-    assert code == 2, text
-    (line,) = text.strip().splitlines()
+    result = refusals[name]
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.strip().splitlines()
     assert line.startswith("error: ")
     assert BAD[name][1] in line
 
@@ -450,14 +409,14 @@ def small_disk(tmp_path):
 
 def test_a_disk_that_is_too_small_is_refused_and_one_that_fills_up_is_one_line(small_disk):
     path, filler = small_disk / "run", small_disk / "filler"
-    endless = command(f"--run_dir={path}", *SMALL, "--num_env_steps=1000000")
-    result = complete(endless)
+    endless = (f"--run_dir={path}", *SMALL, "--num_env_steps=1000000")
+    result = run(*endless)
     assert result.returncode == 2, result.stdout + result.stderr
     (line,) = result.stderr.strip().splitlines()
     assert "checkpoints need " in line
     subprocess.run(["mount", "-o", "remount,size=64M", str(small_disk)], check=True)
     with subprocess.Popen(
-        endless,
+        command(*endless),
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.DEVNULL,
