@@ -30,7 +30,7 @@ class AuthorsStages:
         """Reads the model in a Hugging Face folder four times."""
         transformers.utils.logging.disable_progress_bar()
         dtype = getattr(torch, config.model.compute_dtype)
-        load = transformers.AutoModelForCausalLM.from_pretrained
+        load: Any = transformers.AutoModelForCausalLM.from_pretrained
         self._reference = load(folder, dtype=dtype, attn_implementation="sdpa").to(device).eval()
         self._policy, self._critic = (copy.deepcopy(self._reference) for _ in range(2))
         self._target = copy.deepcopy(self._reference)

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-import psutil  # type: ignore[import-untyped]
+import psutil
 from orbax.checkpoint import v1 as ocp
 
 from etpo_jax.runs import checkpoint, directory, files

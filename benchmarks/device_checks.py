@@ -135,7 +135,7 @@ class AttentionCase:
         @jax.jit
         def values(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
             output, back = jax.vjp(
-                lambda *qkv: attend(*qkv, visible, implementation=implementation), q, k, v
+                lambda q, k, v: attend(q, k, v, visible, implementation=implementation), q, k, v
             )
             real = jnp.where(self._mask_bs[:, :, None, None], output, 0)
             return real, *back(self._cotangent.astype(output.dtype))

@@ -196,12 +196,12 @@ def _hugging_face(torch: Any, peers: list[str], config: DecoderConfig, params: A
     with tempfile.TemporaryDirectory() as folder:
         models.save(folder, config, params)
         for name in peers:
-            networks[name] = transformers.AutoModelForCausalLM.from_pretrained(
+            network: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
                 attn_implementation="eager" if name == "eager" else "sdpa",
                 dtype=getattr(torch, _DTYPE.value),
             )
-            networks[name] = networks[name].to(_torch_device()).eval()
+            networks[name] = network.to(_torch_device()).eval()
     tokens_bs = np.arange(3, 19, dtype=np.int32)[None]
     position_bs, mask_bs = np.arange(16, dtype=np.int32)[None], np.ones((1, 16), np.bool_)
     network = models.Decoder(config, dtype=jnp.dtype(_DTYPE.value), precision="highest")

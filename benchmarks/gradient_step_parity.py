@@ -143,7 +143,7 @@ def _make_batch(
     action_mask_bj = np.arange(action) < lengths(action)
     # Around the probability of a random token, so that Retrace clips some ratios.
     log_probs_bj = rng.uniform(-0.5, 0.5, action_mask_bj.shape) - math.log(vocabulary)
-    arrays = {
+    arrays: dict[str, Any] = {
         "prompt_tokens_bp": tokens(prompt),
         "prompt_mask_bp": prompt_mask_bp,
         "action_tokens_bj": tokens(action),
@@ -228,4 +228,4 @@ def _relative(actual: Any, expected: Any, floor: float = 0.0) -> float:
     actual, expected = np.asarray(actual), np.asarray(expected)
     if actual.shape != expected.shape:
         return math.inf
-    return float(np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), floor))
+    return float(np.linalg.norm(actual - expected) / max(float(np.linalg.norm(expected)), floor))

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 from absl import flags
 
 from benchmarks import soak
@@ -34,7 +34,7 @@ _OUTPUT = flags.DEFINE_string(
 _NUM_ENVS = 4
 REPORTS = 16
 """Number of measurements of a run."""
-_SETTINGS = {
+_SETTINGS: dict[str, Any] = {
     "dataset": "toy",
     "model": "tiny",
     "num_envs": _NUM_ENVS,
@@ -92,8 +92,8 @@ class Watch:
         log_bytes = sum(
             (self._path / name).stat().st_size for name in (directory.METRICS, directory.EPISODES)
         )
-        cells = (row["update"], f"{found.own_bytes / 1e6:.1f}", found.descriptors, found.threads)
-        cells += (found.processes, found.files, f"{log_bytes / 1e6:.2f}")
+        counts = (found.descriptors, found.threads, found.processes, found.files)
+        cells = [row["update"], f"{found.own_bytes / 1e6:.1f}", *counts, f"{log_bytes / 1e6:.2f}"]
         self.lines.append(f"| {' | '.join(map(str, cells))} |")
         print(self.lines[-1], flush=True)
 

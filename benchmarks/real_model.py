@@ -10,7 +10,7 @@ writes `updates.csv` (the rows of `metrics.jsonl`), `programs.csv` (every execut
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def _write_csv(
-    path: Path, rows_by_run: dict[str, Sequence[files.Row]], fields: Sequence[str]
+    path: Path, rows_by_run: Mapping[str, Sequence[files.Row]], fields: Sequence[str]
 ) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, ("run", *fields), extrasaction="ignore", lineterminator="\n")
@@ -84,11 +84,7 @@ def _fifths(logs: dict[str, RunLog], programs: dict[str, list[files.Row]]) -> st
                 )
             )
         minutes = (
-            sum(
-                sum(files.to_number(row[f"{part}_s"]) for part in _PARTS)
-                for row in logs[name].metrics
-            )
-            / 60
+            sum(sum(float(row[f"{part}_s"]) for part in _PARTS) for row in logs[name].metrics) / 60
         )
         rows.append(
             (
