@@ -28,6 +28,7 @@ class Checkpoints:
     def __init__(self, path: Path, keep: int):
         training = ocp.training
         self._newest: int | None = None
+        self._saving: Any = None
         self._write_s: float | None = None
         self._context = contextlib.ExitStack()
         logger = logging.getLogger("absl")
@@ -63,8 +64,9 @@ class Checkpoints:
         self, update: int, state: Any, replay: dict[str, np.ndarray], host: dict[str, Any]
     ) -> None:
         """Starts to write a checkpoint; the arrays may be donated once this call returns."""
+        self._end_save()
         self._newest, self._write_s = update, None
-        self._checkpointer.save_checkpointables_async(
+        self._saving = self._checkpointer.save_checkpointables_async(
             update, {"state": state, "replay": replay, "host": host}
         )
 
@@ -87,7 +89,14 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until every checkpoint that was started is committed."""
+        self._end_save()
         self._checkpointer.wait()
+
+    def _end_save(self) -> None:
+        """Takes the outcome of the save before: else orbax keeps its thread and three files."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
 
     def __enter__(self) -> Self:
         return self

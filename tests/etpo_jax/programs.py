@@ -15,7 +15,7 @@ import tempfile
 ROOT = pathlib.Path(__file__).parent.parent.parent
 # Compiled programs outlive the session, so that running the tests again is quick.
 CACHE = ROOT / ".pytest_cache" / "compiled"
-TIMEOUT_S = 300
+TIMEOUT_S = 600
 
 _SERVER = """
 import json, os, runpy, sys, warnings
