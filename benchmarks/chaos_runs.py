@@ -17,6 +17,7 @@ import psutil
 from orbax.checkpoint import v1 as ocp
 
 from etpo_jax.runs import checkpoint, directory, files
+from tests.etpo_jax.runs import events
 
 NUM_UPDATES = 12
 NUM_ENVS = 4
@@ -38,7 +39,7 @@ _OF_THE_MACHINE = frozenset(
     {"generate_s", "execute_s", "update_s", "tokens_per_s", "wall_s", "cached"}
     | {"reward_cache_hit_rate"}
 )
-_END_S = 1800.0  # in which a run ends that nothing disturbs any more, on the busiest machine
+_END_S = 600.0  # in which a run ends that nothing disturbs any more
 _ORPHANS_S = 10.0
 _POLL_S = 0.002
 
@@ -180,6 +181,9 @@ def differences(run_path: Path, reference: Path, *, is_whole: bool) -> list[str]
             found.append(f"{name} differs")
     if not _are_equal(_arrays(run_path), _arrays(reference)):
         found.append("the last checkpoint differs")
+    steps = [(step, name) for step, name, _ in events.scalars(run_path)]
+    if sorted(steps) != sorted({(step, name) for step, name, _ in events.scalars(reference)}):
+        found.append("TensorBoard's events differ")
     return found
 
 

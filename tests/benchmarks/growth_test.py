@@ -35,3 +35,8 @@ def test_a_run_is_measured_at_intervals(tmp_path):
     assert figures.files == 2  # files of trackers are counted by nobody
     assert figures.own_bytes > 10**7
     assert watch.lines[-1].startswith("| 2 | ")
+
+
+def test_the_highest_of_each_figure_is_the_measure():
+    other = dataclasses.replace(EARLY, files=25, threads=7)
+    assert growth.highest([EARLY, other]) == dataclasses.replace(EARLY, files=25)

@@ -2,19 +2,18 @@
 
 import math
 import os
-import struct
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from etpo_jax.runs import directory
 from etpo_jax.runs.tensorboard import TensorBoard
 from etpo_jax.runs.tracked_run import BestProgram, TrackedRun
 from tests.etpo_jax.runs import tracked_runs
+from tests.etpo_jax.runs.events import scalars, values
 
 
 @pytest.fixture
@@ -22,31 +21,10 @@ def run(tmp_path: Path) -> TrackedRun:
     return tracked_runs.begin(tmp_path)
 
 
-def _values(run_path: Path) -> list[tuple[int, Any]]:
-    """Step and value of every event; a record is a length, its checksum, data, its own."""
-    found = []
-    for path in sorted((run_path / directory.TENSORBOARD).iterdir()):
-        content, start = path.read_bytes(), 0
-        while start < len(content):
-            (length,) = struct.unpack_from("<Q", content, start)
-            event = Event.FromString(content[start + 12 : start + 12 + length])
-            found += [(event.step, value) for value in event.summary.value]
-            start += 16 + length
-    return found
-
-
-def scalars(run_path: Path) -> list[tuple[int, str, float]]:
-    return [
-        (step, value.tag, value.simple_value)
-        for step, value in _values(run_path)
-        if value.WhichOneof("value") == "simple_value"
-    ]
-
-
 def texts(run_path: Path) -> dict[tuple[int, str], str]:
     return {
         (step, value.tag.removesuffix("/text_summary")): value.tensor.string_val[0].decode()
-        for step, value in _values(run_path)
+        for step, value in values(run_path)
         if value.metadata.plugin_data.plugin_name == "text"
     }
 
@@ -74,7 +52,7 @@ def test_settings_samples_and_the_best_program_are_shown(run: TrackedRun) -> Non
     assert found[2, "best program"] == "reward 0.5, env_step 4\n\n    a = 1"
     plugins = [
         HParamsPluginData.FromString(value.metadata.plugin_data.content)
-        for _, value in _values(run.path)
+        for _, value in values(run.path)
         if value.metadata.plugin_data.plugin_name == "hparams"
     ]
     kinds = ["experiment", "session_start_info", "session_end_info"]
