@@ -38,8 +38,9 @@ from etpo_jax.launch_files import launch_folder
 from etpo_jax.reproduction import final_policy
 from etpo_jax.roles import Role
 from etpo_jax.runs import directory, fingerprint
-from etpo_jax.runs.checkpoint import choose, read_role
+from etpo_jax.runs.checkpoint import read_role
 from etpo_jax.runs.run_log import error_kind
+from etpo_jax.runs.steps import choose, read_newest
 from models.errors import ModelError
 
 _SECTIONS = ("task", "model", "sampling", "execution")
@@ -93,10 +94,13 @@ def main() -> int:
         trunk: Role = {}
         title = config.model.model
         if run_path is not None:
-            update = choose(run_path / directory.CHECKPOINTS, _CHECKPOINT.value)
-            keys = config.algorithm.policy_keys(config)
+            folder, keys = run_path / directory.CHECKPOINTS, config.algorithm.policy_keys(config)
             if keys:
-                trunk = read_role(run_path / directory.CHECKPOINTS / str(update), keys, mesh)
+                update, trunk = read_newest(
+                    folder, _CHECKPOINT.value, lambda path: read_role(path, keys, mesh)
+                )
+            else:
+                update = choose(folder, _CHECKPOINT.value)
             title = f"{run_path} after update {update}"
         answer: dict[str, Any] = {"policy": title, "dataset": config.task.title}
         lines = [f"{title} on {config.task.title}, temperature {config.sampling.temperature:g}"]

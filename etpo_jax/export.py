@@ -16,7 +16,8 @@ from env.base import UsageError
 from etpo_jax import build
 from etpo_jax.devices.mesh import build_mesh
 from etpo_jax.runs import directory, fingerprint, policy_folder
-from etpo_jax.runs.checkpoint import choose, read_role
+from etpo_jax.runs.checkpoint import read_role
+from etpo_jax.runs.steps import read_newest
 from models.errors import ModelError
 
 _flags = flags.FlagValues()
@@ -61,12 +62,15 @@ def main() -> None:
         raise UsageError(
             f"--run_dir={run_path}: {config.run.algorithm} trains nothing; its model is --model"
         )
-    update = choose(run_path / directory.CHECKPOINTS, _flags["checkpoint"].value)
     model = _flags["model"].value or config.model.model
     fingerprint.check(run_path, model)
     mesh = build_mesh()
     with jax.set_mesh(mesh):
-        role = read_role(run_path / directory.CHECKPOINTS / str(update), keys, mesh)
+        update, role = read_newest(
+            run_path / directory.CHECKPOINTS,
+            _flags["checkpoint"].value,
+            lambda path: read_role(path, keys, mesh),
+        )
     policy_folder.write_policy(
         output,
         config,

@@ -23,8 +23,8 @@ from orbax.checkpoint import v1 as ocp
 from env import command_line
 from env.base import UsageError
 from etpo_jax.runs import directory, files
-from etpo_jax.runs.checkpoint import METADATA, choose, committed_steps
 from etpo_jax.runs.run_log import RunLog
+from etpo_jax.runs.steps import METADATA, choose, committed_steps, literal
 
 _JSON_FILE = "data.json"
 # Entry that orbax keeps beside the checkpointables, without metadata.
@@ -73,7 +73,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not (path / METADATA).is_file():
         raise UsageError(f"{path} is no orbax checkpoint")
     try:
-        metadata = ocp.checkpointables_metadata(path.absolute())
+        with literal(path) as plain:
+            metadata = ocp.checkpointables_metadata(plain)
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     except (ValueError, OSError) as error:
         raise UsageError(f"checkpoint {path} cannot be read: {error}") from error

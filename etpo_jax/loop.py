@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from env.base import Task
+from env.base import Task, UsageError
 from etpo_jax.acting.episodes import Episodes
 from etpo_jax.acting.explorer import Explorer
 from etpo_jax.acting.formats import Prompt
@@ -153,17 +153,22 @@ class Loop:
 
     def resume(self) -> None:
         """Restores the last committed checkpoint, if any, and cuts the logs back to it."""
-        update = self._checkpoints.latest
-        if update is None:
+        if not self._checkpoints.are_there:
             self._cut_back(update=-1, env_step=-1)
             return
         shapes = abstract(self._algorithm.state)
         self._algorithm.state = None  # makes room on the device for what is read
-        state, replay, host = self._checkpoints.restore(update, shapes, self._replay.state())
+        update, state, replay, host = self._checkpoints.restore_newest(shapes, self._replay.state())
         self._algorithm.state = state
         self._replay.restore(replay)
-        self._episodes.restore(host["episodes"])
-        self._counters.restore(host["counters"])
+        try:
+            self._episodes.restore(host["episodes"])
+            self._counters.restore(host["counters"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UsageError(
+                f"checkpoint {update} of {self._run.path} does not fit this run: its counters are "
+                f"those of another version ({type(error).__name__}: {error})"
+            ) from error
         self._cut_back(update=update, env_step=self.env_step)
 
     def run(

@@ -40,9 +40,10 @@ from etpo_jax.runs import (
     trackers,
 )
 from etpo_jax.runs.best import Best
-from etpo_jax.runs.checkpoint import Checkpoints, committed_steps, read_role
+from etpo_jax.runs.checkpoint import Checkpoints, read_role
 from etpo_jax.runs.console import Console
 from etpo_jax.runs.directory import FollowedRun, RunDirectory
+from etpo_jax.runs.steps import committed_steps, read_newest
 from etpo_jax.runs.stopping import NOTICE, StopSignals
 from etpo_jax.runs.tracked_run import TrackedRun
 
@@ -266,12 +267,12 @@ class Trainer:
         if getattr(config.learning, "endpoint", ""):
             raise UsageError(f"--endpoint={config.learning.endpoint}: its model is not here")
         keys, path = config.algorithm.policy_keys(config), self._run_path
-        steps = committed_steps(path / directory.CHECKPOINTS) if keys and path else []
-        if not path or not steps:
+        if not keys or not path or not committed_steps(path / directory.CHECKPOINTS):
             return {}
         directory.check_settings(path, config.to_dict(), config.may_differ)
         fingerprint.check(path, config.model.model)
-        return read_role(path / directory.CHECKPOINTS / str(steps[-1]), keys, self._mesh)
+        folder, mesh = path / directory.CHECKPOINTS, self._mesh
+        return read_newest(folder, None, lambda path: read_role(path, keys, mesh))[1]
 
     @property
     def _run_path(self) -> Path | None:

@@ -124,7 +124,7 @@ def address_space() -> int:
     c.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     page = resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    low, high = 0, 1 << 47
+    low, high = 0, 1 << 47 if hard == resource.RLIM_INFINITY else min(hard, 1 << 47)
     try:
         while high - low > page:
             middle = (low + high) // 2 // page * page

@@ -27,7 +27,8 @@ from etpo_jax.devices import hosts
 from etpo_jax.devices.mesh import build_mesh
 from etpo_jax.roles import Role
 from etpo_jax.runs import directory, files, fingerprint
-from etpo_jax.runs.checkpoint import choose, read_role
+from etpo_jax.runs.checkpoint import read_role
+from etpo_jax.runs.steps import choose, read_newest
 
 NUM_SAMPLES = 128
 _STREAM = 0x46494E41
@@ -78,11 +79,12 @@ def measure(
     build.use_compilation_cache()
     mesh = build_mesh(config.model.mesh)
     with jax.set_mesh(mesh), build.open_task(config) as task:
-        update = choose(run_path / directory.CHECKPOINTS, None)
-        keys = config.algorithm.policy_keys(config)
+        folder, keys = run_path / directory.CHECKPOINTS, config.algorithm.policy_keys(config)
         trunk: Role = {}
         if keys:
-            trunk = read_role(run_path / directory.CHECKPOINTS / str(update), keys, mesh)
+            _, trunk = read_newest(folder, None, lambda path: read_role(path, keys, mesh))
+        else:
+            choose(folder, None)
         language = build.load_language(config, mesh)
         prompts = build.make_prompts(config, task, language.tokenizer)
         actor = build.make_actor(config, language, mesh, action_end=prompts.action_end)

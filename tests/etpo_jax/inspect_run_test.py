@@ -16,8 +16,8 @@ from orbax.checkpoint import v1 as ocp
 
 from env.base import UsageError
 from etpo_jax import inspect_run
-from etpo_jax.runs.checkpoint import committed_steps
 from etpo_jax.runs.directory import Best, RunDirectory
+from etpo_jax.runs.steps import committed_steps
 
 _ROOT = Path(__file__).resolve().parents[2]
 _BEST = Best(0.75, (0.7, 0.8), 3, "toy", 0, "x = 1", "x = 1\n")
