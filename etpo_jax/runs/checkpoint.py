@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import re
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -184,14 +185,16 @@ class Checkpoints:
         folder = self._path / str(update)
         with _reading(folder):
             found = self._checkpointer.checkpointables_metadata(update).metadata
-        for part, tree in wanted.items():
-            if found.get(part) is None:
-                raise DamagedError(f"checkpoint {folder} cannot be read: its {part} has no headers")
-            if difference := misfit(found[part], tree):
-                raise UsageError(
-                    f"checkpoint {folder} does not fit this run: in its {part}, {difference}; it "
-                    "was made with other settings or by another version"
-                )
+            for part, tree in wanted.items():
+                if found.get(part) is None:
+                    raise DamagedError(
+                        f"checkpoint {folder} cannot be read: its {part} has no headers"
+                    )
+                if difference := misfit(found[part], tree):
+                    raise UsageError(
+                        f"checkpoint {folder} does not fit this run: in its {part}, {difference}; "
+                        "it was made with other settings or by another version"
+                    )
 
     def _load(self, update: int, wanted: dict[str, Any]) -> dict[str, Any]:
         with _reading(self._path / str(update)):
@@ -262,7 +265,9 @@ def _reading(folder: Path) -> Iterator[None]:
     """Turns what libraries raise for damaged files into one `DamagedError`."""
     try:
         yield
-    except UsageError:
+    except UsageError as error:
+        if isinstance(error, DamagedError):
+            _forget_coroutines(None)
         raise
     except (KeyError, ValueError, FileNotFoundError, NotADirectoryError) as error:
         # Wrappers come first in the text, what happened comes last.
@@ -273,13 +278,17 @@ def _reading(folder: Path) -> Iterator[None]:
 
 
 def _forget_coroutines(error: BaseException | None) -> None:
-    """Ends what orbax began and will not await any more, which Python would warn of."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        while error is not None:
-            traceback.clear_frames(error.__traceback__)
-            error = error.__cause__ or error.__context__
-        gc.collect()
+    """Ends what orbax began and will not await any more, which Python would complain of."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            while error is not None:
+                traceback.clear_frames(error.__traceback__)
+                error = error.__cause__ or error.__context__
+            gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 def read_role(folder: Path, keys: tuple[str, ...], mesh: Mesh) -> Role:

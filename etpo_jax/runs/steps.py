@@ -115,12 +115,12 @@ def choose(path: Path, wanted: int | None) -> int:
     numbered = _numbered(path)
     reasons = {step: damage(path / str(step)) for step in numbered}
     steps = [step for step in numbered if not reasons[step]]
-    if reasons.get(wanted):
-        raise DamagedError(f"--checkpoint={wanted}: {path / str(wanted)}: {reasons[wanted]}")
-    if wanted is not None and wanted not in steps:
-        present = ", ".join(map(str, steps)) or "none"
-        raise UsageError(f"--checkpoint={wanted}: {path} holds {present}")
     if wanted is not None:
+        if reasons.get(wanted):
+            raise DamagedError(f"--checkpoint={wanted}: {path / str(wanted)}: {reasons[wanted]}")
+        if wanted not in steps:
+            present = ", ".join(map(str, steps)) or "none"
+            raise UsageError(f"--checkpoint={wanted}: {path} holds {present}")
         return wanted
     if not steps:
         newest = f"; {numbered[-1]} is damaged: {reasons[numbered[-1]]}" if numbered else ""
