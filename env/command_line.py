@@ -1,39 +1,32 @@
 """The shell's side of every program: flags and flagfiles, help, and bad input in one clear line."""
 
+import contextlib
 import errno
+import io
 import math
 import os
 import re
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
+from types import MappingProxyType
 from typing import NoReturn
 
 from absl import flags, logging
 
-from env import flag_help
+from env import flag_help, shell_limits
 from env.base import UsageError
 from env.flagfiles import expand_flagfiles
 from env.version import __version__
 
-# Errors that the user, not the program, must mend: a full or read-only disk, missing rights, a
-# file where a folder belongs.
-_USER_ERRNOS = frozenset(
-    {
-        errno.EACCES,
-        errno.EPERM,
-        errno.EROFS,
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EFBIG,
-        errno.ENOTDIR,
-        errno.EISDIR,
-        errno.ENAMETOOLONG,
-    }
+# Errors of the operating system for which a limit of the shell may be the reason.
+_LIMIT_ERRNOS = frozenset(
+    {errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOLCK}
 )
+_OWN_PACKAGES = ("env", "etpo_jax", "models", "benchmarks")
 
 
 def run(
@@ -44,12 +37,14 @@ def run(
     sections: Sequence[tuple[str, Sequence[str]]] | None = None,
     flagfile_folders: Sequence[Path] = (),
     before_parsing: Callable[[Sequence[str]], None] | None = None,
+    renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> NoReturn:
     """Parses the command line, calls `main` and exits.
 
     The exit code is `main`'s (None counts as 0), and 2 after one line on standard error for bad
-    flags, positional arguments, `UsageError`, any of `errors`, and file system errors that only the
-    user can mend. Anything else is a bug and keeps its traceback.
+    flags, positional arguments, `UsageError`, any of `errors`, errors of the operating system, lack
+    of memory and missing modules. Anything else is a bug and keeps its traceback. A reader of the
+    output that goes away, such as `head`, ends the program quietly, and so does Ctrl-C.
 
     Args:
       main: takes no arguments; flags are parsed when it is called.
@@ -61,15 +56,18 @@ def run(
         command line or another flagfile says.
       before_parsing: called with the arguments, flagfiles expanded, before they are parsed; it may
         define flags and raise `UsageError`.
+      renamed: flags of earlier versions, each with what to say about it.
     """
+    _print_any_text()
+    shell_limits.raise_soft_limits()
     flags.DEFINE_bool("help", False, "", short_name="h", flag_values=flag_values)
     flags.DEFINE_bool("version", False, "", flag_values=flag_values)
     try:
         arguments = expand_flagfiles(sys.argv[1:], flagfile_folders)
         if before_parsing is not None:
             before_parsing(arguments)
-        _parse(arguments, flag_values)
-    except UsageError as error:
+        _parse(arguments, flag_values, renamed)
+    except (UsageError, OSError) as error:
         _fail(error)
     logging.use_absl_handler()
     for_the_user: tuple[type[Exception], ...] = (UsageError, *errors)
@@ -85,12 +83,36 @@ def run(
         # Nothing more can be said to a reader such as `head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
-        if _is_disk_full(error):
-            _fail(f"no space left on the disk: free some and run the same command again ({error})")
-        if isinstance(error, OSError) and error.errno in _USER_ERRNOS:
-            _fail(error)
+        if explained := _explain_system(error):
+            _fail(explained)
         raise
+
+
+def _print_any_text() -> None:
+    """Lets the standard streams write what their encoding lacks as escapes, in any locale."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _explain_system(error: Exception) -> str:
+    """What the user must mend outside of the program; "" for any other error."""
+    limits = shell_limits.describe()
+    note = f"; the limits here are {limits}" if limits else ""
+    if _is_disk_full(error):
+        return f"no space left on the disk: free some and run the same command again ({error})"
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory ({str(error) or 'MemoryError'}{note})"
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
+        return f"{error}{note if error.errno in _LIMIT_ERRNOS else ''}"
+    if isinstance(error, ImportError):
+        name = (error.name or "").partition(".")[0]
+        if name and name not in _OWN_PACKAGES:
+            return f"the module {name} is not installed, or cannot be loaded: {error}"
+    return ""
 
 
 def _reader_has_gone() -> bool:
@@ -138,11 +160,17 @@ def near_names(name: str, candidates: Iterable[str]) -> list[str]:
     return [candidate for candidate, score in scores.items() if score >= least][:3]
 
 
-def _parse(arguments: Sequence[str], flag_values: flags.FlagValues) -> None:
+def _parse(
+    arguments: Sequence[str], flag_values: flags.FlagValues, renamed: Mapping[str, str]
+) -> None:
+    for argument in arguments:
+        _check_text(argument)
     try:
         leftover = flag_values([sys.argv[0], *arguments])[1:]
     except flags.UnrecognizedFlagError as error:
-        hint = _hint(error.flagname.replace("-", "_"), flag_values)
+        name = error.flagname.replace("-", "_")
+        hint = renamed.get(name.removeprefix("no")) or renamed.get(name)
+        hint = hint or _hint(name, flag_values)
         raise UsageError(f"unknown flag --{error.flagname}; {hint}") from None
     except (flags.Error, ValueError) as error:
         raise UsageError(_explain(error, flag_values)) from None
@@ -153,6 +181,21 @@ def _parse(arguments: Sequence[str], flag_values: flags.FlagValues) -> None:
     for name, flag in flag_help.own_flags(flag_values).items():
         if flag.present and isinstance(flag.value, float) and not math.isfinite(flag.value):
             raise UsageError(f"--{name}={flag.value}: must be a finite number")
+
+
+def _check_text(argument: str) -> None:
+    """Refuses what no file name or setting of a run can hold, before anything is written."""
+    name, has_value, value = argument.partition("=")
+    shown = f"{name}={value!a:.80}" if has_value else f"{argument!a:.80}"
+    if "\0" in argument:
+        raise UsageError(f"{shown}: must not hold a zero byte")
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{shown}: is no text in the encoding {sys.getfilesystemencoding()} of this locale; "
+            "use names in UTF-8 and a locale such as C.UTF-8"
+        ) from None
 
 
 def _hint(unknown: str, flag_values: flags.FlagValues) -> str:
@@ -181,13 +224,16 @@ def _explain(error: Exception, flag_values: flags.FlagValues) -> str:
     if cause is None or not text.startswith("flag --"):
         return text
     said = text.removeprefix("flag ").removesuffix(f": {cause}")
-    parser = flag_values[said[2:].partition("=")[0]].parser
-    return f"{said}: {_expected(parser) or cause}"
+    name, _, value = said[2:].partition("=")
+    return f"{said}: {_expected(flag_values[name].parser, value) or cause}"
 
 
-def _expected(parser: flags.ArgumentParser) -> str:
+def _expected(parser: flags.ArgumentParser, value: str) -> str:
     if isinstance(parser, flags.EnumParser):
-        return f"must be one of {', '.join(parser.enum_values)}"
+        near = [known for known in parser.enum_values if value and known.startswith(value)]
+        near = near or near_names(value, parser.enum_values)
+        hint = f"; did you mean {' or '.join(near[:3])}?" if near else ""
+        return f"must be one of {', '.join(parser.enum_values)}{hint}"
     if isinstance(parser, flags.BooleanParser):
         return "must be true or false"
     if not isinstance(parser, flags.IntegerParser | flags.FloatParser):
@@ -199,7 +245,12 @@ def _expected(parser: flags.ArgumentParser) -> str:
 
 
 def _fail(error: BaseException | str) -> NoReturn:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    line = "".join(
+        character if character.isprintable() else ascii(character)[1:-1]
+        for character in " ".join(str(error).split())
+    )
+    with contextlib.suppress(OSError):  # nobody reads standard error
+        print(f"error: {line}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 

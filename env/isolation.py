@@ -21,7 +21,7 @@ def main() -> int:
         print(f"  {tier:9} {f'no: {reason}' if reason else 'yes'}")
     best = next((tier for tier, reason in reasons.items() if not reason), None)
     if best is None:
-        print(f"No tier stands here. {remedy(TIERS)}")
+        print(f"No tier stands here. {remedy(reasons)}")
         return 1
     print(f"--isolation=auto uses {best}.")
     return 0

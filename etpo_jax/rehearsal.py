@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from env import shell_limits
 from env.base import UsageError
 from etpo_jax import build, startup
 from etpo_jax.acting import formats
@@ -39,6 +40,7 @@ def rehearse(config: Config, *, overwrite: bool = False) -> Iterator[startup.Fac
       UsageError: as the run would at its start.
       models.errors.ModelError: as the run would when it loads the model.
     """
+    shell_limits.check()
     trackers.check(config.run.tracker_names)
     path = Path(config.run.run_dir).expanduser() if config.run.run_dir else None
     if path is not None:

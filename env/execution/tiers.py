@@ -12,9 +12,10 @@ import selectors
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from env import shell_limits
 from env.base import UsageError
 from env.execution.zygote import CELLS_PER_ZYGOTE, Ready, Zygote, ZygoteError
 from env.sandbox.confinement import Confinement
@@ -72,18 +73,25 @@ def choose(isolation: str) -> str:
             return tier
     found = "; ".join(f"{tier}: {reason}" for tier, reason in reasons.items())
     raise IsolationError(
-        f"generated programs cannot be isolated on this host ({found}). {remedy(tuple(reasons))}"
+        f"generated programs cannot be isolated on this host ({found}). {remedy(reasons)}"
         f" --isolation={UNSAFE} runs them with your rights and is for throw-away machines only."
     )
 
 
-def remedy(tiers: Sequence[str]) -> str:
+def remedy(reasons: Mapping[str, str]) -> str:
+    """What to do so that one of the tiers stands.
+
+    Args:
+      reasons: why each tier does not stand.
+    """
+    if any("ulimit" in reason for reason in reasons.values()):
+        return "Raise that limit of the shell or the scheduler."
     remedies = {
         "bwrap": "install bubblewrap and allow user namespaces",
         "landlock": "use Linux 5.13 or later with Landlock enabled",
         "seccomp": "run on Linux (x86_64 or aarch64) where seccomp filters are allowed",
     }
-    text = ", or ".join(remedies[tier] for tier in tiers)
+    text = ", or ".join(remedies[tier] for tier in reasons)
     return f"{text[0].upper()}{text[1:]}."
 
 
@@ -100,14 +108,21 @@ def probe(tier: str) -> str:
     try:
         zygote = launch(tier, _PROBE_LIMITS, libraries=None)
     except OSError as error:
-        return f"cannot start a process: {error}"
+        return f"cannot start a process: {error}{_limits_note()}"
     reason = ""
     try:
         _wait_until_ready(zygote)
     except ZygoteError as error:
         reason = str(error)
     last_words = zygote.close().strip()
-    return reason and f"{reason} {last_words.splitlines()[-1] if last_words else ''}".strip()
+    if reason and last_words:
+        reason += f" {last_words.splitlines()[-1]}"
+    return reason and reason + ("" if "ulimit" in reason else _limits_note())
+
+
+def _limits_note() -> str:
+    limits = shell_limits.describe()
+    return f" under {limits}" if limits else ""
 
 
 def _wait_until_ready(zygote: Zygote) -> None:
@@ -162,18 +177,7 @@ def _max_tasks(tier: str, limits: Limits) -> int:
     release = tuple(int(part) for part in platform.release().split(".")[:2] if part.isdecimal())
     if os.geteuid() == 0 or (tier == "bwrap" and release >= (5, 14)):
         return own
-    return own + 2048 + _tasks_of_this_user()
-
-
-def _tasks_of_this_user() -> int:
-    tasks = 0
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if process.stat().st_uid == os.geteuid():
-                tasks += len(os.listdir(process / "task"))
-        except OSError:  # it has ended, or is hidden
-            continue
-    return tasks
+    return own + 2048 + shell_limits.tasks_of_this_user()
 
 
 def _bubblewrap() -> list[str]:

@@ -145,11 +145,16 @@ class CellWalls:
 
     Args:
       confinement: walls and limits of the zygote, which has been enclosed already.
+
+    Raises:
+      ConfinementError: when a limit of the shell is below what a cell is promised.
     """
 
     def __init__(self, confinement: Confinement):
         limits = confinement.limits
         memory, cpu_s = address_space() + limits.memory_bytes, limits.processor_s
+        _check_ceiling("v", resource.RLIMIT_AS, memory, 1024, "memory_mb")
+        _check_ceiling("t", resource.RLIMIT_CPU, cpu_s, 1, "cpu_s")
         self._limits = [
             (resource.RLIMIT_AS, *_at_most(resource.RLIMIT_AS, memory)),
             # The signal at the soft limit can be ignored, the one at the hard limit cannot.
@@ -170,6 +175,16 @@ class CellWalls:
             resource.setrlimit(name, (soft, hard))
         if self._filter is not None:
             self._filter.install(os.getpid())
+
+
+def _check_ceiling(letter: str, name: int, needed: int, unit: int, setting: str) -> None:
+    """Refuses less than programs are promised: their scores would depend on the shell."""
+    _, ceiling = resource.getrlimit(name)
+    if ceiling != resource.RLIM_INFINITY and ceiling < needed:
+        raise ConfinementError(
+            f"ulimit -{letter} is {ceiling // unit} and a program needs {-(-needed // unit)}: "
+            f"raise it, or lower {setting} in --limits"
+        )
 
 
 def _at_most(name: int, soft: int, hard: int | None = None) -> tuple[int, int]:

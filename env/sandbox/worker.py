@@ -51,15 +51,19 @@ def main() -> NoReturn:
     confinement = Confinement(**{**walls, "limits": Limits(**walls["limits"])})
     die_with_parent()
     control.send(b"P")
-    if settings["libraries"] is not None:
-        preload(settings["libraries"])
-    zygote = _Zygote(control, Output(confinement.limits.max_output_bytes))
     try:
+        if settings["libraries"] is not None:
+            preload(settings["libraries"])
+        zygote = _Zygote(control, Output(confinement.limits.max_output_bytes))
         enclose_zygote(confinement)
+        cell_walls = CellWalls(confinement)
     except ConfinementError as error:
         control.send(b"W" + str(error).encode())
         os._exit(1)
-    zygote.serve(CellWalls(confinement))
+    except MemoryError:
+        control.send(b"W" + b"there is too little memory for the libraries; see ulimit -v")
+        os._exit(1)
+    zygote.serve(cell_walls)
 
 
 class _Zygote:

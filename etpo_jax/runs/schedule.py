@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from env import shell_limits
 from env.base import UsageError
 from etpo_jax.runs import files
 from etpo_jax.settings import Interval
@@ -82,6 +83,12 @@ def check_disk(path: Path, num_bytes: int) -> None:
     Raises:
       UsageError: with the sizes and what to do.
     """
+    largest = shell_limits.largest_file()
+    if largest is not None and largest < num_bytes:
+        raise UsageError(
+            f"ulimit -f allows files of {files.bytes_text(largest)}, and a checkpoint has "
+            f"{files.bytes_text(num_bytes)}: raise it, or ask whoever set it"
+        )
     there = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
     present = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     free, needed = shutil.disk_usage(there).free, disk_needed(num_bytes)

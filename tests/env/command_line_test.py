@@ -212,3 +212,45 @@ def test_a_broken_pipe_of_anything_else_keeps_its_traceback(tmp_path, pipe):
     assert code == 1
     assert "a.send(b'x')" in errors
     assert "BrokenPipeError" in errors
+
+
+@pytest.mark.parametrize(
+    ("main", "message"),
+    [
+        ("open('/etc/hostname/x')", "[Errno 20] Not a directory: '/etc/hostname/x'"),
+        ("os.mkdir('/')", "[Errno 17] File exists: '/'"),
+        ("import nosuchmodule.x", "the module nosuchmodule is not installed, or cannot be loaded"),
+        ("raise MemoryError", "there is not enough memory (MemoryError"),
+        ("open('/a\\nb\\x1b')", "[Errno 2] No such file or directory: '/a\\nb\\x1b'"),
+    ],
+)
+def test_what_is_wrong_outside_of_the_program_is_one_line(tmp_path, main, message):
+    code, out, errors = run_program(tmp_path, main)
+    assert (code, out, len(errors.splitlines())) == (2, "", 1)
+    assert errors.startswith(f"error: {message}")
+
+
+def test_ctrl_c_ends_a_program_quietly(tmp_path):
+    code, _, errors = run_program(tmp_path, "raise KeyboardInterrupt")
+    assert (code, errors) == (128 + signal.SIGINT, "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_text_can_be_printed_in_any_locale(tmp_path, encoding):
+    main = "print(chr(0x65e5), os.fsdecode(bytes([255])))"
+    code, out, errors = run_program(tmp_path, main, PYTHONIOENCODING=encoding, LC_ALL="C")
+    first = "\u65e5" if encoding == "utf-8" else "\\u65e5"
+    assert (code, out, errors) == (0, f"{first} \\udcff\n", "")
+
+
+def test_names_that_no_file_can_hold_are_refused(call):
+    line = "error: --run_dir='a\\udcff': is no text in the encoding "
+    assert call("--run_dir=a\udcff")[2].startswith(line)
+    assert call("--run_dir=a\0")[2] == "error: --run_dir='a\\x00': must not hold a zero byte\n"
+
+
+def test_old_flags_name_the_new_ones(call):
+    renamed = {"lora": "it is now --finetune=lora"}
+    for argument in ("--lora", "--nolora", "--lora=3"):
+        status, _, error = call(argument, renamed=renamed)
+        assert (status, error.endswith("; it is now --finetune=lora\n")) == (2, True)
