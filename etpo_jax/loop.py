@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from env.base import Task, UsageError
+from env.base import Step, Task, UsageError
 from etpo_jax.acting.episodes import Episodes
 from etpo_jax.acting.explorer import Explorer
 from etpo_jax.acting.formats import Prompt
+from etpo_jax.acting.plugin_failures import PluginFailures
 from etpo_jax.acting.replay import Replay
 from etpo_jax.acting.rollout import Actions, Actor, Prompts, SamplingActor
 from etpo_jax.acting.transitions import Batch, Transition, collate
@@ -117,6 +118,7 @@ class Loop:
         self._task = task
         self._counters = Counters()
         self._top = TopPrograms()
+        self._failures = PluginFailures()
         self._replay = Replay(
             algorithm.replay_size(config),
             config.model.max_prompt_length,
@@ -208,6 +210,7 @@ class Loop:
         learned: list[Metrics] = []
         new: list[Transition] = []
         rows: list[dict[str, Any]] = []
+        outcomes: list[Step] = []
         num_tokens = 0
         weights = self._actor.weights(algorithm.policy_trunk())
         for t in range(self._config.run.steps_per_update):
@@ -226,6 +229,7 @@ class Loop:
             steps = self._episodes.collect(executing)  # r_t, s_{t+1}
             timer.add("execute_s", time.monotonic() - started)
             transitions, step_rows = self._episodes.finish(actions, steps)
+            outcomes += steps
             self._note_best(step_rows)
             explores = self._mark_exploring(step_rows)
             if self._algorithm.learns_from_exploration:
@@ -233,6 +237,7 @@ class Loop:
             new += [each for each, is_out in zip(transitions, explores, strict=True) if not is_out]
             rows += step_rows
             num_tokens += actions.num_tokens
+        self._failures.check(outcomes, has_worked=self._counters.best is not None)
         if update == 1:
             algorithm.start(float(np.mean([transition.reward for transition in new])))
         self._replay.add(new)  # D <- D + (s, a, r, s')
@@ -266,7 +271,8 @@ class Loop:
 
     def _cut_back(self, *, update: int, env_step: int) -> None:
         self._run.cut_back(update=update, env_step=env_step, best=self._counters.best)
-        self._rank(files.read_rows(self._run.path / EPISODES))
+        with files.understood(self._run.path / EPISODES):
+            self._rank(files.read_rows(self._run.path / EPISODES))
         if self._exploration.share:
             rows = files.read_rows(self._run.path / EPISODES)
             self._executed = {row["action"] for row in rows}

@@ -3,9 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import inspect
-import json
 import os
 import threading
 import time
@@ -16,8 +13,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from env import shell_limits
 from env.base import Task, UsageError
-from env.tasks.function_task import FunctionTask
+from env.tasks.function_task import FunctionTask, digest
 from env.tasks.loading import check_task
 from etpo_jax import about_tables, build, startup
 from etpo_jax.acting import formats
@@ -124,7 +122,7 @@ class Trainer:
             raise ValueError("task: must not be given beside prompts and reward")
         if prompts is not None and reward is not None:
             task = FunctionTask(prompts, reward)
-            settings["task"] = f"prompts and reward {_digest(prompts, reward)}{build.IN_PYTHON}"
+            settings["task"] = f"prompts and reward {digest(prompts, reward)}{build.IN_PYTHON}"
         elif task is not None:
             check_task(task, "task")
             kind = type(task)
@@ -158,6 +156,7 @@ class Trainer:
         if path is None:
             raise ValueError("--run_dir is missing: name the folder that keeps the run")
         self._console.greet(*startup.title(config))
+        shell_limits.check()
         build.use_compilation_cache()
         stop = StopSignals("" if self._console.is_quiet else NOTICE)
         is_main = threading.current_thread() is threading.main_thread()
@@ -327,51 +326,60 @@ class Trainer:
                 self._algorithm = agent.algorithm
                 self._console.tell(*startup.about_training(config, agent.algorithm.state))
                 self._console.tell(startup.about_prompt(loop.prompt()))
-                self._run(run, loop, stop, compilations)
-                stop.share(hosts.exchange)
-                if loop.env_step:
-                    run.write_tokens(loop.inspect(INSPECTED_ACTIONS))
+                self._run(run, loop, task, stop, compilations)
             finally:
                 loop.close()
-            if hosts.is_first() and loop.env_step:
-                self._score(run.path, loop.counters.best, contextlib.nullcontext(task))
         if hosts.is_first() and loop.env_step:
             if loop.env_step >= config.run.num_env_steps:
                 run.mark_finished({"env_step": loop.env_step, "update": loop.counters.update})
             self._draw(run.path)
 
     def _run(
-        self, run: RunDirectory, loop: Loop, stop: StopSignals, compilations: Compilations
+        self,
+        run: RunDirectory,
+        loop: Loop,
+        task: Task,
+        stop: StopSignals,
+        compilations: Compilations,
     ) -> None:
-        """The loop with all that watches it; of several hosts the first one's watchers speak."""
+        """The loop with all that watches it, then final scores; only the first host speaks."""
         stops: list[bool] = []
 
         def is_stopped() -> bool:
             return stop.is_stopped() or any(stops)
 
+        def end() -> None:
+            """What all hosts do together after the last update."""
+            stop.share(hosts.exchange)
+            if loop.env_step:
+                run.write_tokens(loop.inspect(INSPECTED_ACTIONS))
+
         if not hosts.is_first():
             loop.run(is_stopped, lambda row, episodes: None)
+            end()
             return
         start, total = loop.env_step, self.config.run.num_env_steps
         if start:
             self._console.say(f"Resuming {run.path} at environment step {start} of {total}.")
         tracked = TrackedRun.read(run.path, self.config, loop.counters.update)
         names = self.config.run.tracker_names
-        with (
-            progress.shown(total, start, compilations, self._console) as show,
-            trackers.Trackers(names, tracked, self._console.say) as shown_elsewhere,
-        ):
+        with trackers.Trackers(names, tracked, self._console.say) as shown_elsewhere:
+            with progress.shown(total, start, compilations, self._console) as show:
 
-            def on_update(row: Row, episodes: list[Row]) -> None:
-                shown_elsewhere.write(row, episodes)
-                if loop.env_step - start <= self.config.run.collection_size:
-                    self._console.tell(("first update", f"after {compilations.summary()}"))
-                show(row)
-                # NumPy's False stops as well.
-                answers = [callback(row) for callback in self._callbacks]
-                stops.extend(answer is not None and not answer for answer in answers)
+                def on_update(row: Row, episodes: list[Row]) -> None:
+                    shown_elsewhere.write(row, episodes)
+                    if loop.env_step - start <= self.config.run.collection_size:
+                        self._console.tell(("first update", f"after {compilations.summary()}"))
+                    show(row)
+                    # NumPy's False stops as well.
+                    answers = [callback(row) for callback in self._callbacks]
+                    stops.extend(answer is not None and not answer for answer in answers)
 
-            loop.run(is_stopped, on_update)
+                loop.run(is_stopped, on_update)
+            end()
+            if loop.env_step:
+                self._score(run.path, loop.counters.best, contextlib.nullcontext(task))
+                shown_elsewhere.write_scores()
 
     def _add_missing_scores(self, path: Path) -> None:
         """Completes a finished run that ended before its scores or its report were written."""
@@ -433,19 +441,9 @@ class Trainer:
             yield task
 
 
-def _digest(prompts: Sequence[str], reward: Callable[[str, str], float]) -> str:
-    """Tells prompts and reward functions apart, as far as the source of the function is known."""
-    try:
-        source = inspect.getsource(reward)
-    except (OSError, TypeError):
-        source = ""
-    name = getattr(reward, "__qualname__", type(reward).__qualname__)
-    text = json.dumps([list(prompts), name, source])
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
 def _read_results(path: Path) -> tuple[list[Row], Best | None]:
     """Rows of `metrics.jsonl` and the best program of a run."""
     metrics, best = path / directory.METRICS, path / directory.BEST
     rows = [dict(row) for row in files.read_rows(metrics)] if metrics.exists() else []
-    return rows, Best.from_json(files.read_json(best)) if best.exists() else None
+    with files.understood(best):
+        return rows, Best.from_json(files.read_json(best)) if best.exists() else None

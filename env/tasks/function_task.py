@@ -1,5 +1,8 @@
 """A task made from prompts and a reward function of the user's."""
 
+import hashlib
+import inspect
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +14,13 @@ from env.execution.error_text import clean_error
 from env.execution.results import FAILURE_REWARD
 from env.tasks.answers import ANY_TEXT
 
+RAISED = "raised"
+"""Key in the info of a step whose reward function raised: "value" for errors that bad input causes
+as well, such as ValueError, "other" for the rest."""
+
+# A reward may well raise these for a completion that is wrong.
+_OF_INPUT = (ValueError, ArithmeticError, LookupError, AssertionError, SyntaxError)
+
 
 class FunctionTask(Task):
     """Episodes of one step: a prompt, a completion, and the reward that a function gives it.
@@ -18,8 +28,9 @@ class FunctionTask(Task):
     Args:
       prompts: texts to draw from uniformly, each with at most one `<FILL_ME>`.
       reward: takes prompt and completion and returns a finite number. It runs in a background
-        thread of the trainer. If it raises or returns anything else, the completion has failed. No
-        limit of time is set: the run waits for it, so a reward that may hang needs its own limit.
+        thread of the trainer. If it raises or returns anything else, the completion has failed; a
+        run in which nothing else happens ends with that error. No limit of time is set: the run
+        waits for it, so a reward that may hang needs its own limit.
       failure_reward: reward of a completion that failed; finite.
       name: stands in the logs as the data set of an episode.
 
@@ -84,8 +95,20 @@ class FunctionTask(Task):
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:  # the user's own code, which may raise anything
-            return Step(self._failure_reward, None, _describe(error), {})
+            kind = "value" if isinstance(error, _OF_INPUT) else "other"
+            return Step(self._failure_reward, None, _describe(error), {RAISED: kind})
         return Step(reward, None, "", {})
+
+
+def digest(prompts: Sequence[str], reward: Callable[[str, str], float]) -> str:
+    """Tells prompts and reward functions apart, as far as the source of the function is known."""
+    try:
+        source = inspect.getsource(reward)
+    except (OSError, TypeError):
+        source = ""
+    name = getattr(reward, "__qualname__", type(reward).__qualname__)
+    text = json.dumps([list(prompts), name, source])
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _finite(value: Any) -> float:

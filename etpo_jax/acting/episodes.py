@@ -11,6 +11,7 @@ import math
 import numbers
 import queue
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,7 +37,10 @@ def checked_step(
     Raises:
       UsageError: naming what is wrong, before it is learnt from.
     """
-    steps = task.step(states, actions, rngs)
+    try:
+        steps = task.step(states, actions, rngs)
+    except Exception as error:
+        raise _explained(task, error) from error
     if not isinstance(steps, Sequence) or len(steps) != len(actions):
         raise UsageError(
             f"task {task.name}: step must return {len(actions)} steps, not {steps!r:.80}"
@@ -51,6 +55,17 @@ def checked_step(
         if step.next_state is not None:
             _check_state(task, step.next_state)
     return list(steps)
+
+
+def _explained(task: Task, error: Exception) -> Exception:
+    """One line about what the code of a user's task raised; errors of our own stay as they are."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = type(task).__module__.partition(".")[0] in ("env", "etpo_jax")
+    if own or isinstance(error, UsageError) or not frames:
+        return error
+    place = f"{frames[-1].filename}, line {frames[-1].lineno}"
+    text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+    return UsageError(f"task {task.name}: step raised {text} ({place})")
 
 
 def transition_of(actions: Actions, index: int, step: Step, prompts: Prompts) -> Transition:

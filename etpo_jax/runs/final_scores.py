@@ -108,6 +108,17 @@ class FinalScores:
             rows.append((program.name, reward, holdout or elide(program.error, _MAX_ERROR)))
         return [f"{name:20} {reward:>8}   {rest}".rstrip() for name, reward, rest in rows]
 
+    def numbers(self) -> dict[str, float]:
+        """Scores by name, such as `final/random_forest` and `final_holdout/best_program`."""
+        found = {}
+        for program in self.programs:
+            name = program.name.replace(" ", "_")
+            if program.reward is not None:
+                found[f"final/{name}"] = program.reward
+            if program.holdout is not None and program.holdout.score is not None:
+                found[f"final_holdout/{name}"] = program.holdout.score
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """Converts to JSON values, for `scores.json`."""
         return dataclasses.asdict(self)

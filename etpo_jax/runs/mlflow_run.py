@@ -72,6 +72,17 @@ class MlflowRun:
         self._client.log_text(self._id, best.code, directory.BEST_CODE)
         self._client.log_dict(self._id, {**best.facts, "update": update}, directory.BEST)
 
+    def write_scores(self, numbers: Mapping[str, float], update: int) -> None:
+        """Logs the final scores as metrics at the last update."""
+        now = int(time.time() * 1000)
+        self._client.log_batch(
+            self._id,
+            metrics=[
+                self._entities.Metric(_name(name), number, now, update)
+                for name, number in numbers.items()
+            ],
+        )
+
     def close(self, *, is_finished: bool) -> None:
         """Marks the run as finished, or as killed where it may be resumed."""
         self._client.set_terminated(self._id, "FINISHED" if is_finished else "KILLED")

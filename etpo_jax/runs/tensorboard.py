@@ -69,6 +69,13 @@ class TensorBoard:
             self._add_text("best program", f"{facts}\n\n{_indented(best.code)}", update)
             self._writer.flush()
 
+    def write_scores(self, numbers: Mapping[str, float], update: int) -> None:
+        """Adds the final scores, each under its own name; errors as in `write`."""
+        values = [{"tag": name, "simple_value": number} for name, number in numbers.items()]
+        with files.naming(self._folder):
+            self._add(step=update, summary={"value": values})
+            self._writer.flush()
+
     def close(self, *, is_finished: bool) -> None:
         """Closes the event file; the list of runs shows a finished one as a success."""
         if is_finished:

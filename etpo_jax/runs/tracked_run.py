@@ -123,6 +123,9 @@ class Tracker(Protocol):
     def write_best(self, best: BestProgram, update: int) -> None:
         """Shows the best program after an update, in place of an earlier one."""
 
+    def write_scores(self, numbers: Mapping[str, float], update: int) -> None:
+        """Shows the final scores by name, once, after the last update of a process."""
+
     def close(self, *, is_finished: bool) -> None:
         """Ends the process's part; `is_finished` says that all environment steps are done."""
 

@@ -11,7 +11,8 @@ from typing import Any, Self
 from absl import logging
 
 from env.base import UsageError
-from etpo_jax.runs import files
+from etpo_jax.runs import directory, files
+from etpo_jax.runs.final_scores import FinalScores
 from etpo_jax.runs.mlflow_run import MlflowRun
 from etpo_jax.runs.tensorboard import TensorBoard
 from etpo_jax.runs.tracked_run import BestProgram, TrackedRun, Tracker, samples_of
@@ -82,6 +83,15 @@ class Trackers:
         if self._run.shows_samples(row):
             self._write_best(row["update"])
 
+    def write_scores(self) -> None:
+        """Shows the final scores of the best program and of baselines, if there are any."""
+        path = self._run.path / directory.SCORES
+        if self._last is None or not path.exists():
+            return
+        numbers = FinalScores.from_json(files.read_json(path)).numbers()
+        for guard in self._guards:
+            guard.write_scores(numbers, self._last["update"])
+
     def close(self) -> None:
         """Shows the best program and ends; waits for services for a bounded time."""
         last = self._last
@@ -122,6 +132,9 @@ class _Guard:
 
     def write_best(self, best: BestProgram, update: int) -> None:
         self._do(lambda: self._made.write_best(best, update))
+
+    def write_scores(self, numbers: Mapping[str, float], update: int) -> None:
+        self._do(lambda: self._made.write_scores(numbers, update))
 
     def close(self, *, is_finished: bool) -> None:
         self._do(lambda: self._made.close(is_finished=is_finished))

@@ -76,6 +76,11 @@ class WandbRun:
             file.write(best.code)
         self._run.log_artifact(artifact, aliases=["latest", f"update-{update}"])
 
+    def write_scores(self, numbers: Mapping[str, float], update: int) -> None:
+        """Puts the final scores into the summary of the run."""
+        del update
+        self._run.summary.update(dict(numbers))
+
     def close(self, *, is_finished: bool) -> None:
         """Sends what is left; a run that is not finished may be resumed all the same."""
         self._run.summary["is_finished"] = is_finished

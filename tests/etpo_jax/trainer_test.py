@@ -406,3 +406,32 @@ def test_arguments_of_the_methods_are_checked(trained, tmp_path):
         trainer.generate(PROMPT)
     with pytest.raises(ValueError, match="form 'gguf': must be merged or peft"):
         trainer.export(tmp_path / "exported", form="gguf")
+
+
+def test_a_reward_that_always_fails_ends_the_run(tmp_path):
+    def broken(prompt, completion):
+        return undefined_name
+
+    with pytest.raises(
+        etpo_jax.UsageError, match=r"has failed for every one of 8 .* NameError: name 'unde"
+    ):
+        make(tmp_path / "run", reward=broken, num_env_steps=8).train()
+
+
+def test_a_task_whose_step_raises_is_named(tmp_path):
+    class Broken(etpo_jax.Task):
+        name = "broken"
+
+        def reset(self, rng):
+            return etpo_jax.State(0, {})
+
+        def render(self, state, *, shorten=0):
+            return "<FILL_ME>"
+
+        def step(self, states, actions, rngs):
+            return 1 / 0
+
+    with pytest.raises(
+        etpo_jax.UsageError, match=r"^task broken: step raised ZeroDivisionError: .*, line "
+    ):
+        make(tmp_path / "run", prompts=None, reward=None, task=Broken()).train()

@@ -1,5 +1,6 @@
 """Trackers get what they lack of a run, and what they raise ends nothing but themselves."""
 
+import json
 import sys
 import threading
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from absl import logging
 
 from env.base import UsageError
 from etpo_jax.runs import directory, trackers
+from etpo_jax.runs.final_scores import FinalScores, Holdout, Scored
 from etpo_jax.runs.tracked_run import SAMPLE_COLUMNS
 from tests.etpo_jax.runs import tracked_runs
 from tests.etpo_jax.runs.tensorboard_test import scalars, texts
@@ -35,6 +37,9 @@ class Recorder:
 
     def write_best(self, best: Any, update: int) -> None:
         self._note("best", (best.code, update))
+
+    def write_scores(self, numbers: Any, update: int) -> None:
+        self._note("scores", (dict(numbers), update))
 
     def close(self, *, is_finished: bool) -> None:
         self._note("close", is_finished)
@@ -153,3 +158,25 @@ def test_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert not (tmp_path / directory.TENSORBOARD).exists()
     with pytest.raises(UsageError, match=r"--trackers=wandb: .* pip install 'etpo_jax\[wandb\]'"):
         trackers.check(["tensorboard", "wandb"])
+
+
+def test_final_scores_are_shown_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Recorder] = []
+
+    def make(*arguments: Any) -> Recorder:
+        made.append(Recorder())
+        return made[-1]
+
+    monkeypatch.setattr(trackers, "WandbRun", make)
+    run = tracked_runs.begin(tmp_path, 2)
+    scored = Scored("random forest", 0.75, (0.7, 0.8), holdout=Holdout(0.5))
+    scores = FinalScores((scored,), "roc_auc", 10, 2, 0.1)
+    with trackers.Trackers(["wandb", "tensorboard"], run, lambda line: None) as shown:
+        shown.write_scores()  # before any update, and before there are scores
+        tracked_runs.append(run.path, 3)
+        shown.write(tracked_runs.metrics(3), tracked_runs.episodes(3))
+        (run.path / "scores.json").write_text(json.dumps(scores.to_json()))
+        shown.write_scores()
+    numbers = {"final/random_forest": 0.75, "final_holdout/random_forest": 0.5}
+    assert [value for name, value in made[0].calls if name == "scores"] == [(numbers, 3)]
+    assert (3, "final/random_forest", 0.75) in scalars(run.path)
