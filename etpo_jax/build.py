@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,8 @@ def _make_executor(
         "libraries": execution.library_names,
         "limits": _limits(execution),
     }
+    if not execution.executor.startswith("ray"):
+        _check_libraries(execution.library_names)
     executor: CodeExecutor | RayExecutor
     if execution.executor.startswith("ray") and not holdout:
         executor = RayExecutor(
@@ -234,6 +237,14 @@ def _make_executor(
     return CachedExecutor(
         executor, reward_cache.default_folder() if folder == "auto" else folder, context
     )
+
+
+def _check_libraries(names: Sequence[str]) -> None:
+    """Raises UsageError for a module of `--libraries` that is not installed here."""
+    for name in names:
+        top = name.partition(".")[0]
+        if not top.isidentifier() or importlib.util.find_spec(top) is None:
+            raise UsageError(f"--libraries={name}: there is no such module here; install it first")
 
 
 def _limits(execution: ExecutionConfig) -> Limits:

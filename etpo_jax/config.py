@@ -13,6 +13,7 @@ from env.command_line import near_names
 from etpo_jax import registry
 from etpo_jax.exploration import Exploration
 from etpo_jax.model_settings import FinetuneConfig, ModelConfig
+from etpo_jax.renamed import RENAMED
 from etpo_jax.settings import Section, option, parse_choice, parse_interval, parse_options
 from etpo_jax.task_settings import TaskConfig
 
@@ -306,6 +307,8 @@ def _unknown(field: str, algorithm: str, known: Sequence[str]) -> str:
             f"--{field}: --algorithm={algorithm} does not read it, {' and '.join(readers)} "
             f"{'does' if len(readers) == 1 else 'do'}"
         )
+    if field in RENAMED:
+        return f"--{field}: {RENAMED[field]}"
     near = near_names(field, known)
     hint = f"; did you mean {' or '.join(f'--{name}' for name in near)}?" if near else ""
     return f"--{field}: there is no such setting{hint}"

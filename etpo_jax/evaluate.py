@@ -35,6 +35,7 @@ from etpo_jax.algorithms.networks import Networks
 from etpo_jax.config import Config
 from etpo_jax.devices.mesh import build_mesh
 from etpo_jax.launch_files import launch_folder
+from etpo_jax.renamed import RENAMED
 from etpo_jax.reproduction import final_policy
 from etpo_jax.roles import Role
 from etpo_jax.runs import directory, fingerprint
@@ -359,4 +360,5 @@ if __name__ == "__main__":
             *settings_flags.help_sections(),
         ],
         flagfile_folders=(launch_folder(),),
+        renamed=RENAMED,
     )

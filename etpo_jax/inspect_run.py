@@ -126,10 +126,11 @@ def summary(
         raise UsageError(f"--run_dir={path}: there is no such folder")
     log = RunLog.read(path) if directory.is_run_directory(path) else None
     steps, checkpoint = _find_checkpoint(path, step, is_run=log is not None)
-    if as_json:
-        return json.dumps(_to_json(log, steps, checkpoint), indent=2, allow_nan=False)
-    lines = _lines(log, steps, checkpoint, with_arrays=with_arrays)
-    return "\n".join(part for line in lines for part in _wrapped(line, with_arrays))
+    with files.understood(path):
+        if as_json:
+            return json.dumps(_to_json(log, steps, checkpoint), indent=2, allow_nan=False)
+        lines = _lines(log, steps, checkpoint, with_arrays=with_arrays)
+        return "\n".join(part for line in lines for part in _wrapped(line, with_arrays))
 
 
 def _find_checkpoint(
@@ -271,7 +272,12 @@ def _tree_lines(name: str, leaves: Sequence[Leaf], *, with_arrays: bool) -> Iter
     values = [leaf for leaf in leaves if leaf.shape is None]
     elements = sum(math.prod(leaf.shape) for leaf in arrays if leaf.shape is not None)
     total = files.bytes_text(sum(leaf.num_bytes for leaf in arrays))
-    yield f"{name}: {len(arrays)} arrays of {elements:,} elements, {total}; {len(values)} values"
+    parts = []
+    if arrays:
+        parts.append(f"{len(arrays)} arrays of {elements:,} elements, {total}")
+    if values or not arrays:
+        parts.append(f"{len(values)} numbers and texts, such as counters")
+    yield f"{name}: {'; '.join(parts)}"
     if not with_arrays:
         return
     cells = [

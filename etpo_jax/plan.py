@@ -26,6 +26,7 @@ from etpo_jax.devices.accelerators import Limit, gib, mib
 from etpo_jax.devices.memory import Item, Memory, total
 from etpo_jax.devices.mesh import abstract_mesh
 from etpo_jax.launch_files import launch_folder
+from etpo_jax.renamed import RENAMED
 from etpo_jax.runs import directory, schedule
 from models.config import DecoderConfig
 from models.errors import ModelError
@@ -77,7 +78,8 @@ def main() -> int:
     name = _flags["device"].value
     limit = accelerators.stated_limit(accelerators.find(name)) if name else None
     text, fits = _describe(config, limit)
-    print(text)
+    print(text, flush=True)
+    check_disk(config)
     if _flags["aot"].value:
         lines, is_compiled = _compiler_lines(config, _flags["aot"].value)
         print("\n".join(lines))
@@ -90,9 +92,20 @@ def describe(config: Config) -> str:
 
     Raises:
       models.errors.ModelError: the model's folder or config cannot be used.
-      UsageError: the mesh cannot be made, or the disk of --run_dir is too small.
+      UsageError: the mesh cannot be made.
     """
     return _describe(config, accelerators.limit_here())[0]
+
+
+def check_disk(config: Config) -> None:
+    """Raises UsageError if the disk of --run_dir is too small for the run's checkpoints."""
+    if not config.run.run_dir or getattr(config.learning, "endpoint", ""):
+        return
+    decoder = DecoderConfig.from_folder(config_folder(config.model.model))
+    needed = memory.estimate(config, decoder, abstract_mesh(config.model.mesh), "cpu").checkpoint
+    if needed:
+        path = Path(config.run.run_dir).expanduser() / directory.CHECKPOINTS
+        schedule.check_disk(path, needed)
 
 
 def _describe(config: Config, limit: Limit | None) -> tuple[str, bool]:
@@ -104,7 +117,7 @@ def _describe(config: Config, limit: Limit | None) -> tuple[str, bool]:
     decoder = DecoderConfig.from_folder(config_folder(config.model.model))
     needed = memory.estimate(config, decoder, mesh, limit.device.platform if limit else "cpu")
     lines = [*_step_lines(config), *_model_lines(config, decoder, mesh), "", *_memory_lines(needed)]
-    lines += _checkpoint_lines(config, needed)
+    lines += _checkpoint_lines(needed)
     if limit is None:
         lines.append(
             "figures of programs are those of TPUs; CPUs need less, above all where gradient steps "
@@ -153,7 +166,7 @@ def _memory_lines(needed: Memory) -> Iterator[str]:
     yield f"{'peak':50}{text(needed.peak):>14}  {phase}"
 
 
-def _checkpoint_lines(config: Config, needed: Memory) -> Iterator[str]:
+def _checkpoint_lines(needed: Memory) -> Iterator[str]:
     if not needed.checkpoint:
         return
     text = gib if needed.checkpoint >= 2**30 else mib
@@ -162,9 +175,6 @@ def _checkpoint_lines(config: Config, needed: Memory) -> Iterator[str]:
         f"checkpoints: {text(needed.checkpoint)} each, {disk} of disk while one is written beside "
         f"the {schedule.KEPT} that are kept"
     )
-    if config.run.run_dir:
-        path = Path(config.run.run_dir).expanduser() / directory.CHECKPOINTS
-        schedule.check_disk(path, needed.checkpoint)
 
 
 def _item_lines(items: tuple[Item, ...], text: Callable[[int], str]) -> Iterator[str]:
@@ -204,4 +214,5 @@ if __name__ == "__main__":
         sections=settings_flags.help_sections(_flags),
         flagfile_folders=(launch_folder(),),
         before_parsing=lambda arguments: settings_flags.define_chosen(arguments, _flags),
+        renamed=RENAMED,
     )

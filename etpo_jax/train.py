@@ -16,6 +16,7 @@ from etpo_jax import plan, rehearsal, startup
 from etpo_jax.algorithms.gradients import NonFiniteError
 from etpo_jax.devices import hosts
 from etpo_jax.launch_files import launch_folder
+from etpo_jax.renamed import RENAMED
 from etpo_jax.runs.console import Console
 from etpo_jax.trainer import Trainer
 from models.errors import ModelError
@@ -67,4 +68,5 @@ if __name__ == "__main__":
             sections=settings_flags.help_sections(),
             flagfile_folders=(launch_folder(),),
             before_parsing=settings_flags.define_chosen,
+            renamed=RENAMED,
         )

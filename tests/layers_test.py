@@ -49,7 +49,8 @@ PARTS: dict[str, dict[str, Part]] = {
             "acting algorithms devices", "settings", "mathematics", packages=_BELOW_ALL
         ),
         "settings": _part(
-            "config exploration flags learning model_settings registry settings task_settings",
+            "config exploration flags learning model_settings registry renamed settings "
+            "task_settings",
             "mathematics",
             packages=_BELOW_ALL,
         ),

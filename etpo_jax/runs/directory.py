@@ -19,7 +19,7 @@ from typing import Any
 from absl import logging
 
 from env.base import UsageError
-from etpo_jax.runs import files, top_programs, versions
+from etpo_jax.runs import files, steps, top_programs, versions
 from etpo_jax.runs.best import Best, write_preparation
 
 FLAGS = "flags.cfg"
@@ -96,8 +96,7 @@ class RunDirectory:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"run directory {path} cannot be created: {error.strerror}") from error
-        # Checked before anything is written, so that a foreign folder stays as it is.
-        refuse_foreign(path)
+        refuse_foreign(path)  # before anything is written
         lock = _take_lock(path)
         try:
             # Checked again, because another process may have held the lock until now.
@@ -425,15 +424,16 @@ def _flag_line(name: str, value: Any) -> str:
     else:
         text = str(value)
     # absl strips white space from the end of a line and keeps the rest as it is.
-    if text != text.rstrip() or len(text.splitlines()) > 1:
+    is_line = text == text.rstrip() and len(text.splitlines()) < 2 and "\0" not in text
+    if not is_line or not steps.is_text(text):
         raise UsageError(
-            f"--{name}={text!r}: {FLAGS} cannot hold line breaks or white space at the end"
+            f"--{name}={text!a}: {FLAGS} holds lines of UTF-8 without white space at the end"
         )
     return f"--{name}={text}\n"
 
 
 def _cut_rows(path: Path, key: str, committed: int) -> None:
-    last = files.cut_rows(path, lambda row: row[key] <= committed)
+    last = files.cut_rows(path, lambda row: isinstance(row.get(key), int) and row[key] <= committed)
     reached = last[key] if last else 0
     if reached < committed:
         logging.warning(

@@ -146,11 +146,26 @@ def read_json(path: Path) -> Row:
     """
     try:
         value = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not readable as JSON: {error}") from error
     if not isinstance(value, dict):
         raise UsageError(f"{path} does not hold a JSON object")
     return value
+
+
+@contextlib.contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Says of values in a file that cannot be used that the file is damaged.
+
+    Raises:
+      UsageError: naming the file and what was found.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} is damaged ({type(error).__name__}: {error})") from error
 
 
 def json_lines(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -196,7 +211,7 @@ def _rows_with_ends(path: Path) -> Iterator[tuple[Row, int]]:
             end += len(line)
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return
             if not line.endswith(b"\n") or not isinstance(row, dict):
                 return

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from etpo_jax.devices.compilations import Compilations
 
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps, ETA {remaining}, {desc}"
+# Characters of the bar before fields behind it are left out.
+_LEAST_BAR = 10
 _LINE = "step {n_fmt}/{total_fmt} {percentage:3.0f}%  {desc}  ETA {remaining}"
 
 
@@ -70,8 +72,20 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
             f"{_number(row.get('tokens_per_s'), 6, ',.0f')} tokens/s",
         )
         self._bar.ncols = shutil.get_terminal_size().columns - 1
-        self._bar.set_description_str(self._separator.join(fields), refresh=False)
+        self._bar.set_description_str(self._fitting(fields), refresh=False)
         self._bar.update(int(row["env_step"]) - self._bar.n)
+
+    def _fitting(self, fields: Sequence[str]) -> str:
+        """As many of the fields as leave a bar of some length on a terminal; all elsewhere."""
+        text = self._separator.join(fields)
+        if not self._is_terminal:
+            return text
+        total = len(str(self._bar.total))
+        left = self._bar.ncols - _LEAST_BAR - len(" 50%|| / steps, ETA 00:00, ") - 2 * total
+        while len(text) > left and len(fields) > 1:
+            fields = fields[:-1]
+            text = self._separator.join(fields)
+        return text
 
     def close(self) -> None:
         """Ends the bar, so that other output may follow."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,14 @@ class Episodes:
 
     @classmethod
     def read(cls, run_path: Path) -> "Episodes":
+        path = run_path / directory.EPISODES
         env_steps, rewards, kinds = [], [], []
-        for row in files.read_rows(run_path / directory.EPISODES):
-            env_steps.append(row["env_step"])
-            rewards.append(float(row["reward"]))
-            kinds.append(error_kind(row["error"]))
-        return cls(np.array(env_steps, np.int64), np.array(rewards, np.float64), tuple(kinds))
+        with files.understood(path):
+            for row in files.read_rows(path):
+                env_steps.append(int(row["env_step"]))
+                rewards.append(float(row["reward"]))
+                kinds.append(error_kind(row["error"]))
+            return cls(np.array(env_steps, np.int64), np.array(rewards, np.float64), tuple(kinds))
 
     def fifths(self) -> tuple[float, float] | None:
         """Mean reward of the first and of the last fifth of the actions; None below five."""
@@ -80,18 +82,17 @@ class RunLog:
           UsageError: the folder is no run directory, or another version wrote it.
         """
         config = directory.open_for_reading(path)
-        best, scores = (_read(path / name) for name in (directory.BEST, directory.SCORES))
-        index = _read(path / directory.TOP_PROGRAMS / top_programs.INDEX)
+        index = path / directory.TOP_PROGRAMS / top_programs.INDEX
         return cls(
             path=path,
             config=config,
             setup=files.read_json(path / directory.VERSIONS),
-            metrics=tuple(files.read_rows(path / directory.METRICS)),
+            metrics=_metrics(path / directory.METRICS),
             episodes=Episodes.read(path),
-            best=directory.Best.from_json(best) if best else None,
-            top_programs=tuple(index["programs"]) if index else (),
+            best=_read(path / directory.BEST, directory.Best.from_json),
+            top_programs=_read(index, lambda found: tuple(found["programs"])) or (),
             finished=_read(path / directory.FINISHED),
-            scores=FinalScores.from_json(scores) if scores else None,
+            scores=_read(path / directory.SCORES, FinalScores.from_json),
             preparation=_read(path / directory.PREPARATION),
         )
 
@@ -130,9 +131,11 @@ class RunLog:
 def improvements(run_path: Path) -> list[files.Row]:
     """Rows of `episodes.jsonl` whose program ran and beat all earlier ones, the newest last."""
     found: list[files.Row] = []
-    for row in files.read_rows(run_path / directory.EPISODES):
-        if not row["error"] and (not found or row["reward"] > found[-1]["reward"]):
-            found.append(row)
+    path = run_path / directory.EPISODES
+    with files.understood(path):
+        for row in files.read_rows(path):
+            if not row["error"] and (not found or row["reward"] > found[-1]["reward"]):
+                found.append(row)
     return found
 
 
@@ -156,13 +159,14 @@ class CommonError:
 def common_errors(run_path: Path, count: int) -> list[CommonError]:
     """The commonest errors of a run, the most frequent first."""
     groups: dict[str, list[files.Row]] = {}
-    for row in files.read_rows(run_path / directory.EPISODES):
-        if row["error"]:
-            groups.setdefault(_NUMBERS.sub("#", row["error"]), []).append(row)
-    found = []
-    for rows in sorted(groups.values(), key=len, reverse=True)[:count]:
-        shown = min(rows, key=lambda row: len(row["action"]))
-        found.append(CommonError(shown["error"], len(rows), shown["action"], shown["env_step"]))
+    path, found = run_path / directory.EPISODES, []
+    with files.understood(path):
+        for row in files.read_rows(path):
+            if row["error"]:
+                groups.setdefault(_NUMBERS.sub("#", row["error"]), []).append(row)
+        for rows in sorted(groups.values(), key=len, reverse=True)[:count]:
+            shown = min(rows, key=lambda row: len(row["action"]))
+            found.append(CommonError(shown["error"], len(rows), shown["action"], shown["env_step"]))
     return found
 
 
@@ -194,5 +198,17 @@ def smoothing_window(num_points: int) -> int:
     return 1 if num_points < 8 else 2 * max(1, num_points // 20) + 1
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    return files.read_json(path) if path.exists() else None
+def _read(path: Path, parse: Callable[[dict[str, Any]], Any] = dict) -> Any:
+    """The object in a file, parsed; None without the file."""
+    if not path.exists():
+        return None
+    with files.understood(path):
+        return parse(files.read_json(path))
+
+
+def _metrics(path: Path) -> tuple[files.Row, ...]:
+    rows = tuple(files.read_rows(path))
+    with files.understood(path):
+        for row in rows:
+            _ = int(row["env_step"]), int(row["update"])
+    return rows

@@ -213,3 +213,14 @@ def test_form_and_kind_of_target_reach_the_table(tmp_path):
     array = build.open_dataset(Config.from_dict({**settings, "table_form": "array"}).task, name)
     assert array.frame is None
     assert len({array.checksum, dataset.checksum}) == 2
+
+
+def test_a_library_that_is_not_installed_is_named_before_anything_is_started():
+    config = Config.from_dict({"libraries": "math,nosuchmodule.part"})
+    with (
+        pytest.raises(
+            UsageError, match=r"^--libraries=nosuchmodule\.part: there is no such module"
+        ),
+        build.open_task(config),
+    ):
+        pass

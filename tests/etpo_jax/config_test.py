@@ -7,6 +7,7 @@ import pytest
 
 from etpo_jax import registry
 from etpo_jax.config import SECTIONS, Config, FinetuneConfig, ModelConfig, TaskConfig
+from etpo_jax.renamed import RENAMED
 from etpo_jax.settings import parse_options
 from models.lora import TARGETS
 
@@ -172,3 +173,9 @@ def test_sections_give_their_texts_as_values():
     assert config.execution.executor_options == {"address": "a:1", "actors": 4}
     limits = config.replace(limits="memory_mb=64,cpu_s=3").execution.named_limits
     assert limits == {"memory_mb": 64, "cpu_s": 3}
+
+
+def test_settings_of_earlier_versions_name_the_new_ones():
+    with pytest.raises(ValueError, match=r"^--lora_rank: it is now --finetune=lora:rank=\.\.\.$"):
+        Config.from_dict({"lora_rank": 8})
+    assert not RENAMED.keys() & Config.defaults("etpo").keys()

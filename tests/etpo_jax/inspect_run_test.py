@@ -93,10 +93,10 @@ def test_a_run_in_words(run_path: Path) -> None:
         f"jax {jax.__version__}",
         "numbered checkpoints: 1, 2",
         f"checkpoint {run_path}/checkpoints/2, committed 20",
-        "state: 2 arrays of 25 elements, 52 B; 0 values",
+        "state: 2 arrays of 25 elements, 52 B",
         "policy/q/kernel  [4, 6]  bfloat16  48 B  (None, fsdp+tensor) on fsdp:1 tensor:1",
-        "replay: 1 arrays of 15 elements, 60 B; 0 values",
-        "host: 0 arrays of 0 elements, 0 B; 3 values",
+        "replay: 1 arrays of 15 elements, 60 B",
+        "host: 3 numbers and texts, such as counters",
     ):
         assert part in text
 
@@ -147,7 +147,8 @@ def test_the_text_fits_a_screen(run_path: Path) -> None:
     assert len(lines) <= 24
     # A path is never broken.
     assert all(len(line) <= 80 or str(run_path) in line for line in lines)
-    assert "replay: 1 arrays of 15 elements, 60 B; 0 values" in lines
+    assert "replay: 1 arrays of 15 elements, 60 B" in lines
+    assert "host: 3 numbers and texts, such as counters" in lines
 
 
 def _truncate(path: Path) -> None:

@@ -93,8 +93,9 @@ def test_a_disk_without_room_is_refused(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=100 * 2**30)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     config = Config.from_dict({**LION, "mesh": "fsdp:1", "run_dir": str(tmp_path / "run")})
+    assert "of disk while one is written" in plan._describe(config, None)[0]
     with pytest.raises(UsageError, match=r"checkpoints need 225\.9 GiB"):
-        plan._describe(config, None)
+        plan.check_disk(config)
 
 
 @pytest.mark.parametrize(

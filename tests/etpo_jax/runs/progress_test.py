@@ -174,3 +174,13 @@ def test_summary_of_a_run_that_did_nothing(tmp_path: Path) -> None:
 def test_summary_needs_a_run(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no run directory"):
         progress.summary(tmp_path)
+
+
+def test_a_narrow_terminal_keeps_a_bar(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    last = run(_Terminal(), [(10, _row(240))]).split("\r")[-1].rstrip()
+    assert len(last) <= 80
+    assert len(last.split("|")[1]) >= 10
+    assert "update  15" in last
+    assert "tokens/s" not in last
