@@ -155,7 +155,7 @@ class Loop:
 
     def resume(self) -> None:
         """Restores the last committed checkpoint, if any, and cuts the logs back to it."""
-        if not self._checkpoints.are_there:
+        if self._checkpoints.latest is None:
             self._cut_back(update=-1, env_step=-1)
             return
         shapes = abstract(self._algorithm.state)

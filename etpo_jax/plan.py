@@ -99,7 +99,8 @@ def describe(config: Config) -> str:
 
 def check_disk(config: Config) -> None:
     """Raises UsageError if the disk of --run_dir is too small for the run's checkpoints."""
-    if not config.run.run_dir or getattr(config.learning, "endpoint", ""):
+    endpoint = getattr(config.learning, "endpoint", "")
+    if not config.run.run_dir or endpoint:
         return
     decoder = DecoderConfig.from_folder(config_folder(config.model.model))
     needed = memory.estimate(config, decoder, abstract_mesh(config.model.mesh), "cpu").checkpoint

@@ -78,9 +78,9 @@ class Checkpoints:
         steps.set_damaged_aside(self._path)
 
     @property
-    def are_there(self) -> bool:
-        """True if there is a whole checkpoint."""
-        return bool(committed_steps(self._path))
+    def latest(self) -> int | None:
+        """Number of the newest whole checkpoint, or None."""
+        return next(reversed(committed_steps(self._path)), None)
 
     @property
     def write_s(self) -> float | None:
@@ -209,12 +209,6 @@ class Checkpoints:
             if number := system_error(error):
                 raise OSError(number, os.strerror(number), str(path)) from error
             raise
-
-    def _end_save(self) -> None:
-        """Takes the outcome of the save before: else orbax keeps its thread and three files."""
-        saving, self._saving = self._saving, None
-        if saving is not None:
-            saving.result()
 
     def __enter__(self) -> Self:
         return self
