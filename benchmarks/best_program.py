@@ -38,7 +38,15 @@ _NUM_SAMPLES = flags.DEFINE_integer(
 )
 
 
-_NOT_OF_METHOD = ("run_dir", "dataset", "data_dir", "seed", "num_env_steps", "executor")
+_NOT_OF_METHOD = (
+    "run_dir",
+    "dataset",
+    "data_dir",
+    "seed",
+    "num_env_steps",
+    "executor",
+    "checkpoint_every",
+)
 
 
 def measure(path: Path, num_samples: int) -> dict[str, Any]:
@@ -84,10 +92,12 @@ def render(runs: pd.DataFrame, reference: pd.DataFrame) -> str:
         f"|{'---|' * 10}",
     ]
     settings = list(dict.fromkeys(runs["settings"]))
+    expected = []
     for run in runs.to_dict("records"):
         rewards = reference[run["dataset"]].dropna().to_numpy()
         budget = int(run["env_steps"])
         others = best_of_budget.best_of(rewards, budget)
+        expected.append(others.value)
         better = best_of_budget.probability_of_better(rewards, budget, run["reward_best"])
         lines.append(
             f"| {settings.index(run['settings']) + 1} | {run['dataset']} | {run['seed']} "
@@ -96,9 +106,27 @@ def render(runs: pd.DataFrame, reference: pd.DataFrame) -> str:
             f"| {run['final_reward']:.3f} ± {run['final_reward_se']:.3f} "
             f"| {run['final_kl']:.1f} ± {run['final_kl_se']:.1f} | {run['distinct_programs']} |"
         )
+    lines += ["", *_means(runs.assign(expected=expected), settings)]
     lines += ["", "Settings, beside the defaults of `etpo train`:", ""]
     lines += [f"{number}. `{setting}`" for number, setting in enumerate(settings, 1)]
     return "\n".join(lines) + "\n"
+
+
+def _means(runs: pd.DataFrame, settings: list[str]) -> list[str]:
+    """Means over tables of the means over seeds, for each setting."""
+    lines = [
+        "| setting | tables | runs | best of the run | best of as many programs of the untrained "
+        "model | reward, last fifth | reward, fresh | KL, fresh | distinct |",
+        f"|{'---|' * 9}",
+    ]
+    names = ["reward_best", "expected", "exploiting_reward_fifth_5", "final_reward", "final_kl"]
+    for number, setting in enumerate(settings, 1):
+        mine = runs[runs["settings"] == setting]
+        means = mine.groupby("dataset")[[*names, "distinct_programs"]].mean()
+        *cells, distinct = means.mean()
+        texts = " | ".join(f"{value:.3f}" for value in cells)
+        lines.append(f"| {number} | {len(means)} | {len(mine)} | {texts} | {distinct:.0f} |")
+    return lines
 
 
 def main() -> int:

@@ -32,7 +32,8 @@ def zipped(**members):
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for name, data in members.items():
-            archive.writestr(name, data)
+            # With a date of 1980, because ids of tests must not change.
+            archive.writestr(zipfile.ZipInfo(name), data)
     return packed.getvalue()
 
 
@@ -66,13 +67,16 @@ def archived(data):
         ("t.csv", b"Customers of 2024\nby hand\n" + PLAIN),
         ("t.csv", PLAIN.replace(b"\n", b"\r")),
         ("t.dat", PLAIN.replace(b",", b"   ")),
-        ("t.csv.gz", gzip.compress(PLAIN)),
+        ("t.csv.gz", gzip.compress(PLAIN, mtime=0)),
         ("t.csv.bz2", bz2.compress(PLAIN)),
         ("t.csv.xz", lzma.compress(PLAIN)),
         ("t.zip", zipped(**{"in/t.csv": PLAIN, "__MACOSX/._t.csv": b"x"})),
         ("t", PLAIN),
         ("t.jsonl", "\n".join(json.dumps(r) for r in pd.DataFrame(TEXTS).to_dict("records"))),
-        ("t.jsonl.gz", gzip.compress(pd.DataFrame(TEXTS).to_json(orient="records").encode())),
+        (
+            "t.jsonl.gz",
+            gzip.compress(pd.DataFrame(TEXTS).to_json(orient="records").encode(), mtime=0),
+        ),
         ("t.json", pd.DataFrame(TEXTS).to_json()),
         ("t.json", pd.DataFrame(TEXTS).to_json(orient="split")),
         ("t.json", pd.DataFrame(TEXTS).to_json(orient="index")),
@@ -243,12 +247,16 @@ def test_a_single_column_may_hold_commas(tmp_path):
         ("t.csv", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "neither text, Parquet nor Excel"),
         ("t.csv", b"\x89PNG\r\n\x1a\n\1\2\3,x\4\5\n" * 9, "neither text, Parquet nor Excel"),
         ("t.csv", b"%PDF-1.4\n%%EOF\n", "a PDF: save its table as .csv"),
-        ("t.tar.gz", gzip.compress(archived(PLAIN)), "a tar archive: unpack the file to read"),
+        (
+            "t.tar.gz",
+            gzip.compress(archived(PLAIN), mtime=0),
+            "a tar archive: unpack the file to read",
+        ),
         ("t.csv", b"<!DOCTYPE html>\n<html></html>", "a web page: download the table itself"),
         ("t.csv", b"version https://git-lfs.github.com/spec/v1\noid", "a pointer to a file in Git"),
         ("t.xls", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), "save it as .xlsx or .csv"),
         ("t.parquet", b"PAR1hello", "cannot be read as parquet"),
-        ("t.csv.gz", gzip.compress(PLAIN)[:20], "cannot be unpacked"),
+        ("t.csv.gz", gzip.compress(PLAIN, mtime=0)[:20], "cannot be unpacked"),
         ("t.zip", zipped(a="1", b="2"), "holds 2 files (a, b): unpack the one to read"),
         ("t.zip", zipped(**{"t.csv": PLAIN})[:60], "t.zip: "),
         ("t.xlsx", zipped(**{"xl/workbook.xml": "<x/>"}), "t.xlsx: "),
