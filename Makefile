@@ -7,7 +7,7 @@ SOAK ?= 1000
 FAULTS ?= 9
 BIN := $(VENV)/bin
 
-.PHONY: demo test parity aot lint types soak chaos ray trackers notebook package clean
+.PHONY: demo test parity aot lint types soak innocent chaos ray trackers notebook package clean
 
 demo: $(VENV)/run.stamp
 	$(BIN)/python -m etpo_jax.train --flagfile=launch/tiny.flags --run_dir=$(RUN_DIR)
@@ -37,6 +37,10 @@ types: $(VENV)/test.stamp
 # Executes many hostile and benign programs; fails if memory, files or processes grow.
 soak: $(VENV)/test.stamp
 	$(BIN)/python -m benchmarks.soak --num_executions=$(SOAK)
+
+# Stops, freezes and starves the processes that execute programs, in every tier of the wall.
+innocent: $(VENV)/test.stamp
+	ETPO_ALL_TIERS=1 $(BIN)/python -m pytest tests/env/execution/innocent_test.py
 
 # Lets faults hit training runs, one of each kind; fails if one costs more than an update.
 chaos: $(VENV)/test.stamp

@@ -21,6 +21,8 @@ from env.executor import CodeExecutor, Limits
 from tests.env.executor_test import LOGISTIC, TABLE, published_reward
 
 AVAILABLE = [tier for tier in tiers.TIERS if not tiers.probe(tier)]
+# The strongest tier and none, unless all are asked for: these tests wait more than they compute.
+TESTED = AVAILABLE if "ETPO_ALL_TIERS" in os.environ else AVAILABLE[:1]
 BACK_S = 3.0
 # The same and the rest of a program, on a machine that others use too.
 DONE_S = BACK_S + 5.0
@@ -80,9 +82,9 @@ def _executor(tier: str) -> CodeExecutor:
     return CodeExecutor(TABLE, **OPTIONS, limits=limits, isolation=tier)
 
 
-@pytest.fixture(scope="module", params=[*AVAILABLE, "unsafe"])
+@pytest.fixture(scope="module", params=[*TESTED, "unsafe"])
 def executor(request) -> Iterator[CodeExecutor]:
-    """An executor in every tier."""
+    """An executor in every tier that is tested."""
     with _executor(request.param) as executor:
         yield executor
 
@@ -215,20 +217,23 @@ def test_a_starved_program_is_not_slow():
         for _ in range(6)
     ]
     limits = Limits(timeout_s=1.5, cpu_s=2)
-    body = "t = __import__('time').process_time\n    while t() < 0.7: pass\n    " + LOGISTIC
+    body = "t = __import__('time').process_time\n    while t() < 1.2: pass\n    " + LOGISTIC
     try:
         with CodeExecutor(TABLE, **OPTIONS, limits=limits, isolation="seccomp") as executor:
             executor.run([LOGISTIC])
             for pid in _whole(executor):
                 os.sched_setaffinity(pid, [core])
+            start = time.monotonic()
             (busy,) = executor.run([body])
+            elapsed_s = time.monotonic() - start
             (sleepy,) = executor.run(["import time; time.sleep(60)"])
     finally:
         for process in crowd:
             process.kill()
             process.wait()
     assert busy.error == ""
-    assert busy.wall_s > 1.5
+    # The result's own time leaves out what the crowd took.
+    assert elapsed_s > max(1.5, busy.wall_s)
     assert sleepy.error.startswith("TimeoutError: the program took longer")
     assert sleepy.wall_s < 1.5 + 1.5
 

@@ -37,6 +37,7 @@ def make_run(folder, algorithm, dataset, seed, level):
             chosen = rewards[4 * (update - 1) : 4 * update]
             row = {
                 "env_step": 4 * update,
+                "update": update,
                 "reward_mean": chosen.mean(),
                 "runnable_rate": float((chosen > -1).mean()),
                 "distinct_programs": 10 + update,
