@@ -20,7 +20,7 @@ from orbax.checkpoint import v1 as ocp
 from env.base import UsageError
 from etpo_jax.devices import hosts
 from etpo_jax.roles import Role
-from etpo_jax.runs import steps
+from etpo_jax.runs import files, steps
 from etpo_jax.runs.steps import DamagedError, committed_steps
 from models.sharding import shardings
 
@@ -175,11 +175,17 @@ class Checkpoints:
             self._checkpointer.wait()
 
     def _end_save(self) -> None:
-        """Takes the outcome of the save before: else orbax keeps its thread and three files."""
+        """Takes the outcome of the save before: else orbax keeps its thread and three files.
+
+        Orbax leaves it to the system when its files reach the disk; here they do at once.
+        """
         saving, self._saving = self._saving, None
         if saving is not None:
             with self._naming(self._path / str(self._newest)):
                 saving.result()
+                folder = self._path / str(self._newest)
+                if hosts.is_first() and folder.is_dir():
+                    files.sync_tree(folder)
 
     def _check_fit(self, update: int, wanted: dict[str, Any]) -> None:
         folder = self._path / str(update)
