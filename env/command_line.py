@@ -26,6 +26,7 @@ from env.version import __version__
 _LIMIT_ERRNOS = frozenset(
     {errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOLCK}
 )
+_LONGEST_NAME = 200
 _OWN_PACKAGES = ("env", "etpo_jax", "models", "benchmarks")
 
 
@@ -108,6 +109,8 @@ def _explain_system(error: Exception) -> str:
         return f"there is not enough memory ({str(error) or 'MemoryError'}{note})"
     if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
         return f"{error}{note if error.errno in _LIMIT_ERRNOS else ''}"
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return "a path begins with ~ and a name that no user of this machine has"
     if isinstance(error, ImportError):
         name = (error.name or "").partition(".")[0]
         if name and name not in _OWN_PACKAGES:
@@ -187,6 +190,8 @@ def _check_text(argument: str) -> None:
     """Refuses what no file name or setting of a run can hold, before anything is written."""
     name, has_value, value = argument.partition("=")
     shown = f"{name}={value!a:.80}" if has_value else f"{argument!a:.80}"
+    if name.startswith("-") and len(name) > _LONGEST_NAME:  # absl's suggestions would not end
+        raise UsageError(f"unknown flag {name[:40]}...; --help lists the flags")
     if "\0" in argument:
         raise UsageError(f"{shown}: must not hold a zero byte")
     try:

@@ -254,3 +254,14 @@ def test_old_flags_name_the_new_ones(call):
     for argument in ("--lora", "--nolora", "--lora=3"):
         status, _, error = call(argument, renamed=renamed)
         assert (status, error.endswith("; it is now --finetune=lora\n")) == (2, True)
+
+
+def test_a_flag_of_any_length_is_one_line(call):
+    status, _, error = call(f"--{'x' * 5000}=1")
+    assert (status, error) == (2, f"error: unknown flag --{'x' * 38}...; --help lists the flags\n")
+
+
+def test_the_home_of_nobody_is_one_line(call):
+    status, _, error = call(main=lambda: pathlib.Path("~nobody_here/x").expanduser() and None)
+    assert status == 2
+    assert error.startswith("error: a path begins with ~ ")
