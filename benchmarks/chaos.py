@@ -66,7 +66,7 @@ _MAX_ATTEMPTS = 8  # at an instant before the end of the run
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a fault did.
+    """The result of one fault.
 
     Attributes:
       kind: name of the kind.
@@ -258,7 +258,7 @@ def _instant(done: int, kind: Kind, rng: random.Random) -> tuple[int, float]:
 def _complaints(
     kind: Kind, hosts: Sequence[chaos_runs.Host], codes: Sequence[int], end_s: float
 ) -> list[str]:
-    """What processes that a fault has hit should not have done."""
+    """Names what is wrong with exit codes, times and messages of processes after a fault."""
     found = [f"exit code {code}" for code in codes if code not in kind.codes]
     if host_link.EXIT_CODE in kind.codes and end_s > ENDS_WITHIN_S:
         found.append(f"the other host ended after {end_s:.1f} s")

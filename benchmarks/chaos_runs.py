@@ -160,7 +160,7 @@ def await_instant(hosts: Sequence[Host], run_path: Path, updates: int, delay_s: 
 
 
 def differences(run_path: Path, reference: Path, *, is_whole: bool) -> list[str]:
-    """What a run has in another way than the uninterrupted one.
+    """Names the files and parts of a run that differ from those of the uninterrupted run.
 
     Args:
       run_path, reference: the run directories.

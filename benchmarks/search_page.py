@@ -197,7 +197,7 @@ def _contrast(before: pd.Series, after: pd.Series) -> str:
 
 
 def before(protocol: Protocol, rows: pd.DataFrame, earlier: pd.DataFrame) -> Table:
-    """What changed since an earlier study: the same settings, data sets and seeds, run by run."""
+    """Compares the runs of an earlier study that had the same settings, data sets and seeds."""
     keys = ["algorithm", "dataset", "seed", *protocol.setting_names]
     beta0 = float(np.mean(protocol.criterion_betas))
     both = rows.merge(earlier, on=keys, suffixes=("", "_before"))

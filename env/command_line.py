@@ -100,7 +100,7 @@ def _print_any_text() -> None:
 
 
 def _explain_system(error: Exception) -> str:
-    """What the user must mend outside of the program; "" for any other error."""
+    """Says what is wrong outside of the program, for the user to mend; "" for other errors."""
     limits = shell_limits.describe()
     note = f"; the limits here are {limits}" if limits else ""
     if _is_disk_full(error):

@@ -73,26 +73,23 @@ def append(path: Path, data: bytes) -> None:
 
 def sync_folder(path: Path) -> None:
     """Makes the names in a folder survive a power failure."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _sync(path, os.O_DIRECTORY)
 
 
 def sync_tree(folder: Path) -> None:
     """Makes everything in a folder survive a power failure, the name of the folder included."""
     for path in folder.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        elif path.is_dir():
-            sync_folder(path)
+        _sync(path)
     sync_folder(folder)
     sync_folder(folder.parent)
+
+
+def _sync(path: Path, flags: int = 0) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def is_unfinished(name: str) -> bool:

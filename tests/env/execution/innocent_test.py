@@ -1,13 +1,11 @@
 """A program whose processes are stopped, frozen or starved is run again and is not to blame."""
 
-import concurrent.futures
 import contextlib
 import functools
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 from env.execution import results, scheduler, tiers, vitals
 from env.execution.vitals import child
 from env.executor import CodeExecutor, Limits
+from tests.env.execution.background import run_in_background
 from tests.env.executor_test import LOGISTIC, TABLE, published_reward
 
 AVAILABLE = [tier for tier in tiers.TIERS if not tiers.probe(tier)]
@@ -31,19 +30,6 @@ START_S = 30.0
 SLOW = "import time; time.sleep(1.5)\n    " + LOGISTIC
 BUSY = "t = __import__('time').process_time\n    while t() < 1.0: pass\n    " + LOGISTIC
 OPTIONS = {"num_workers": 2, "memory_bytes": 2**30, "num_splits": 1}
-
-
-def _start(executor: CodeExecutor, bodies: list[str]) -> concurrent.futures.Future:
-    future: concurrent.futures.Future = concurrent.futures.Future()
-
-    def run() -> None:
-        try:
-            future.set_result(executor.run(bodies))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
 
 
 def _zygote(executor: CodeExecutor) -> int:
@@ -121,7 +107,7 @@ WHAT: dict[str, Callable[[CodeExecutor], list[int]]] = {
 
 @pytest.mark.parametrize("what", WHAT)
 def test_what_is_stopped_for_good_is_replaced(executor, what):
-    future = _start(executor, [SLOW] * 2)
+    future = run_in_background(executor, [SLOW] * 2)
     _working(executor)
     time.sleep(0.3)
     _stop(WHAT[what](executor))
@@ -133,7 +119,7 @@ def test_what_is_stopped_for_good_is_replaced(executor, what):
 
 def test_twice_in_a_row(executor):
     for _ in range(2):
-        future = _start(executor, [SLOW, BUSY])
+        future = run_in_background(executor, [SLOW, BUSY])
         _working(executor)
         with _stopped(_whole(executor)):
             time.sleep(3.5)
@@ -144,7 +130,7 @@ def test_twice_in_a_row(executor):
 def test_a_pause_of_everything_but_the_trainer_does_not_count(strongest, monkeypatch):
     # As long as nobody takes the processes for lost.
     monkeypatch.setattr("env.execution.nursery._STOPPED_S", 60.0)
-    future = _start(strongest, [SLOW] * 2)
+    future = run_in_background(strongest, [SLOW] * 2)
     _working(strongest)
     zygote = _zygote(strongest)
     with _stopped(_whole(strongest)):
@@ -196,7 +182,7 @@ def freeze(request) -> Iterator[Callable[[list[int]], None]]:
 
 @pytest.mark.parametrize("what", ["cell", "worker"])
 def test_what_is_frozen_is_replaced(strongest, freeze, what):
-    future = _start(strongest, [SLOW, BUSY])
+    future = run_in_background(strongest, [SLOW, BUSY])
     _working(strongest)
     freeze(WHAT[what](strongest))
     assert [result.error for result in future.result(START_S)] == ["", ""]
@@ -282,7 +268,7 @@ def test_who_stops_himself_is_tried_again_a_few_times_only(executor, monkeypatch
 
 def test_who_is_stopped_again_and_again_gets_no_more_time(strongest, monkeypatch):
     monkeypatch.setattr(results, "MOST_STOPS", 1)
-    future = _start(strongest, ["import time; time.sleep(60)"])
+    future = run_in_background(strongest, ["import time; time.sleep(60)"])
     for _ in range(2):
         _stop(_working(strongest))
         time.sleep(2.0)
@@ -293,7 +279,7 @@ def test_who_is_stopped_again_and_again_gets_no_more_time(strongest, monkeypatch
 def test_time_that_is_taken_off_the_clock_is_bounded(strongest, monkeypatch):
     monkeypatch.setattr(scheduler, "_MOST_KEPT", 0.2)
     monkeypatch.setattr("env.execution.nursery._STOPPED_S", 60.0)
-    future = _start(strongest, ["import time; time.sleep(60)"])
+    future = run_in_background(strongest, ["import time; time.sleep(60)"])
     (pid,) = _working(strongest)
     start = time.monotonic()
     with _stopped([pid]):
@@ -307,7 +293,7 @@ def test_without_proc_a_stopped_worker_is_still_told_from_a_slow_program(
 ):
     monkeypatch.setattr(vitals, "_PROC", tmp_path)
     monkeypatch.setattr("env.execution.nursery._ANSWER_S", 10.0)
-    future = _start(strongest, [SLOW] * 2)
+    future = run_in_background(strongest, [SLOW] * 2)
     time.sleep(0.5)
     with _stopped(_whole(strongest)):
         time.sleep(4.0)

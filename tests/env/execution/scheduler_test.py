@@ -1,12 +1,10 @@
 """The executor survives what happens to its processes, and leaves none of them behind."""
 
-import concurrent.futures
 import os
 import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 from env.execution import code_executor
 from env.execution.zygote import Zygote
 from env.executor import CodeExecutor, ExecutorError
+from tests.env.execution.background import run_in_background
 from tests.env.executor_test import LOGISTIC, OPTIONS, TABLE
 
 SLEEP = "import time; time.sleep(60)"
@@ -81,22 +80,9 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
-def _run_in_background(executor: CodeExecutor, bodies: list[str]) -> concurrent.futures.Future:
-    future: concurrent.futures.Future = concurrent.futures.Future()
-
-    def run() -> None:
-        try:
-            future.set_result(executor.run(bodies))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
-
-
 def test_zygote_killed_in_the_middle_costs_nothing(executor, zygotes):
     (expected,) = executor.run([LOGISTIC])
-    future = _run_in_background(executor, [LOGISTIC] * 20)
+    future = run_in_background(executor, [LOGISTIC] * 20)
     time.sleep(0.2)
     os.kill(zygotes[0].pid, signal.SIGKILL)
     results = future.result(60)
@@ -106,12 +92,12 @@ def test_zygote_killed_in_the_middle_costs_nothing(executor, zygotes):
 
 def test_cell_killed_from_outside_is_tried_again_once(executor, zygotes):
     slow = "import time; time.sleep(1)\n    raise ValueError('here')"
-    future = _run_in_background(executor, [slow])
+    future = run_in_background(executor, [slow])
     _kill_the_working_cell(zygotes[0].pid)
     (result,) = future.result(30)
     assert result.error == "ValueError: here"
 
-    future = _run_in_background(executor, [SLEEP])
+    future = run_in_background(executor, [SLEEP])
     _kill_the_working_cell(zygotes[0].pid)
     _kill_the_working_cell(zygotes[0].pid)
     (result,) = future.result(30)
@@ -166,7 +152,7 @@ def test_descriptors_may_run_out_for_a_while(executor, zygotes):
                 hoard.append(os.dup(0))
             except OSError:
                 break
-        future = _run_in_background(executor, [LOGISTIC] * 5)
+        future = run_in_background(executor, [LOGISTIC] * 5)
         time.sleep(0.5)
     finally:
         for fd in hoard:
@@ -189,7 +175,7 @@ def test_nothing_accumulates(executor, zygotes):
 
 def test_two_executors_do_not_disturb_each_other(executor):
     with CodeExecutor(TABLE, **OPTIONS) as other:
-        futures = [_run_in_background(one, [LOGISTIC] * 5) for one in (executor, other)]
+        futures = [run_in_background(one, [LOGISTIC] * 5) for one in (executor, other)]
         first, second = [future.result(60) for future in futures]
         assert {r.split_scores for r in first} == {r.split_scores for r in second}
         processes = _descendants(other._scheduler._nurseries[0].zygote.pid)
