@@ -215,7 +215,7 @@ def test_peft_loads_it(tmp_path, base, adapted):
     assert_same_logits(model, expected_logits(base, role))
 
 
-THETA = np.array([0.4, -0.3, 0.9, 0.2, 0.5], np.float32)
+THETA = np.array([0.4, -0.3, 0.9, 0.2, 0.5, -0.6, 0.7, 0.3, -0.2, 0.8], np.float32)
 
 
 @pytest.fixture(scope="module")
