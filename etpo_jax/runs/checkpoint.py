@@ -1,6 +1,7 @@
 """Checkpoints of a whole run with orbax: algorithm, replay, and the counters of the host."""
 
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -8,7 +9,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -331,6 +332,19 @@ def read_role(folder: Path, keys: tuple[str, ...], mesh: Mesh) -> Role:
 def _hide_what_is_raised() -> None:
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_is_not_raised)  # which adds it once
+    hook = sys.unraisablehook
+    if not (isinstance(hook, functools.partial) and hook.func is _report_unless_late):
+        sys.unraisablehook = functools.partial(_report_unless_late, hook)
+
+
+def _report_unless_late(report: Callable[[Any], None], unraisable: Any) -> None:
+    """Hides that TensorStore finished what nobody awaits any more, since another part had failed.
+
+    Its threads then call an event loop that is closed, each with one traceback of these two lines.
+    """
+    is_late = unraisable.object is None and str(unraisable.exc_value) == "Event loop is closed"
+    if not is_late:
+        report(unraisable)
 
 
 def _is_not_raised(record: logging.LogRecord) -> bool:
