@@ -6,6 +6,7 @@ reads `protocol.toml`, `runs.csv` and, if it is there, `reference_rewards.csv` (
 of the reference's programs for each data set), and writes `report.md` and its figures beside them.
 """
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -62,7 +63,8 @@ def main() -> int:
         parts.append(before(protocol, rows, earlier).markdown())
     found = evaluated(protocol, rows)
     if found:
-        parts += [methods(found, protocol).markdown(), by_dataset(found, protocol).markdown()]
+        for table in (methods, differences, by_dataset):
+            parts.append(table(found, protocol).markdown())
         _save(frontiers.learning(found), folder / "learning.svg")
         parts.append("### Reward and KL while learning\n\n![Curves](learning.svg)\n\n" + INTERVALS)
         walked = frontiers.paths(found)
@@ -251,31 +253,39 @@ def evaluated(protocol: Protocol, rows: pd.DataFrame) -> dict[str, pd.DataFrame]
 
 
 def methods(found: Mapping[str, pd.DataFrame], protocol: Protocol) -> Table:
-    """The methods over all data sets, and the first one less each other one that was trained."""
-    ours = next(iter(found))
-    others = [n for n in found if n != ours and protocol.methods[n].get("searched", True)]
-    lines = [["runs", *(str(len(rows)) for rows in found.values()), *[""] * len(others)]]
+    """The methods over all data sets."""
+    lines = [["runs", *(str(len(rows)) for rows in found.values())]]
     for column, (title, spec) in _columns(protocol).items():
-        scores = {name: split(rows[column]) for name, rows in found.items()}
-        cells = [mean_text(part, spec) for part in scores.values()]
-        for other in others:
-            pairs = zip(scores[ours], scores[other], strict=True)
-            cells.append(mean_text([a - b for a, b in pairs], f"+{spec}"))
-        lines.append([title, *cells])
+        lines.append([title, *(mean_text(split(rows[column]), spec) for rows in found.values())])
     scores = {name: split(rows["J"]) for name, rows in found.items()}
     ranks = statistics.mean_ranks(scores).values()
-    lines.append(["rank by mean J", *(rank.text(".2f") for rank in ranks), *[""] * len(others)])
+    lines.append(["rank by mean J", *(rank.text(".2f") for rank in ranks)])
     trimmed = [f"{statistics.trimmed_mean(split(r.reward_fifth_5)):.3f}" for r in found.values()]
-    lines.append(["trimmed mean reward", *trimmed, *[""] * len(others)])
+    lines.append(["trimmed mean reward", *trimmed])
     notes = [
-        f"{INTERVALS} Differences are paired by data set and seed; ranks are among runs of the "
-        f"same data set and seed. Steps count {protocol.num_env_steps} where a run never reached "
-        "the reward. The trimmed mean leaves out the best and the worst quarter of the runs. Final "
-        "figures are of fresh samples of the last policy; the full KL is to the reference without "
-        "support mask.",
+        f"{INTERVALS} Ranks are among runs of the same data set and seed. Steps count "
+        f"{protocol.num_env_steps} where a run never reached the reward. The trimmed mean leaves "
+        "out the best and the worst quarter of the runs. Final figures are of fresh samples of the "
+        "last policy; the full KL is to the reference without support mask."
     ]
-    header = ["", *found, *(f"{ours} less {other}" for other in others)]
-    return Table("evaluation", "Evaluation", header, lines, notes)
+    return Table("evaluation", "Evaluation", ["", *found], lines, notes)
+
+
+def differences(found: Mapping[str, pd.DataFrame], protocol: Protocol) -> Table:
+    """Every two trained methods, run by run."""
+    trained = [name for name in found if protocol.methods[name].get("searched", True)]
+    pairs = list(itertools.combinations(trained, 2))
+    lines = []
+    for column, (title, spec) in _columns(protocol).items():
+        scores = {name: split(found[name][column]) for name in trained}
+        cells = []
+        for ours, other in pairs:
+            both = zip(scores[ours], scores[other], strict=True)
+            cells.append(mean_text([a - b for a, b in both], f"+{spec}"))
+        lines.append([title, *cells])
+    header = ["", *(f"{ours} less {other}" for ours, other in pairs)]
+    notes = [f"Paired by data set and seed. {INTERVALS}"]
+    return Table("differences", "Differences", header, lines, notes)
 
 
 def by_dataset(found: Mapping[str, pd.DataFrame], protocol: Protocol) -> Table:

@@ -237,7 +237,7 @@ class Loop:
             new += [each for each, is_out in zip(transitions, explores, strict=True) if not is_out]
             rows += step_rows
             num_tokens += actions.num_tokens
-        self._failures.check(outcomes, has_worked=self._counters.best is not None)
+        self._failures.check(outcomes)
         if update == 1:
             algorithm.start(float(np.mean([transition.reward for transition in new])))
         self._replay.add(new)  # D <- D + (s, a, r, s')

@@ -15,11 +15,7 @@ from env.execution.results import FAILURE_REWARD
 from env.tasks.answers import ANY_TEXT
 
 RAISED = "raised"
-"""Key in the info of a step whose reward function raised: "value" for errors that bad input causes
-as well, such as ValueError, "other" for the rest."""
-
-# A reward may well raise these for a completion that is wrong.
-_OF_INPUT = (ValueError, ArithmeticError, LookupError, AssertionError, SyntaxError)
+"""Member of `Step.info` that is there if the reward function raised an exception."""
 
 
 class FunctionTask(Task):
@@ -95,8 +91,7 @@ class FunctionTask(Task):
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:  # the user's own code, which may raise anything
-            kind = "value" if isinstance(error, _OF_INPUT) else "other"
-            return Step(self._failure_reward, None, _describe(error), {RAISED: kind})
+            return Step(self._failure_reward, None, _describe(error), {RAISED: True})
         return Step(reward, None, "", {})
 
 

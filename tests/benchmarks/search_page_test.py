@@ -118,14 +118,18 @@ def test_the_change_since_an_earlier_study_is_of_the_runs_that_both_have(study):
 
 def test_evaluation_by_hand(study):
     _, protocol, rows = study
-    table = search_page.methods(search_page.evaluated(protocol, rows), protocol)
+    found = search_page.evaluated(protocol, rows)
+    table = search_page.methods(found, protocol)
+    differences = search_page.differences(found, protocol)
+    assert differences.header == ["", "a less b"]
     reward = cells(table, "reward, last fifth")
     # At beta 0.1 a KL of 1.005 on average; the seeds differ by 0.051.
     assert reward["a"].startswith(f"{0.5 + 0.1005 + 0.025 + 0.002:.3f} [")
-    assert reward["a less b"] == "+0.300"
+    assert cells(differences, "reward, last fifth")["a less b"] == "+0.300"
     assert cells(table, "J = reward - 0.15 KL")["plain"].startswith("0.225")
-    steps = cells(table, "steps to a reward of 0.7")
-    assert (steps["a"], steps["b"], steps["a less b"]) == ("100", "320", "-220")
+    steps = "steps to a reward of 0.7"
+    assert cells(table, steps) == {"a": "100", "b": "320", "plain": "320"}
+    assert cells(differences, steps)["a less b"] == "-220"
     assert cells(table, "rank by mean J")["a"] == "1.00"
 
 
