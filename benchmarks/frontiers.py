@@ -1,5 +1,6 @@
 """Reward against KL: curves of methods, their differences at the same KL, and the soft optimum."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from etpo_jax.reproduction.tables import MISSING, Table
 from etpo_jax.runs import charts
 from etpo_jax.runs.charts import Line
 
-MATCHED_KL = (0.5, 1.0, 1.5, 2.0, 3.0)
+MATCHED_KL = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 """KL to the reference, nats per action, at which methods are compared."""
 SOFT_BETAS = (0.05, 0.1, 0.2)
 """Values of beta whose soft optimum is shown."""
@@ -86,17 +87,17 @@ def sweep(protocol: Protocol, rows: pd.DataFrame) -> Table:
 
 
 def matched(frontiers: Frontiers) -> Table:
-    """Paired differences of the first method and each other one at the same KL."""
-    ours, *others = frontiers
+    """Paired differences of every two methods at the same KL, where some pair reaches it."""
     lines = []
-    for other in others:
+    for ours, other in itertools.combinations(frontiers, 2):
         keys = [key for key in frontiers[ours] if key in frontiers[other]]
         gaps = pd.Series({key: frontiers[ours][key] - frontiers[other][key] for key in keys})
         for kl in MATCHED_KL:
             at = gaps.map(lambda gap, kl=kl: float(np.interp(kl, _GRID, gap))).dropna()
             at.index = pd.MultiIndex.from_tuples(at.index, names=["dataset", "seed"])
-            text = statistics.mean(split(at)).text("+.3f") if len(at) else MISSING
-            lines.append([f"{ours} less {other}", f"{kl:g}", f"{len(at)} of {len(keys)}", text])
+            if len(at):
+                text = statistics.mean(split(at)).text("+.3f")
+                lines.append([f"{ours} less {other}", f"{kl:g}", f"{len(at)} of {len(keys)}", text])
     header = ["methods", "KL, nats", "pairs", "difference of reward"]
     notes = ["Pairs whose two curves both reach this KL. " + INTERVALS]
     return Table("matched", "Reward at the same KL", header, lines, notes)

@@ -225,7 +225,8 @@ def evaluated(protocol: Protocol, rows: pd.DataFrame) -> dict[str, pd.DataFrame]
     Methods that are evaluated on other data sets or seeds than the first one are left out.
 
     Returns:
-      Method to its rows by data set and seed, with `J_beta0` for each beta0 and their mean `J`.
+      Method to its rows by data set and seed, with `J_beta0` for each beta0, their mean `J`, and
+      the mean `final_J` of the final policy.
     """
     kept: dict[str, pd.DataFrame] = {}
     cells: set[tuple] = set()
@@ -247,6 +248,7 @@ def evaluated(protocol: Protocol, rows: pd.DataFrame) -> dict[str, pd.DataFrame]
     for method, part in kept.items():
         js = {f"J_{b:g}": part.reward_fifth_5 - b * part.kl_fifth_5 for b in betas}
         js["J"] = pd.DataFrame(js).mean(axis=1)
+        js["final_J"] = part.final_reward - np.mean(betas) * part.final_kl
         steps = part[_STEPS].fillna(protocol.num_env_steps)
         found[method] = part.assign(**js, **{_STEPS: steps}).loc[common]
     return found
@@ -334,6 +336,7 @@ def _columns(protocol: Protocol) -> dict[str, tuple[str, str]]:
         "repeated": ("executed before, last fifth", ".0%"),
         "final_reward": ("final reward", ".3f"),
         "final_kl": ("final KL, nats", ".2f"),
+        "final_J": ("final mean J", ".3f"),
         "final_kl_full": ("final full KL, nats", ".2f"),
     }
 
