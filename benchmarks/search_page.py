@@ -257,7 +257,7 @@ def evaluated(protocol: Protocol, rows: pd.DataFrame) -> dict[str, pd.DataFrame]
 def methods(found: Mapping[str, pd.DataFrame], protocol: Protocol) -> Table:
     """The methods over all data sets."""
     lines = [["runs", *(str(len(rows)) for rows in found.values())]]
-    for column, (title, spec) in _columns(protocol).items():
+    for column, (title, spec) in _columns(protocol, found).items():
         lines.append([title, *(mean_text(split(rows[column]), spec) for rows in found.values())])
     scores = {name: split(rows["J"]) for name, rows in found.items()}
     ranks = statistics.mean_ranks(scores).values()
@@ -278,7 +278,7 @@ def differences(found: Mapping[str, pd.DataFrame], protocol: Protocol) -> Table:
     trained = [name for name in found if protocol.methods[name].get("searched", True)]
     pairs = list(itertools.combinations(trained, 2))
     lines = []
-    for column, (title, spec) in _columns(protocol).items():
+    for column, (title, spec) in _columns(protocol, found).items():
         scores = {name: split(found[name][column]) for name in trained}
         cells = []
         for ours, other in pairs:
@@ -299,7 +299,7 @@ def by_dataset(found: Mapping[str, pd.DataFrame], protocol: Protocol) -> Table:
         for dataset in datasets
         for name, rows in found.items()
     ]
-    header = ["data set", "method", *(_columns(protocol)[n][0] for n in names)]
+    header = ["data set", "method", *(_columns(protocol, found)[n][0] for n in names)]
     return Table("datasets", "By data set", header, lines)
 
 
@@ -323,9 +323,11 @@ def _save(figure: Figure, path: Path) -> None:
     files.replace(path, charts.to_bytes(figure, "svg"))
 
 
-def _columns(protocol: Protocol) -> dict[str, tuple[str, str]]:
+def _columns(
+    protocol: Protocol, found: Mapping[str, pd.DataFrame]
+) -> dict[str, tuple[str, str]]:
     """Column of the evaluation to its title and format."""
-    return {
+    columns = {
         "reward_fifth_5": ("reward, last fifth", ".3f"),
         "kl_fifth_5": ("KL, last fifth, nats", ".2f"),
         **{f"J_{b:g}": (f"J = reward - {b:g} KL", ".3f") for b in protocol.criterion_betas},
@@ -339,6 +341,9 @@ def _columns(protocol: Protocol) -> dict[str, tuple[str, str]]:
         "final_J": ("final mean J", ".3f"),
         "final_kl_full": ("final full KL, nats", ".2f"),
     }
+    if all((rows[_STEPS] == protocol.num_env_steps).all() for rows in found.values()):
+        del columns[_STEPS]  # no run reached the reward
+    return columns
 
 
 if __name__ == "__main__":
