@@ -43,18 +43,17 @@ def main() -> int:
     rows = search.read_rows(folder / "runs.csv", protocol)
     reference = folder / "reference_rewards.csv"
     rewards = pd.read_csv(reference) if reference.exists() else pd.DataFrame()
+    is_search = protocol.num_settings > 1
     parts = [
-        "# One search for all methods",
+        "# One search for all methods" if is_search else "# Methods with settings of their own",
         f"Made from [protocol.toml](protocol.toml) and the rows of [runs.csv](runs.csv) by\n\n"
         f"    python -m benchmarks.search_page --study={folder}",
         progress(protocol, rows).markdown(),
-        *(
-            searched(protocol, method, rows).markdown()
-            for method in searched_methods(protocol, rows)
-        ),
     ]
+    for method in searched_methods(protocol, rows) if is_search else ():
+        parts.append(searched(protocol, method, rows).markdown())
     drawn = draws(protocol, rows)
-    if len(drawn):
+    if is_search and len(drawn):
         _save(frontiers.settings(protocol, drawn, rewards), folder / "settings.svg")
         parts.append(f"### Settings of the search\n\n![Settings](settings.svg)\n\n{_SETTINGS}")
         parts += [across(protocol, drawn).markdown(), contrasts(protocol, drawn).markdown()]
