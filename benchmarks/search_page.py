@@ -45,7 +45,7 @@ def main() -> int:
     rewards = pd.read_csv(reference) if reference.exists() else pd.DataFrame()
     is_search = protocol.num_settings > 1
     parts = [
-        "# One search for all methods" if is_search else "# Methods with settings of their own",
+        "# One search for all methods" if is_search else "# Methods with given settings",
         f"Made from [protocol.toml](protocol.toml) and the rows of [runs.csv](runs.csv) by\n\n"
         f"    python -m benchmarks.search_page --study={folder}",
         progress(protocol, rows).markdown(),
