@@ -166,7 +166,9 @@ class Chain:
 
     def _strike(self, kind: Kind, rng: random.Random) -> Outcome | None:
         """One process of the run from its start to its end by the fault; None if it was missed."""
-        updates, delay_s = _instant(chaos_runs.num_kept(self._home), kind, rng)
+        # The log may be ahead of the checkpoint, until a process has read both.
+        done = max(chaos_runs.num_kept(self._home), chaos_runs.num_logged(self._home))
+        updates, delay_s = _instant(done, kind, rng)
         with kind.place(self._home) as path:
             hosts = self._start(path, kind.flags)
             is_hit = chaos_runs.await_instant(hosts, path, updates, delay_s)

@@ -44,12 +44,12 @@ class Tilted(NamedTuple):
 
 
 def swept(protocol: Protocol, rows: pd.DataFrame) -> Frontiers:
-    """The values of beta of each method's best setting, by fresh samples of the final policy."""
+    """The values of beta of each method's best setting, by the last fifth of each run."""
     found: Frontiers = {}
     for method, chosen in _swept(protocol, rows).items():
         for key, part in chosen.groupby(["dataset", "seed"]):
             if part.beta.nunique() >= 4:
-                found.setdefault(method, {})[key] = _curve(part.final_kl, part.final_reward)
+                found.setdefault(method, {})[key] = _curve(part.kl_fifth_5, part.reward_fifth_5)
     return found
 
 
@@ -76,14 +76,15 @@ def sweep(protocol: Protocol, rows: pd.DataFrame) -> Table:
     for method, chosen in _swept(protocol, rows).items():
         for beta, part in sorted(chosen.groupby("beta"), key=lambda item: float(item[0])):
             by_cell = part.set_index(["dataset", "seed"])
-            js = [by_cell.final_reward - b * by_cell.final_kl for b in protocol.criterion_betas]
-            columns = [by_cell[n] for n in ("final_reward", "final_kl", "final_kl_full")]
-            columns += [*js, by_cell.final_repeated, by_cell.final_first_distinct]
+            js = [by_cell.reward_fifth_5 - b * by_cell.kl_fifth_5 for b in protocol.criterion_betas]
+            columns = [by_cell.reward_fifth_5, by_cell.kl_fifth_5, *js, by_cell.repeated]
+            columns += [by_cell[n] for n in ("final_reward", "final_kl", "final_kl_full")]
             lines.append([method, beta, str(len(part)), *(mean_text(split(c)) for c in columns)])
-    header = ["method", "beta", "runs", "reward", "KL", "full KL"]
+    header = ["method", "beta", "runs", "reward", "KL"]
     header += [f"J at {b:g}" for b in protocol.criterion_betas]
-    header += ["repeated", "distinct of 64"]
-    return Table("sweep", "Values of beta", header, lines, ["Fresh samples of the final policy."])
+    header += ["repeated", "final reward", "final KL", "final full KL"]
+    note = "The last fifth of the runs, and fresh samples of the final policies."
+    return Table("sweep", "Values of beta", header, lines, [note])
 
 
 def matched(frontiers: Frontiers) -> Table:

@@ -95,8 +95,8 @@ _READ = (
 )
 _PATH = f"The five fifths of each run of the evaluation. {_READ}"
 _FRONTIER = (
-    "The method's best setting with other values of beta; reward and KL are those of fresh samples "
-    f"of the final policy. {_READ}"
+    "The method's best setting with other values of beta; reward and KL are those of the last fifth "
+    f"of the runs. {_READ}"
 )
 
 
@@ -322,9 +322,7 @@ def _save(figure: Figure, path: Path) -> None:
     files.replace(path, charts.to_bytes(figure, "svg"))
 
 
-def _columns(
-    protocol: Protocol, found: Mapping[str, pd.DataFrame]
-) -> dict[str, tuple[str, str]]:
+def _columns(protocol: Protocol, found: Mapping[str, pd.DataFrame]) -> dict[str, tuple[str, str]]:
     """Column of the evaluation to its title and format."""
     columns = {
         "reward_fifth_5": ("reward, last fifth", ".3f"),

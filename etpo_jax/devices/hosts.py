@@ -10,6 +10,8 @@ call them in the same order, from the main thread.
 
 import contextlib
 import json
+import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -21,12 +23,13 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from env.base import UsageError
-from etpo_jax.devices.host_link import HostLink, leave
+from etpo_jax.devices.host_link import EXIT_CODE, HostLink, leave
 
 AUTOMATIC = "auto"
 """Value of `--hosts` with which jax finds the hosts itself."""
 
 _Value = TypeVar("_Value")
+_JOIN_S = 300.0  # in which all hosts have to join, after the first of them
 _NOTICE_S = 3.0  # in which the link ends this process if an error comes from a lost host
 _link: HostLink | None = None
 
@@ -38,6 +41,9 @@ def initialize(text: str) -> None:
       text: "auto" where jax finds the hosts (TPU pods, Slurm, Open MPI), or HOST:PORT of the first
         host, the number of hosts and the index of this one, separated by commas; empty for a
         single host, which joins nothing.
+
+    A host that waits in vain for others, which may have ended before they joined, ends its process
+    after five minutes with one line and the exit code that asks for a restart.
 
     Raises:
       UsageError: the text has another form, or the other hosts were not found.
@@ -60,15 +66,27 @@ def initialize(text: str) -> None:
             "num_processes": num_processes,
             "process_id": process_id,
         }
+    # JAX itself would abort the process in native code, with a stack trace.
+    watchdog = threading.Timer(_JOIN_S, _give_up, [text])
+    watchdog.daemon = True
+    watchdog.start()
     try:
-        jax.distributed.initialize(**arguments)
+        jax.distributed.initialize(**arguments, initialization_timeout=int(2 * _JOIN_S))
     except (ValueError, RuntimeError) as error:
         line = " ".join(str(error).split())
         raise UsageError(f"--hosts={text}: {line}") from error
+    finally:
+        watchdog.cancel()
     if count() > 1:
         global _link
         first, _, _ = str(distributed.global_state.coordinator_address).rpartition(":")
         _link = HostLink.connect(index(), count(), first.strip("[]"), exchange)
+
+
+def _give_up(text: str) -> None:
+    line = f"error: --hosts={text}: not all hosts have joined within {_JOIN_S:.0f} s: start them all"
+    print(line, file=sys.stderr, flush=True)
+    leave(EXIT_CODE)
 
 
 @contextlib.contextmanager

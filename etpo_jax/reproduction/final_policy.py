@@ -54,7 +54,7 @@ class Sample(NamedTuple):
 
 
 def measure(
-    run_dir: str | os.PathLike[str], num_samples: int = NUM_SAMPLES, seed: int = 0
+    run_dir: str | os.PathLike[str], num_samples: int = NUM_SAMPLES, seed: int | None = None
 ) -> dict[str, Any]:
     """Samples and rewards actions of the policy in a run's newest checkpoint.
 
@@ -64,7 +64,8 @@ def measure(
     Args:
       run_dir: the run directory.
       num_samples: number of episodes, at least 2.
-      seed: seed of sampling; whatever it is, the samples are not those of training.
+      seed: seed of sampling; None is that of the run, so that runs with different seeds do not
+        share their sampling errors. Whatever it is, the samples are not those of training.
 
     Returns:
       The dict of `summarize`.
@@ -96,7 +97,7 @@ def measure(
             num_episodes=num_samples,
             rows=config.run.num_envs,
             needs_reference=config.samples_with_reference,
-            seed=seed,
+            seed=config.run.seed if seed is None else seed,
         )
         kl, full_kl = divergences(
             config, language, trunk, [sample.transition for sample in samples]

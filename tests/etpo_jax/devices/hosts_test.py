@@ -42,11 +42,15 @@ def finish(*processes):
     return outputs
 
 
-def start_two(*flags):
+def free_address():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return [start(*flags, f"--hosts=127.0.0.1:{port},2,{index}") for index in range(2)]
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def start_two(*flags):
+    address = free_address()
+    return [start(*flags, f"--hosts={address},2,{index}") for index in range(2)]
 
 
 def rows(path):
@@ -90,6 +94,26 @@ def test_two_hosts_do_what_one_does_and_one_goes_on_where_two_stopped(tmp_path):
 def test_half_an_address_is_refused(text, message):
     with pytest.raises(UsageError, match=f"--hosts={text}: {message}"):
         hosts.initialize(text)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_host_that_waits_in_vain_for_the_other_one_ends_with_one_line(index):
+    text = f"{free_address()},2,{index}"
+    program = (
+        "from etpo_jax.devices import hosts\n"
+        f"hosts._JOIN_S = 2.0\nhosts.initialize({text!r})\nprint('joined')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={"JAX_PLATFORMS": "cpu"} | os.environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    expected = f"error: --hosts={text}: not all hosts have joined within 2 s: start them all\n"
+    assert (result.returncode, result.stdout, result.stderr) == (75, "", expected)
 
 
 def test_a_step_survives_the_way_between_hosts():
