@@ -95,7 +95,8 @@ def _fill_disk(hosts: Sequence[Host], path: Path, rng: Rng) -> None:
 def _cut_power(hosts: Sequence[Host], path: Path, rng: Rng) -> None:
     """Keeps the disk as it is at this instant: what the kernel has not written yet is lost."""
     for host in hosts:
-        os.killpg(host.process.pid, signal.SIGSTOP)
+        with contextlib.suppress(ProcessLookupError):  # it has ended just now
+            os.killpg(host.process.pid, signal.SIGSTOP)
     mount_point = path.parent
     cut = mount_point.with_name("cut.img")
     _call("cp", "--sparse=always", str(mount_point.with_name("disk.img")), str(cut))

@@ -95,8 +95,8 @@ _READ = (
 )
 _PATH = f"The five fifths of each run of the evaluation. {_READ}"
 _FRONTIER = (
-    "The method's best setting with other values of beta; reward and KL are those of the last fifth "
-    f"of the runs. {_READ}"
+    "The method's best setting with other values of beta; reward and KL are those of the last "
+    f"fifth of the runs. {_READ}"
 )
 
 

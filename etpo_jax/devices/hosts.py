@@ -84,8 +84,8 @@ def initialize(text: str) -> None:
 
 
 def _give_up(text: str) -> None:
-    line = f"error: --hosts={text}: not all hosts have joined within {_JOIN_S:.0f} s: start them all"
-    print(line, file=sys.stderr, flush=True)
+    reason = f"not all hosts have joined within {_JOIN_S:.0f} s: start them all"
+    print(f"error: --hosts={text}: {reason}", file=sys.stderr, flush=True)
     leave(EXIT_CODE)
 
 
