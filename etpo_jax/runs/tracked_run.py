@@ -1,5 +1,6 @@
 """What trackers show of a run: its settings, the rows of its log, samples and the best program."""
 
+import collections
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,6 +91,12 @@ class TrackedRun:
                 of_update.append(following)
                 following = next(episodes, None)
             yield row, of_update
+
+    def last_row(self) -> files.Row | None:
+        """The last row of `metrics.jsonl`; None before the first update."""
+        return next(
+            iter(collections.deque(files.read_rows(self.path / directory.METRICS), 1)), None
+        )
 
     def shows_samples(self, row: Mapping[str, Any]) -> bool:
         """True for the first update, the last and about twenty between them."""

@@ -56,7 +56,7 @@ class Trackers:
           say: shows a line to the user, from any thread.
         """
         self._run = run
-        self._last: Mapping[str, Any] | None = None
+        self._last: Mapping[str, Any] | None = run.last_row()
         self._best: BestProgram | None = None
         self._guards: list[_Guard] = []
         for name in names:

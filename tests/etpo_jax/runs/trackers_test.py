@@ -84,6 +84,19 @@ def test_a_tracker_gets_what_it_lacks_and_each_update_once(show: Callable[..., R
     assert calls[-1] == ("close", True)
 
 
+def test_a_run_that_was_killed_after_its_last_update_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Recorder] = []
+    monkeypatch.setattr(trackers, "MlflowRun", lambda *a: made.append(Recorder()) or made[-1])
+    run = tracked_runs.begin(tmp_path, 4)
+    scores = FinalScores((Scored("random forest", 0.75, (0.7, 0.8)),), "roc_auc", 10, 2, 0.1)
+    (run.path / "scores.json").write_text(json.dumps(scores.to_json()))
+    with trackers.Trackers(["mlflow"], run, lambda line: None) as shown:
+        shown.write_scores()
+    assert made[0].calls[-2:] == [("scores", ({"final/random_forest": 0.75}, 4)), ("close", True)]
+
+
 def test_a_tracker_that_has_the_past_gets_the_rest(show: Callable[..., Recorder]) -> None:
     calls = show(3, next_update=3).calls
     assert [value for name, value in calls if name == "write"] == [(3, 2)]
