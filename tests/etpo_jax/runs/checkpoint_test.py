@@ -255,3 +255,13 @@ def test_a_write_that_fails_in_the_background_is_one_line(tmp_path):
         resource.RLIM_INFINITY,
     )
     assert steps.committed_steps(tmp_path / "checkpoints") == [1]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_shown"), [("no space left [tensorstore_spec='{}']", False), ("another", True)]
+)
+def test_errors_of_writes_that_nobody_awaits_are_not_logged(text, is_shown):
+    error = ValueError(text)  # as of a future: it has no traceback
+    exc_info = (ValueError, error, None)
+    record = logging.LogRecord("asyncio", 40, "base_events.py", 1, "never retrieved", (), exc_info)
+    assert checkpoint._is_not_raised(record) == is_shown
