@@ -117,6 +117,9 @@ class Chain:
         Returns:
           The faults of a run that has ended with this one, else none.
         """
+        ended: list[Outcome] = []
+        if kind.num_hosts > 1 and chaos_runs.num_logged(self._home) >= chaos_runs.NUM_UPDATES - 1:
+            ended = self.end()  # too late for hosts that have to join before they are hit
         for _ in range(_MAX_ATTEMPTS):
             outcome = self._strike(kind, rng)
             if outcome is not None:
@@ -132,7 +135,7 @@ class Chain:
             f"{outcome.end_s:.1f} s{''.join(f'; PROBLEM: {text}' for text in outcome.problems)}",
             flush=True,
         )
-        return self.end() if outcome.is_at_end or outcome.problems else []
+        return ended + (self.end() if outcome.is_at_end or outcome.problems else [])
 
     def end(self) -> list[Outcome]:
         """Lets the run go on to its end, if it has begun, and compares it as a whole."""
