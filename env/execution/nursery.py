@@ -63,7 +63,7 @@ class Job:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether the process has been stopped for so long that it is given up."""
+        """True if somebody has kept the process stopped for a second: another one replaces it."""
         return self._vitals is not None and self._vitals.stopped_s >= _STOPPED_S
 
     @property

@@ -104,13 +104,17 @@ class HostLink:
         for other, peer in self._peers.items():
             if other != number:
                 _send(peer, lost)
-        with contextlib.suppress(OSError):
-            os.write(
-                2,
-                f"error: host {lost} is gone, so host {self._index} ends: the same command on all "
-                "hosts resumes the run from its last checkpoint\n".encode(),
-            )
-        leave(EXIT_CODE)
+        give_up(
+            f"host {lost} is gone, so host {self._index} ends: the same command on all hosts "
+            "resumes the run from its last checkpoint"
+        )
+
+
+def give_up(reason: str) -> NoReturn:
+    """Ends this process at once, with one line on standard error and `EXIT_CODE`."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"error: {reason}\n".encode())
+    leave(EXIT_CODE)
 
 
 def leave(code: int) -> NoReturn:

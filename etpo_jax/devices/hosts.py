@@ -10,7 +10,6 @@ call them in the same order, from the main thread.
 
 import contextlib
 import json
-import sys
 import threading
 import time
 import traceback
@@ -23,7 +22,7 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from env.base import UsageError
-from etpo_jax.devices.host_link import EXIT_CODE, HostLink, leave
+from etpo_jax.devices.host_link import HostLink, give_up, leave
 
 AUTOMATIC = "auto"
 """Value of `--hosts` with which jax finds the hosts itself."""
@@ -67,7 +66,8 @@ def initialize(text: str) -> None:
             "process_id": process_id,
         }
     # JAX itself would abort the process in native code, with a stack trace.
-    watchdog = threading.Timer(_JOIN_S, _give_up, [text])
+    reason = f"--hosts={text}: not all hosts have joined within {_JOIN_S:.0f} s: start them all"
+    watchdog = threading.Timer(_JOIN_S, give_up, [reason])
     watchdog.daemon = True
     watchdog.start()
     try:
@@ -81,12 +81,6 @@ def initialize(text: str) -> None:
         global _link
         first, _, _ = str(distributed.global_state.coordinator_address).rpartition(":")
         _link = HostLink.connect(index(), count(), first.strip("[]"), exchange)
-
-
-def _give_up(text: str) -> None:
-    reason = f"not all hosts have joined within {_JOIN_S:.0f} s: start them all"
-    print(f"error: --hosts={text}: {reason}", file=sys.stderr, flush=True)
-    leave(EXIT_CODE)
 
 
 @contextlib.contextmanager
