@@ -177,7 +177,7 @@ class Update:
         self.policy_optimizer.step()
         self.critic_optimizer.step()
         with torch.no_grad():
-            old, new = list(self.target_critic.parameters()), list(self.critic.parameters())
+            old, new = tuple(self.target_critic.parameters()), tuple(self.critic.parameters())
             torch._foreach_lerp_(old, new, 1.0 - self._learning.polyak_lambda)
 
     def _path_loss(

@@ -9,6 +9,7 @@ command goes on from these rows alone, so that a copy of runs.csv is all that an
 """
 
 import dataclasses
+import functools
 import itertools
 import os
 import shutil
@@ -207,7 +208,7 @@ def main() -> int:
                 list(runs),
                 output,
                 lambda cell, folder, runs=runs: _command(protocol, cell, folder, runs[cell]),
-                num_env_steps=protocol.num_env_steps,
+                is_finished=functools.partial(_is_complete, protocol, stage),
                 jobs=_JOBS.value,
                 is_stopped=stop.is_stopped,
                 on_change=recorder.record,
@@ -291,6 +292,12 @@ class _Recorder:
             if not _KEEP_RUNS.value:
                 shutil.rmtree(folder)
         print(progress.line(), flush=True)
+
+
+def _is_complete(protocol: Protocol, stage: Stage, folder: Path) -> bool:
+    """True for a run that has all its steps and, where the stage asks for it, its measurement."""
+    is_measured = not stage.num_samples or (folder / FINAL_FILE).exists()
+    return is_measured and grid.has_steps(folder, protocol.num_env_steps)
 
 
 def _command(protocol: Protocol, cell: Cell, folder: Path, run: Run) -> list[str]:

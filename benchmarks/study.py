@@ -85,7 +85,7 @@ def main() -> int:
             cells,
             output,
             lambda cell, folder: _command(cell, folder, by_folder[cell.algorithm][1]),
-            num_env_steps=_NUM_ENV_STEPS.value,
+            is_finished=lambda folder: grid.has_steps(folder, _NUM_ENV_STEPS.value),
             jobs=_JOBS.value,
             is_stopped=stop.is_stopped,
             on_change=_show,

@@ -102,7 +102,7 @@ def main() -> int:
             request.cells,
             request.output,
             request.command,
-            num_env_steps=request.num_env_steps,
+            is_finished=lambda folder: grid.has_steps(folder, request.num_env_steps),
             jobs=request.jobs,
             is_stopped=stop.is_stopped,
             on_change=lambda progress: _show(progress, request.output),

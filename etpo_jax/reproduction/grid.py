@@ -55,7 +55,7 @@ def folder_name(dataset: str) -> str:
     return re.sub(r"[^\w.-]+", "_", dataset)
 
 
-def is_finished(path: Path, num_env_steps: int) -> bool:
+def has_steps(path: Path, num_env_steps: int) -> bool:
     """True for the run directory of a finished run with at least these environment steps."""
     file = path / directory.FINISHED
     return file.exists() and files.read_json(file)["env_step"] >= num_env_steps
@@ -66,7 +66,7 @@ def run(
     output: Path,
     command: Callable[[Cell, Path], Sequence[str]],
     *,
-    num_env_steps: int,
+    is_finished: Callable[[Path], bool],
     jobs: int,
     is_stopped: Callable[[], bool],
     on_change: Callable[["Progress"], None],
@@ -78,7 +78,7 @@ def run(
       cells: the cells, in the order in which they are started.
       output: folder of the grid.
       command: makes the training command for a cell and its run directory.
-      num_env_steps: number of environment steps of a finished cell.
+      is_finished: true for the run directory of a cell that needs no further program.
       jobs: number of programs at the same time.
       is_stopped: polled between programs; once true, all programs are told to save and stop.
       on_change: called with the progress at the start and after every cell.
@@ -90,7 +90,7 @@ def run(
     progress = Progress(cells, jobs, clock)
     waiting: collections.deque[Cell] = collections.deque()
     for cell in cells:
-        if is_finished(cell.folder(output), num_env_steps):
+        if is_finished(cell.folder(output)):
             progress.end(Outcome(cell, ""), seconds=None)
         else:
             waiting.append(cell)
@@ -109,7 +109,7 @@ def run(
             for cell, code, started in _take_ended(running):
                 if is_told_to_stop and code:
                     continue
-                error = _error(cell, output, code, num_env_steps)
+                error = _error(cell, output, code, is_finished)
                 progress.end(Outcome(cell, error), seconds=clock() - started)
                 on_change(progress)
             time.sleep(_POLL_S)
@@ -223,9 +223,9 @@ def _tell_to_stop(processes: Iterable[subprocess.Popen]) -> None:
         process.send_signal(signal.SIGTERM)
 
 
-def _error(cell: Cell, output: Path, code: int, num_env_steps: int) -> str:
+def _error(cell: Cell, output: Path, code: int, is_finished: Callable[[Path], bool]) -> str:
     """Returns why a cell is not finished, from the end of its log; "" for a finished cell."""
-    if code == 0 and is_finished(cell.folder(output), num_env_steps):
+    if code == 0 and is_finished(cell.folder(output)):
         return ""
     text = cell.log(output).read_text(errors="replace").strip()
     last = text.splitlines()[-1][:_REASON_LENGTH] if text else "it printed nothing"

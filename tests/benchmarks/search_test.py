@@ -137,10 +137,18 @@ def test_a_search_runs_every_stage_and_goes_on_from_its_rows(tmp_path):
     # The stage with fresh samples has measured its policies.
     assert np.isfinite(rows.final_kl).tolist() == [False, False, True, True]
     assert not list((tmp_path / "out" / "runs").glob("*/*/*"))
-    file.write_text("".join(text.splitlines(keepends=True)[:-1]))
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    without_last = "".join(text.splitlines(keepends=True)[:-1])
+    file.write_text(without_last)
+    again = subprocess.run([*command, "--keep_runs"], capture_output=True, text=True, check=False)
     assert "stage frontier: 1 runs" in again.stdout
     assert len(pd.read_csv(file)) == len(rows)
+    # A run that was killed between its last step and its measurement is measured by the next call.
+    (measurement,) = (tmp_path / "out" / "runs").rglob(search.FINAL_FILE)
+    measurement.unlink()
+    file.write_text(without_last)
+    third = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert third.returncode == 0, third.stderr
+    assert np.isfinite(pd.read_csv(file).final_kl).tolist() == [False, False, True, True]
 
 
 def test_what_is_no_protocol_is_refused_in_one_line(tmp_path):

@@ -27,12 +27,17 @@ if what != "short":
 """
 
 
-def run_grid(cells, output, what=lambda cell: "work", **values):
+def run_grid(cells, output, what=lambda cell: "work", num_env_steps=32, **values):
     def command(cell, folder):
         return [sys.executable, "-c", PROGRAM, str(folder), "32", what(cell)]
 
     lines = []
-    settings = {"num_env_steps": 32, "jobs": 2, "is_stopped": lambda: False, **values}
+    settings = {
+        "is_finished": lambda folder: grid.has_steps(folder, num_env_steps),
+        "jobs": 2,
+        "is_stopped": lambda: False,
+        **values,
+    }
     settings.setdefault("on_change", lambda progress: lines.append(progress.table()))
     return grid.run(cells, output, command, **settings), lines
 
@@ -124,7 +129,7 @@ def test_paths_as_data_sets_become_folders():
 
 
 def test_finished_means_enough_steps(tmp_path):
-    assert not grid.is_finished(tmp_path, 1)
+    assert not grid.has_steps(tmp_path, 1)
     files.write_json(tmp_path / "finished.json", {"env_step": 16})
-    assert grid.is_finished(tmp_path, 16)
-    assert not grid.is_finished(tmp_path, 17)
+    assert grid.has_steps(tmp_path, 16)
+    assert not grid.has_steps(tmp_path, 17)
