@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.search import Protocol
 from etpo_jax.reproduction import statistics
-from etpo_jax.reproduction.tables import MISSING, Table
+from etpo_jax.reproduction.tables import INTERVALS, MISSING, Table
 from etpo_jax.runs import charts
 from etpo_jax.runs.charts import Line
 
@@ -19,10 +19,6 @@ MATCHED_KL = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 """KL to the reference, nats per action, at which methods are compared."""
 SOFT_BETAS = (0.05, 0.1, 0.2)
 """Values of beta whose soft optimum is shown."""
-INTERVALS = (
-    "Means over data sets of the mean over seeds, in brackets 95 % t intervals over seeds. The "
-    "data sets are fixed and no sample: an interval says nothing about other tables."
-)
 _GRID = np.linspace(0.1, 5.0, 99)
 
 Frontiers = dict[str, dict[tuple, np.ndarray]]
@@ -79,7 +75,7 @@ def sweep(protocol: Protocol, rows: pd.DataFrame) -> Table:
             js = [by_cell.reward_fifth_5 - b * by_cell.kl_fifth_5 for b in protocol.criterion_betas]
             columns = [by_cell.reward_fifth_5, by_cell.kl_fifth_5, *js, by_cell.repeated]
             columns += [by_cell[n] for n in ("final_reward", "final_kl", "final_kl_full")]
-            lines.append([method, beta, str(len(part)), *(mean_text(split(c)) for c in columns)])
+            lines.append([method, beta, str(len(part)), *(mean_text(c) for c in columns)])
     header = ["method", "beta", "runs", "reward", "KL"]
     header += [f"J at {b:g}" for b in protocol.criterion_betas]
     header += ["repeated", "final reward", "final KL", "final full KL"]
@@ -97,8 +93,8 @@ def matched(frontiers: Frontiers) -> Table:
             at = gaps.map(lambda gap, kl=kl: float(np.interp(kl, _GRID, gap))).dropna()
             at.index = pd.MultiIndex.from_tuples(at.index, names=["dataset", "seed"])
             if len(at):
-                text = statistics.mean(split(at)).text("+.3f")
-                lines.append([f"{ours} less {other}", f"{kl:g}", f"{len(at)} of {len(keys)}", text])
+                pairs = f"{len(at)} of {len(keys)}"
+                lines.append([f"{ours} less {other}", f"{kl:g}", pairs, mean_text(at, "+.3f")])
     header = ["methods", "KL, nats", "pairs", "difference of reward"]
     notes = ["Pairs whose two curves both reach this KL. " + INTERVALS]
     return Table("matched", "Reward at the same KL", header, lines, notes)
@@ -138,10 +134,9 @@ def figure(frontiers: Frontiers, rewards: pd.DataFrame) -> Figure:
     figure, (axes,) = charts.figure(7.5, 4.8)
     lines = []
     for series, (method, curves) in enumerate(frontiers.items()):
-        datasets = dict.fromkeys(dataset for dataset, _ in curves)
-        parts = [np.array([c for k, c in curves.items() if k[0] == d]).T for d in datasets]
-        lines.append(line_of(method, series, parts))
-    lines += _mean_soft_optimum(rewards, list(datasets))
+        columns = pd.DataFrame(list(curves.values()), pd.MultiIndex.from_tuples(curves))
+        lines.append(line_of(method, series, columns))
+    lines += _mean_soft_optimum(rewards, list(dict.fromkeys(dataset for dataset, _ in curves)))
     charts.label(axes, x="KL to the reference, nats per action", y="mean reward")
     charts.draw_lines(axes, _GRID, lines)
     charts.legend(axes)
@@ -157,7 +152,7 @@ def learning(found: Mapping[str, pd.DataFrame]) -> Figure:
         lines = []
         for series, (method, rows) in enumerate(found.items()):
             fifths = [f"{name}_fifth_{k}" for k in range(1, 6)]
-            lines.append(line_of(method, series, [part.T for part in split(rows[fifths])]))
+            lines.append(line_of(method, series, rows[fifths]))
         charts.label(axes, x="share of the run", y=title)
         charts.draw_lines(axes, share, lines)
         charts.legend(axes)
@@ -214,20 +209,25 @@ def _swept(protocol: Protocol, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return found
 
 
-def split(values: pd.Series | pd.DataFrame) -> statistics.Scores:
-    """One array of seeds per data set."""
-    return [part.to_numpy(float) for _, part in values.groupby(level="dataset")]
+def scores_of(values: pd.Series) -> statistics.Scores:
+    """Values by data set and seed, or another unit of the runs, in the form of `statistics`."""
+    return values.unstack().to_numpy(float)
 
 
-def line_of(name: str, series: int, scores: statistics.Scores) -> Line:
-    found = statistics.mean(scores)
-    return Line(name, series, found.value, np.array([found.low, found.high]))
+def line_of(name: str, series: int, columns: pd.DataFrame) -> Line:
+    """Mean and interval of each column; nothing where some run has no value."""
+    values_3k = np.full((3, columns.shape[1]), np.nan)
+    is_known_k = columns.notna().all().to_numpy()
+    if is_known_k.any():
+        known = columns.loc[:, is_known_k]
+        found = statistics.mean(np.array([scores_of(known[name]) for name in known]))
+        values_3k[:, is_known_k] = found.value, found.low, found.high
+    return Line(name, series, values_3k[0], values_3k[1:])
 
 
-def mean_text(scores: statistics.Scores, spec: str = ".3f") -> str:
-    """Mean and interval; nothing where some runs have no value."""
-    is_known = all(np.isfinite(part).all() for part in scores)
-    return statistics.mean(scores).text(spec) if is_known else MISSING
+def mean_text(values: pd.Series, spec: str = ".3f") -> str:
+    """Mean and interval of `scores_of`; nothing where some run has no value."""
+    return MISSING if values.isna().any() else statistics.mean(scores_of(values)).text(spec)
 
 
 def searched_methods(protocol: Protocol, rows: pd.DataFrame) -> Sequence[str]:

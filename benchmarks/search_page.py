@@ -16,13 +16,13 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from benchmarks import frontiers, search
-from benchmarks.frontiers import INTERVALS, mean_text, searched_methods, split
+from benchmarks.frontiers import mean_text, scores_of, searched_methods
 from benchmarks.search import Protocol
 from env import command_line
 from env.base import UsageError
 from etpo_jax.reproduction import statistics
 from etpo_jax.reproduction.measures import THRESHOLD
-from etpo_jax.reproduction.tables import Table
+from etpo_jax.reproduction.tables import INTERVALS, Table
 from etpo_jax.runs import charts, files
 
 _flags = flags.FlagValues()
@@ -92,6 +92,10 @@ _READ = (
     "the mean over data sets of the mean over seeds and its 95 % t interval, where every run has "
     "points on both sides. The soft optimum estimates the best that any policy can reach at "
     "that KL: programs of the reference, weighted with exp(reward / beta)."
+)
+_OVER_SETTINGS = (
+    "Means over data sets of the mean over settings, in brackets 95 % t intervals. The unit of an "
+    "interval is a setting with its runs on all data sets."
 )
 _PATH = f"The five fifths of each run of the evaluation. {_READ}"
 _FRONTIER = (
@@ -163,12 +167,12 @@ def across(protocol: Protocol, drawn: pd.DataFrame) -> Table:
         cells = []
         for column in _SEARCHED:
             wide = drawn.pivot(index=["dataset", "setting"], columns="algorithm", values=column)
-            cells.append(mean_text(split((wide[ours] - wide[other]).dropna()), "+.3f"))
+            cells.append(mean_text((wide[ours] - wide[other]).dropna(), "+.3f"))
         lines.append([f"{ours} less {other}", str(len(wide)), *cells])
     notes = [
         "Paired by data set and setting: the flags that methods have in common are the same in the "
-        "settings of the same number. Means over data sets of the mean over settings, with 95 % t "
-        "intervals over settings, which were drawn from the ranges; the seed is one."
+        f"settings of the same number. {_OVER_SETTINGS} The settings were drawn from the ranges; "
+        "all have one seed."
     ]
     header = ["methods", "pairs", *_SEARCHED.values()]
     return Table("across", "Methods over all settings of the search", header, lines, notes)
@@ -183,18 +187,14 @@ def contrasts(protocol: Protocol, drawn: pd.DataFrame) -> Table:
             values = [value for value in rows[name].unique() if value]
             if len(values) == 2:
                 first, second = sorted(values)
-                halves = [rows[rows[name] == v].set_index("dataset") for v in (first, second)]
-                cells = [_contrast(*(half[column] for half in halves)) for column in _SEARCHED]
+                groups = rows.set_index([rows[name] + " on " + rows.dataset, "setting"])
+                sign = np.where(groups[name] == second, 1, -1)
+                # The mean over the groups of both values is half the difference.
+                cells = [mean_text(2 * sign * groups[column], "+.3f") for column in _SEARCHED]
                 lines.append([method, name, f"{second} less {first}", *cells])
-    notes = ["Means over data sets of unpaired differences, with 95 % t intervals over settings."]
+    notes = [f"Unpaired differences. {_OVER_SETTINGS}"]
     header = ["method", "flag", "values", *_SEARCHED.values()]
     return Table("contrasts", "Flags over all settings of the search", header, lines, notes)
-
-
-def _contrast(before: pd.Series, after: pd.Series) -> str:
-    # With the sign of one group turned, the mean over all groups is half the difference.
-    found = statistics.mean([*(-part for part in split(before)), *split(after)])
-    return statistics.Estimate(2 * found.value, 2 * found.low, 2 * found.high).text("+.3f")
 
 
 def before(protocol: Protocol, rows: pd.DataFrame, earlier: pd.DataFrame) -> Table:
@@ -204,15 +204,16 @@ def before(protocol: Protocol, rows: pd.DataFrame, earlier: pd.DataFrame) -> Tab
     both = rows.merge(earlier, on=keys, suffixes=("", "_before"))
     lines = []
     for method in searched_methods(protocol, both):
-        pairs = both[both.algorithm == method].set_index("dataset")
+        pairs = both[both.algorithm == method].set_index(["dataset", "setting"])
         change = {n: pairs[n] - pairs[f"{n}_before"] for n in _SEARCHED if n != "J"}
         change["J"] = change["reward_fifth_5"] - beta0 * change["kl_fifth_5"]
-        cells = [mean_text(split(change[name]), "+.3f") for name in _SEARCHED]
+        means = pd.DataFrame(change).groupby(level=[0, 1]).mean()
+        cells = [mean_text(means[name], "+.3f") for name in _SEARCHED]
         lines.append([method, str(len(pairs)), *cells])
     notes = [
         f"Runs of this study less those of [{protocol.before}]({protocol.before}/report.md) with "
-        "the same setting, data set and seed: means over data sets, with 95 % t intervals over "
-        "runs."
+        "the same setting, data set and seed, of which each setting's mean is taken. "
+        f"{_OVER_SETTINGS}"
     ]
     header = ["method", "pairs", *_SEARCHED.values()]
     return Table("before", "Change since the earlier study", header, lines, notes)
@@ -257,12 +258,16 @@ def methods(found: Mapping[str, pd.DataFrame], protocol: Protocol) -> Table:
     """The methods over all data sets."""
     lines = [["runs", *(str(len(rows)) for rows in found.values())]]
     for column, (title, spec) in _columns(protocol, found).items():
-        lines.append([title, *(mean_text(split(rows[column]), spec) for rows in found.values())])
-    scores = {name: split(rows["J"]) for name, rows in found.items()}
+        lines.append([title, *(mean_text(rows[column], spec) for rows in found.values())])
+    scores = {name: scores_of(rows["J"]) for name, rows in found.items()}
     ranks = statistics.mean_ranks(scores).values()
     lines.append(["rank by mean J", *(rank.text(".2f") for rank in ranks)])
-    trimmed = [f"{statistics.trimmed_mean(split(r.reward_fifth_5)):.3f}" for r in found.values()]
+    trimmed = [
+        f"{statistics.trimmed_mean(scores_of(rows.reward_fifth_5)):.3f}" for rows in found.values()
+    ]
     lines.append(["trimmed mean reward", *trimmed])
+    dependence = [f"{statistics.dependence(values):.1f}" for values in scores.values()]
+    lines.append(["variance of mean J, times that of independent runs", *dependence])
     notes = [
         f"{INTERVALS} Ranks are among runs of the same data set and seed. Steps count "
         f"{protocol.num_env_steps} where a run never reached the reward. The trimmed mean leaves "
@@ -278,12 +283,8 @@ def differences(found: Mapping[str, pd.DataFrame], protocol: Protocol) -> Table:
     pairs = list(itertools.combinations(trained, 2))
     lines = []
     for column, (title, spec) in _columns(protocol, found).items():
-        scores = {name: split(found[name][column]) for name in trained}
-        cells = []
-        for ours, other in pairs:
-            both = zip(scores[ours], scores[other], strict=True)
-            cells.append(mean_text([a - b for a, b in both], f"+{spec}"))
-        lines.append([title, *cells])
+        gaps = [found[ours][column] - found[other][column] for ours, other in pairs]
+        lines.append([title, *(mean_text(gap, f"+{spec}") for gap in gaps)])
     header = ["", *(f"{ours} less {other}" for ours, other in pairs)]
     notes = [f"Paired by data set and seed. {INTERVALS}"]
     return Table("differences", "Differences", header, lines, notes)
@@ -294,7 +295,7 @@ def by_dataset(found: Mapping[str, pd.DataFrame], protocol: Protocol) -> Table:
     datasets = next(iter(found.values())).index.unique("dataset")
     names = ("reward_fifth_5", "kl_fifth_5", "J")
     lines = [
-        [dataset, name, *(mean_text([rows.loc[dataset][n].to_numpy()]) for n in names)]
+        [dataset, name, *(mean_text(rows.loc[[dataset], n]) for n in names)]
         for dataset in datasets
         for name, rows in found.items()
     ]
@@ -306,10 +307,11 @@ def fixed(protocol: Protocol, rows: pd.DataFrame) -> Table:
     """Reward and KL of the methods that were not searched, on each data set."""
     lines = []
     for method, given in protocol.methods.items():
-        mine = rows[rows.algorithm == method]
-        for dataset, part in mine.groupby("dataset") if not given.get("searched", True) else ():
+        mine = rows[rows.algorithm == method].set_index(["dataset", "seed"])
+        by_dataset = mine.groupby("dataset")
+        for dataset, part in by_dataset if not given.get("searched", True) else ():
             cells = [
-                mean_text([part[name].to_numpy(float)])
+                mean_text(part[name])
                 for name in ("reward_fifth_1", "reward_fifth_3", "reward_fifth_5", "kl_fifth_5")
             ]
             lines.append([method, dataset, str(len(part)), *cells])

@@ -67,11 +67,10 @@ def _band(
     points: Int[np.ndarray, "k"],
     value: Callable[[Run, int], float],
 ) -> Float[np.ndarray, "3 k"]:
-    scores = [
-        np.array([[value(run, int(k)) for run in by_dataset[name]] for k in points])
-        for name in datasets
-    ]
-    found = statistics.mean(scores)
+    def scores_at(k: int) -> statistics.Scores:
+        return measures.table(by_dataset, lambda run: value(run, k), datasets)
+
+    found = statistics.mean(np.array([scores_at(int(k)) for k in points]))
     return np.array([found.value, found.low, found.high])
 
 

@@ -1,7 +1,7 @@
 """Measures of finished runs, read from their directories for tables and figures."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,17 +143,29 @@ def common_datasets(results: Results) -> list[str]:
 
 def scores(by_dataset: Mapping[str, Sequence[Run]], measure: str, datasets: list[str]) -> Scores:
     """One measure of an algorithm on these data sets, in the form that `statistics` takes."""
-    return [np.array([run.measures[measure] for run in by_dataset[name]]) for name in datasets]
+    return table(by_dataset, lambda run: run.measures[measure], datasets)
+
+
+def table(
+    by_dataset: Mapping[str, Sequence[Run]], value: Callable[[Run], float], datasets: Sequence[str]
+) -> Scores:
+    """A value of every run: a row per data set, a column per seed, NaN where there is no run."""
+    runs = [run for name in datasets for run in by_dataset[name]]
+    row = {name: i for i, name in enumerate(datasets)}
+    column = {seed: i for i, seed in enumerate(sorted({run.cell.seed for run in runs}))}
+    found = np.full((len(row), len(column)), np.nan)
+    for run in runs:
+        found[row[run.cell.dataset], column[run.cell.seed]] = value(run)
+    return found
 
 
 def paired(ours: Results, names: tuple[str, str], measure: str) -> tuple[Scores, Scores]:
     """One measure of two algorithms on the cells that they have in common, in the same order."""
-    one, other = (ours[name] for name in names)
-    columns: tuple[list, list] = [], []
-    for dataset in one:
-        by_seed = {run.cell.seed: run for run in other.get(dataset, ())}
-        pairs = [(run, by_seed[run.cell.seed]) for run in one[dataset] if run.cell.seed in by_seed]
-        if pairs:
-            for column, side in zip(columns, zip(*pairs, strict=True), strict=True):
-                column.append(np.array([run.measures[measure] for run in side]))
-    return columns
+    common = set.intersection(
+        *({(r.cell.dataset, r.cell.seed) for runs in ours[n].values() for r in runs} for n in names)
+    )
+    datasets = [dataset for dataset in ours[names[0]] if dataset in {name for name, _ in common}]
+    one, other = (
+        {d: [r for r in ours[n][d] if (d, r.cell.seed) in common] for d in datasets} for n in names
+    )
+    return scores(one, measure, datasets), scores(other, measure, datasets)

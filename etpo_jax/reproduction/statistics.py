@@ -1,20 +1,23 @@
 """Estimates over few runs, with intervals of known coverage.
 
-The scores of a method are one array per data set with one number per seed, `list[Float["*r n"]]`;
-arrays may differ in length where runs are missing. Leading axes are computed side by side. The data
-sets are those that were chosen, no sample of others: an interval says what other seeds on the same
-data sets would show.
+The scores of a method are one array with a row per data set and a column per seed, NaN where there
+is no run. Leading axes are computed side by side. The data sets are those that were chosen, no
+sample of others: an interval says what other seeds on the same data sets would show.
+
+Runs of one seed draw the same random numbers on every data set and start from one model, so that
+they are not independent: in the committed studies the variance of a mean over six data sets is two
+to four times that of independent runs. Intervals therefore take the seed as the unit.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy import stats
 
-Scores = Sequence[Float[np.ndarray, "*r n"]]
-"""One array of seeds per data set."""
+Scores = Float[np.ndarray, "*r d n"]
+"""Data sets and seeds, after any leading axes."""
 
 CONFIDENCE = 0.95
 
@@ -34,44 +37,92 @@ class Estimate:
 
 
 def mean(scores: Scores) -> Estimate:
-    """Mean over data sets of the mean over seeds, with its t interval.
+    """Mean over data sets of the mean over seeds, with its t interval over seeds.
 
-    The variances of the data sets are estimated apart, and the degrees of freedom are those of
-    Welch and Satterthwaite. There is no interval where a data set has a single run, nor where the
-    runs of every data set agree exactly.
+    Where every seed has run on every data set, it is the t interval of the seeds' means. In general
+    the variance is that of clusters with the correction of small samples (CR2), one cluster a seed,
+    and the degrees of freedom are those of Bell and McCaffrey (2002, Survey Methodology 28) for
+    scores that are independent with a variance of their own in each data set. Data sets that share
+    no seed are those of Welch and Satterthwaite. There is no interval where a data set has a single
+    run, nor where all seeds agree exactly.
 
     Raises:
-      ValueError: if there are no scores.
+      ValueError: if there are no scores, or none of some data set.
     """
-    if not scores or not all(np.shape(runs)[-1] for runs in scores):
+    is_known = np.isfinite(scores)
+    count_d = is_known.sum(axis=-1)
+    if not count_d.size or not count_d.all():
         raise ValueError("no scores have no mean")
-    value = np.mean([np.mean(runs, axis=-1) for runs in scores], axis=0)
-    counts = np.array([np.shape(runs)[-1] for runs in scores])
-    if (counts < 2).any():
+    mean_d = np.where(is_known, scores, 0.0).sum(axis=-1) / count_d
+    value = mean_d.mean(axis=-1)
+    if (count_d < 2).any():
         return Estimate(value, np.full_like(value, np.nan), np.full_like(value, np.nan))
-    variances = np.stack([np.var(r, axis=-1, ddof=1) / np.shape(r)[-1] for r in scores], axis=-1)
-    total = variances.sum(axis=-1)
-    total = np.where(total > 1e-24, total, np.nan)
-    freedom = total**2 / (variances**2 / (counts - 1)).sum(axis=-1)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(total) / len(scores)
+    error_dn = _errors(scores)
+    variance = np.square(error_dn.sum(axis=-2)).sum(axis=-1)
+    variance = np.where(variance > 1e-24, variance, np.nan)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, _freedom(error_dn, is_known)) * np.sqrt(variance)
     return Estimate(value, value - half, value + half)
+
+
+def dependence(scores: Scores) -> Float[np.ndarray, "*r"]:
+    """Variance of the mean of the scores, divided by what it would be with independent runs.
+
+    It is about 1 where runs of one seed on several data sets are independent, and the number of
+    data sets where they are the same. NaN where a data set has a single run or all seeds agree.
+    """
+    if (np.isfinite(scores).sum(axis=-1) < 2).any():
+        return np.full(scores.shape[:-2], np.nan)
+    error_dn = _errors(scores)
+    alone = np.square(error_dn).sum(axis=(-2, -1))
+    return np.square(error_dn.sum(axis=-2)).sum(axis=-1) / np.where(alone > 0, alone, np.nan)
+
+
+def _errors(scores: Scores) -> Float[np.ndarray, "*r d n"]:
+    """Share of each run in the error of the mean over data sets of the mean over seeds.
+
+    They are scaled so that the sum of squares of a data set is an unbiased estimate of the variance
+    that it brings to the mean; 0 where there is no run.
+    """
+    is_known = np.isfinite(scores)
+    count_d1 = is_known.sum(axis=-1, keepdims=True)
+    known = np.where(is_known, scores, 0.0)
+    centred = np.where(is_known, known - known.sum(axis=-1, keepdims=True) / count_d1, 0.0)
+    return centred / (np.sqrt(count_d1 * (count_d1 - 1.0)) * scores.shape[-2])
+
+
+def _freedom(
+    error_dn: Float[np.ndarray, "*r d n"], is_known: Bool[np.ndarray, "*r d n"]
+) -> Float[np.ndarray, "*r"]:
+    """Degrees of freedom of the variance in `mean`.
+
+    The sum of squares of normal numbers with covariance S is about a multiple of a chi-squared
+    variable with tr(S)^2 / tr(S S) degrees of freedom (Satterthwaite). S is the covariance of the
+    seeds' errors, were the data sets independent.
+    """
+    count_d = is_known.sum(axis=-1)
+    variance_d = np.square(error_dn).sum(axis=-1) / (count_d - 1)
+    both_dnm = is_known[..., :, None] & is_known[..., None, :]
+    centring_dnm = both_dnm * (np.eye(is_known.shape[-1]) - 1 / count_d[..., None, None])
+    covariance_nm = (variance_d[..., None, None] * centring_dnm).sum(axis=-3)
+    trace = np.trace(covariance_nm, axis1=-2, axis2=-1)
+    squares = np.square(covariance_nm).sum(axis=(-2, -1))
+    return trace**2 / np.where(squares > 0, squares, np.nan)
 
 
 def trimmed_mean(scores: Scores) -> float:
     """Mean of the middle half of all runs (`scipy.stats.trim_mean`), as rliable aggregates them."""
-    return float(stats.trim_mean(np.concatenate(scores, axis=-1), 0.25, axis=None))
+    return float(stats.trim_mean(scores[np.isfinite(scores)], 0.25))
 
 
 def paired_difference(ours: Scores, theirs: Scores) -> Estimate:
-    """Mean of ours less theirs, run by run with the same data set and seed.
+    """Mean of ours less theirs over the data sets and seeds that both have.
 
     Raises:
-      ValueError: if the runs do not pair up.
+      ValueError: if the arrays differ in shape, or have no run in common on some data set.
     """
-    shapes = [len(runs) for runs in ours], [len(runs) for runs in theirs]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"runs do not pair up: {shapes[0]} against {shapes[1]}")
-    return mean([np.asarray(a) - np.asarray(b) for a, b in zip(ours, theirs, strict=True)])
+    if ours.shape != theirs.shape:
+        raise ValueError(f"runs do not pair up: {ours.shape} against {theirs.shape}")
+    return mean(ours - theirs)
 
 
 def mean_ranks(methods: Mapping[str, Scores]) -> dict[str, Estimate]:
@@ -82,12 +133,10 @@ def mean_ranks(methods: Mapping[str, Scores]) -> dict[str, Estimate]:
     Raises:
       ValueError: if the methods were not run on the same data sets and seeds.
     """
-    shapes = {tuple(len(runs) for runs in scores) for scores in methods.values()}
-    if len(shapes) > 1:
+    known = [np.isfinite(scores) for scores in methods.values()]
+    if not all(np.array_equal(known[0], other) for other in known):
         raise ValueError("methods with different data sets or seeds cannot be ranked")
     # A rounding error breaks no tie.
-    ranks = [
-        stats.rankdata(-np.round(runs, 12), axis=0)
-        for runs in (np.stack(parts) for parts in zip(*methods.values(), strict=True))
-    ]
-    return {name: mean([rank[i] for rank in ranks]) for i, name in enumerate(methods)}
+    runs = np.round(np.stack(list(methods.values())), 12)
+    ranks = np.where(known[0], stats.rankdata(-runs, axis=0), np.nan)
+    return {name: mean(rank) for name, rank in zip(methods, ranks, strict=True)}

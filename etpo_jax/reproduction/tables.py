@@ -13,9 +13,10 @@ from etpo_jax.reproduction.measures import Results, Run
 from etpo_jax.runs import files
 
 MISSING = "-"
-_INTERVALS = (
-    "Means over data sets of the mean over seeds, with 95 % t intervals over seeds: the data sets "
-    "are fixed and no sample, so an interval says nothing about other tables."
+INTERVALS = (
+    "Means over data sets of the mean over seeds, in brackets 95 % t intervals. The unit of an "
+    "interval is a seed with its runs on all data sets, since they share random numbers. The data "
+    "sets are fixed and no sample: an interval says nothing about other tables."
 )
 
 
@@ -80,7 +81,7 @@ def methods(results: Results) -> Table:
         rows,
         [
             f"Data sets: {', '.join(datasets) or 'none that every algorithm has finished'}. "
-            f"{_INTERVALS} The trimmed mean leaves out the best and the worst quarter of the runs. "
+            f"{INTERVALS} The trimmed mean leaves out the best and the worst quarter of the runs. "
             "Ranks are among the runs of the same data set and seed, by the mean reward of the "
             "last fifth of the actions (a program that fails counts -1); rank 1 is best.",
         ],
@@ -119,16 +120,14 @@ def pairs(results: Results, baseline: str) -> Table:
         cells = [name]
         for measure in names:
             ours, theirs = measures.paired(results, (name, baseline), measure)
-            cells.append(
-                statistics.paired_difference(ours, theirs).text("+.3f") if ours else MISSING
-            )
+            cells.append(_mean(ours - theirs, "+.3f"))
         rows.append(cells)
     return Table(
         f"against_{baseline}",
         f"Differences to {baseline}, run by run",
         ["algorithm", *(measures.MEASURES[name] for name in names)],
         rows,
-        [f"(Algorithm - {baseline}) on the same data set and seed. {_INTERVALS}"],
+        [f"(Algorithm - {baseline}) on the same data set and seed. {INTERVALS}"],
     )
 
 
@@ -195,8 +194,9 @@ def perplexity(rows: Sequence[tuple[str, str, float, float]]) -> Table:
     )
 
 
-def _mean(scores: statistics.Scores) -> str:
-    return statistics.mean(scores).text() if scores else MISSING
+def _mean(scores: statistics.Scores, spec: str = ".3f") -> str:
+    is_known = scores.size and np.isfinite(scores).any(axis=-1).all()
+    return statistics.mean(scores).text(spec) if is_known else MISSING
 
 
 def _ranks(columns: Mapping[str, statistics.Scores]) -> dict[str, str]:
@@ -211,6 +211,6 @@ def _best(runs: Sequence[Run]) -> str:
     if not runs:
         return MISSING
     best = np.array([run.measures["reward_best"] for run in runs])
-    text = statistics.mean([best]).text(".4f")
+    text = statistics.mean(best[None]).text(".4f")
     deviations = [np.std(run.best.split_scores) for run in runs if run.best is not None]
     return f"{text} ± {np.mean(deviations):.3f}" if deviations else text
