@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.search import Protocol
 from etpo_jax.reproduction import statistics
+from etpo_jax.reproduction.measures import scores_of
 from etpo_jax.reproduction.tables import INTERVALS, MISSING, Table
 from etpo_jax.runs import charts
 from etpo_jax.runs.charts import Line
@@ -207,11 +208,6 @@ def _swept(protocol: Protocol, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
             chosen = mine[np.all([mine[n] == setting.get(n, "") for n in fixed], axis=0)]
             found |= {method: chosen} if len(chosen) else {}
     return found
-
-
-def scores_of(values: pd.Series) -> statistics.Scores:
-    """Values by data set and seed, or another unit of the runs, in the form of `statistics`."""
-    return values.unstack().to_numpy(float)
 
 
 def line_of(name: str, series: int, columns: pd.DataFrame) -> Line:

@@ -16,12 +16,12 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from benchmarks import frontiers, search
-from benchmarks.frontiers import mean_text, scores_of, searched_methods
+from benchmarks.frontiers import mean_text, searched_methods
 from benchmarks.search import Protocol
 from env import command_line
 from env.base import UsageError
 from etpo_jax.reproduction import statistics
-from etpo_jax.reproduction.measures import THRESHOLD
+from etpo_jax.reproduction.measures import THRESHOLD, scores_of
 from etpo_jax.reproduction.tables import INTERVALS, Table
 from etpo_jax.runs import charts, files
 
@@ -266,8 +266,9 @@ def methods(found: Mapping[str, pd.DataFrame], protocol: Protocol) -> Table:
         f"{statistics.trimmed_mean(scores_of(rows.reward_fifth_5)):.3f}" for rows in found.values()
     ]
     lines.append(["trimmed mean reward", *trimmed])
-    dependence = [f"{statistics.dependence(values):.1f}" for values in scores.values()]
-    lines.append(["variance of mean J, times that of independent runs", *dependence])
+    if next(iter(found.values())).index.unique("dataset").size > 1:
+        dependence = [f"{statistics.dependence(values):.1f}" for values in scores.values()]
+        lines.append(["variance of mean J, times that of independent runs", *dependence])
     notes = [
         f"{INTERVALS} Ranks are among runs of the same data set and seed. Steps count "
         f"{protocol.num_env_steps} where a run never reached the reward. The trimmed mean leaves "

@@ -68,7 +68,8 @@ def _band(
     value: Callable[[Run, int], float],
 ) -> Float[np.ndarray, "3 k"]:
     def scores_at(k: int) -> statistics.Scores:
-        return measures.table(by_dataset, lambda run: value(run, k), datasets)
+        runs = (run for name in datasets for run in by_dataset[name])
+        return measures.scores_of(measures.values(runs, lambda run: value(run, k)))
 
     found = statistics.mean(np.array([scores_at(int(k)) for k in points]))
     return np.array([found.value, found.low, found.high])

@@ -1,7 +1,8 @@
 """Measures of finished runs, read from their directories for tables and figures."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,31 +142,28 @@ def common_datasets(results: Results) -> list[str]:
     return [n for n in names if all(n in by_dataset for by_dataset in results.values())]
 
 
-def scores(by_dataset: Mapping[str, Sequence[Run]], measure: str, datasets: list[str]) -> Scores:
-    """One measure of an algorithm on these data sets, in the form that `statistics` takes."""
-    return table(by_dataset, lambda run: run.measures[measure], datasets)
+def values(runs: Iterable[Run], value: Callable[[Run], float]) -> pd.Series:
+    """A value of each run of one algorithm, by data set and seed."""
+    return pd.Series({(run.cell.dataset, run.cell.seed): value(run) for run in runs}, dtype=float)
 
 
-def table(
-    by_dataset: Mapping[str, Sequence[Run]], value: Callable[[Run], float], datasets: Sequence[str]
+def scores_of(values: pd.Series) -> Scores:
+    """Values by data set and seed, two levels of the index, in the form that `statistics` takes."""
+    return values.unstack().to_numpy(float) if len(values) else np.empty((0, 0))
+
+
+def scores(
+    by_dataset: Mapping[str, Sequence[Run]], measure: str, datasets: Sequence[str]
 ) -> Scores:
-    """A value of every run: a row per data set, a column per seed, NaN where there is no run."""
-    runs = [run for name in datasets for run in by_dataset[name]]
-    row = {name: i for i, name in enumerate(datasets)}
-    column = {seed: i for i, seed in enumerate(sorted({run.cell.seed for run in runs}))}
-    found = np.full((len(row), len(column)), np.nan)
-    for run in runs:
-        found[row[run.cell.dataset], column[run.cell.seed]] = value(run)
-    return found
+    """One measure of an algorithm on these data sets."""
+    runs = (run for name in datasets for run in by_dataset[name])
+    return scores_of(values(runs, lambda run: run.measures[measure]))
 
 
-def paired(ours: Results, names: tuple[str, str], measure: str) -> tuple[Scores, Scores]:
-    """One measure of two algorithms on the cells that they have in common, in the same order."""
-    common = set.intersection(
-        *({(r.cell.dataset, r.cell.seed) for runs in ours[n].values() for r in runs} for n in names)
+def differences(results: Results, names: tuple[str, str], measure: str) -> Scores:
+    """One measure of the first algorithm less that of the second, where both have a run."""
+    ours, theirs = (
+        values(itertools.chain(*results[name].values()), lambda run: run.measures[measure])
+        for name in names
     )
-    datasets = [dataset for dataset in ours[names[0]] if dataset in {name for name, _ in common}]
-    one, other = (
-        {d: [r for r in ours[n][d] if (d, r.cell.seed) in common] for d in datasets} for n in names
-    )
-    return scores(one, measure, datasets), scores(other, measure, datasets)
+    return scores_of((ours - theirs).dropna())

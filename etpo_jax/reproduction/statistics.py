@@ -4,9 +4,9 @@ The scores of a method are one array with a row per data set and a column per se
 is no run. Leading axes are computed side by side. The data sets are those that were chosen, no
 sample of others: an interval says what other seeds on the same data sets would show.
 
-Runs of one seed draw the same random numbers on every data set and start from one model, so that
-they are not independent: in the committed studies the variance of a mean over six data sets is two
-to four times that of independent runs. Intervals therefore take the seed as the unit.
+Two methods are compared by the mean of their differences, run by run. Runs of one seed draw the
+same random numbers on every data set and start from one model, so that they are not independent
+(`dependence`): the unit of an interval is the seed.
 """
 
 import dataclasses
@@ -112,17 +112,6 @@ def _freedom(
 def trimmed_mean(scores: Scores) -> float:
     """Mean of the middle half of all runs (`scipy.stats.trim_mean`), as rliable aggregates them."""
     return float(stats.trim_mean(scores[np.isfinite(scores)], 0.25))
-
-
-def paired_difference(ours: Scores, theirs: Scores) -> Estimate:
-    """Mean of ours less theirs over the data sets and seeds that both have.
-
-    Raises:
-      ValueError: if the arrays differ in shape, or have no run in common on some data set.
-    """
-    if ours.shape != theirs.shape:
-        raise ValueError(f"runs do not pair up: {ours.shape} against {theirs.shape}")
-    return mean(ours - theirs)
 
 
 def mean_ranks(methods: Mapping[str, Scores]) -> dict[str, Estimate]:

@@ -119,8 +119,7 @@ def pairs(results: Results, baseline: str) -> Table:
             continue
         cells = [name]
         for measure in names:
-            ours, theirs = measures.paired(results, (name, baseline), measure)
-            cells.append(_mean(ours - theirs, "+.3f"))
+            cells.append(_mean(measures.differences(results, (name, baseline), measure), "+.3f"))
         rows.append(cells)
     return Table(
         f"against_{baseline}",
