@@ -216,6 +216,7 @@ def test_every_number_of_the_results_is_in_a_report():
     assert len(quoted) > 20
     assert [number for number in quoted if number not in reports] == []
     readme = " ".join((ROOT / "README.md").read_text().split())
-    for value, low, high in re.findall(r"by (\S+) \(95 % interval (\S+) to (\S+)\)", readme):
-        found = (f"+{value} [+{low}, +{high}]", f"-{value} [-{high}, -{low}]")
-        assert any(text in reports for text in found)
+    differences = re.findall(r"by (\S+) \(95 % interval (\S+) to (\S+)\)", readme)
+    assert differences
+    for value, low, high in (map(float, found) for found in differences):
+        assert f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" in reports
