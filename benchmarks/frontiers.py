@@ -20,6 +20,8 @@ MATCHED_KL = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 """KL to the reference, nats per action, at which methods are compared."""
 SOFT_BETAS = (0.05, 0.1, 0.2)
 """Values of beta whose soft optimum is shown."""
+SHOWN_SHARE = 0.75
+"""Share of the runs of every data set that must reach a KL for the mean to be drawn there."""
 _GRID = np.linspace(0.1, 5.0, 99)
 
 Frontiers = dict[str, dict[tuple, np.ndarray]]
@@ -151,9 +153,10 @@ def learning(found: Mapping[str, pd.DataFrame]) -> Figure:
     titles = {"reward": "mean reward", "kl": "KL, nats per action"}
     for axes, (name, title) in zip(panels, titles.items(), strict=True):
         lines = []
-        for series, (method, rows) in enumerate(found.items()):
+        # The untrained model, which has no path, is last: the others look as in `figure`.
+        for series, method in enumerate(dict.fromkeys([*paths(found), *found])):
             fifths = [f"{name}_fifth_{k}" for k in range(1, 6)]
-            lines.append(line_of(method, series, rows[fifths]))
+            lines.append(line_of(method, series, found[method][fifths]))
         charts.label(axes, x="share of the run", y=title)
         charts.draw_lines(axes, share, lines)
         charts.legend(axes)
@@ -211,9 +214,10 @@ def _swept(protocol: Protocol, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def line_of(name: str, series: int, columns: pd.DataFrame) -> Line:
-    """Mean and interval of each column; nothing where some run has no value."""
+    """Mean and interval of each column that `SHOWN_SHARE` of the runs have a value in."""
     values_3k = np.full((3, columns.shape[1]), np.nan)
-    is_known_k = columns.notna().all().to_numpy()
+    share_dk = columns.notna().groupby(level=0).mean()
+    is_known_k = (share_dk >= SHOWN_SHARE).all().to_numpy()
     if is_known_k.any():
         known = columns.loc[:, is_known_k]
         found = statistics.mean(np.array([scores_of(known[name]) for name in known]))

@@ -89,9 +89,10 @@ _SETTINGS = (
 )
 _READ = (
     "Each seed's points are joined by straight lines and read at the same KL; line and band are "
-    "the mean over data sets of the mean over seeds and its 95 % t interval, where every run has "
-    "points on both sides. The soft optimum estimates the best that any policy can reach at "
-    "that KL: programs of the reference, weighted with exp(reward / beta)."
+    "the mean over data sets of the mean over seeds and its 95 % t interval, where three quarters "
+    "of the runs of every data set have points on both sides. The soft optimum estimates the best "
+    "that any policy can reach at that KL: programs of the reference, weighted with "
+    "exp(reward / beta)."
 )
 _OVER_SETTINGS = (
     "Means over data sets of the mean over settings, in brackets 95 % t intervals. The unit of an "
