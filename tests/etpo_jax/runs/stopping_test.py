@@ -8,6 +8,15 @@ import pytest
 from etpo_jax.runs.stopping import NOTICE, StopSignals
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own SIGINT: a shell that starts the tests in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("notice", [NOTICE, ""])
 def test_the_first_signal_is_announced_and_the_second_acts(capfd, notice):
     with StopSignals(notice) as stop:
