@@ -56,11 +56,16 @@ def paths(found: Mapping[str, pd.DataFrame]) -> Frontiers:
     """The fifths of each run of the evaluation."""
     found_paths: Frontiers = {}
     for method, rows in found.items():
-        if (rows.kl_fifth_5 > 0).any():  # the untrained model stays at 0
+        if not _is_untrained(rows):
             kl, reward = (rows[[f"{n}_fifth_{k}" for k in range(1, 6)]] for n in ("kl", "reward"))
             curves = map(_curve, kl.to_numpy(float), reward.to_numpy(float))
             found_paths[method] = dict(zip(rows.index, curves, strict=True))
     return found_paths
+
+
+def _is_untrained(rows: pd.DataFrame) -> bool:
+    """True for runs that have stayed at the reference."""
+    return not (rows.kl_fifth_5 > 0).any()
 
 
 def _curve(kl: Sequence[float], reward: Sequence[float]) -> Float[np.ndarray, "k"]:
@@ -151,12 +156,11 @@ def learning(found: Mapping[str, pd.DataFrame]) -> Figure:
     figure, panels = charts.figure(9, 3.8, columns=2)
     share = np.arange(0.1, 1, 0.2)
     titles = {"reward": "mean reward", "kl": "KL, nats per action"}
+    # The untrained model, which has no path, is last: the others look as in `figure`.
+    methods = sorted(found, key=lambda method: _is_untrained(found[method]))
     for axes, (name, title) in zip(panels, titles.items(), strict=True):
-        lines = []
-        # The untrained model, which has no path, is last: the others look as in `figure`.
-        for series, method in enumerate(dict.fromkeys([*paths(found), *found])):
-            fifths = [f"{name}_fifth_{k}" for k in range(1, 6)]
-            lines.append(line_of(method, series, found[method][fifths]))
+        fifths = [f"{name}_fifth_{k}" for k in range(1, 6)]
+        lines = [line_of(m, series, found[m][fifths]) for series, m in enumerate(methods)]
         charts.label(axes, x="share of the run", y=title)
         charts.draw_lines(axes, share, lines)
         charts.legend(axes)

@@ -194,8 +194,11 @@ def perplexity(rows: Sequence[tuple[str, str, float, float]]) -> Table:
 
 
 def _mean(scores: statistics.Scores, spec: str = ".3f") -> str:
-    is_known = scores.size and np.isfinite(scores).any(axis=-1).all()
-    return statistics.mean(scores).text(spec) if is_known else MISSING
+    """The mean; nothing where a data set has no scores."""
+    try:
+        return statistics.mean(scores).text(spec)
+    except ValueError:
+        return MISSING
 
 
 def _ranks(columns: Mapping[str, statistics.Scores]) -> dict[str, str]:

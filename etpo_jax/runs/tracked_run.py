@@ -94,9 +94,8 @@ class TrackedRun:
 
     def last_row(self) -> files.Row | None:
         """The last row of `metrics.jsonl`; None before the first update."""
-        return next(
-            iter(collections.deque(files.read_rows(self.path / directory.METRICS), 1)), None
-        )
+        rows = collections.deque(files.read_rows(self.path / directory.METRICS), maxlen=1)
+        return rows[0] if rows else None
 
     def shows_samples(self, row: Mapping[str, Any]) -> bool:
         """True for the first update, the last and about twenty between them."""
