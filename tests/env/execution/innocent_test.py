@@ -33,8 +33,11 @@ OPTIONS = {"num_workers": 2, "memory_bytes": 2**30, "num_splits": 1}
 
 
 def _zygote(executor: CodeExecutor) -> int:
-    pid = executor._scheduler._nurseries[0].zygote.inner_pid
-    assert pid is not None
+    """Process id of the libraries' process, once it has started."""
+    deadline = time.monotonic() + START_S
+    while (pid := executor._scheduler._nurseries[0].zygote.inner_pid) is None:
+        assert time.monotonic() < deadline, "it does not start"
+        time.sleep(0.01)
     return pid
 
 
