@@ -45,14 +45,12 @@ def path_loss(
     *,
     beta: float | Float[Array, ""],
     starts: PathStarts = "all",
-    weight_b: Float[Array, "b"] | None = None,
 ) -> Float[Array, ""]:
     """Squared violation of soft path consistency along the sampled action (Nachum et al. 2017).
 
     At the soft optimum v_j = target - beta * sum_{k >= j} log(pi*(w_k) / rho(w_k)) for every path,
     whoever sampled it, because appending a token is deterministic. So no importance weight is
-    needed and the reward reaches every token at once. Where the networks are restricted, weights
-    pi / mu make its gradient that of the soft return (docs/algorithm.md).
+    needed and the reward reaches every token at once.
 
     Args:
       state_value_bj: soft value just before token j, reward units (differentiable).
@@ -62,35 +60,13 @@ def path_loss(
       mask_bj: True for the tokens of the action.
       beta: reward per nat.
       starts: "all" demands consistency from every token on, "root" of the whole action only.
-      weight_b: weight of each action, see `truncated_ratio`; None is 1.
     """
     suffix_bj = suffix_sums(log_ratio_bj, mask_bj)
     target_b = jax.lax.stop_gradient(path_target_b)
     violation_bj = jnp.square(state_value_bj + beta * suffix_bj - target_b[:, None])
-    if weight_b is not None:
-        violation_bj *= jax.lax.stop_gradient(weight_b)[:, None]
     if starts == "root":
         return masked_mean(violation_bj[:, 0], mask_bj[:, 0])
     return masked_mean(violation_bj, mask_bj)
-
-
-def truncated_ratio(
-    log_probs_bj: Float[Array, "b j"],
-    behaviour_log_probs_bj: Float[Array, "b j"],
-    mask_bj: Bool[Array, "b j"],
-    *,
-    most: float,
-) -> Float[Array, "b"]:
-    """min(pi(a) / mu(a), most) of whole actions: a truncated importance weight (as in V-trace).
-
-    Args:
-      log_probs_bj: log pi of the sampled tokens under the present policy.
-      behaviour_log_probs_bj: log mu of the sampled tokens, as they were drawn.
-      mask_bj: True for the tokens of the action.
-      most: largest weight.
-    """
-    moved_b = action_log_ratio(log_probs_bj, behaviour_log_probs_bj, mask_bj)
-    return jnp.exp(jnp.minimum(moved_b, jnp.log(most)))
 
 
 def suffix_sums(values_bj: Float[Array, "b j"], mask_bj: Bool[Array, "b j"]) -> Float[Array, "b j"]:

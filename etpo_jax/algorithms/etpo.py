@@ -50,8 +50,8 @@ from models.transformer import Decoder
 CRITIC_LOSSES: dict[str, dict[str, type]] = {
     "one_step": {"huber": float},
     "retrace": {"huber": float},
-    "path": {"ratio": float},
-    "path_root": {"ratio": float},
+    "path": {},
+    "path_root": {},
 }
 """Regressions of the critic, with their settings."""
 Q_PARAMETERIZATIONS = ("residual", "logits", "beta_logits", "dueling", "policy")
@@ -76,8 +76,7 @@ class EtpoConfig(LearningConfig):
         "Regression of the critic: the paper's one-step targets (one_step), Retrace along the "
         "action (retrace), or path consistency of the action from every token (path) or from its "
         "first (path_root), see docs/algorithm.md. The error is squared; one_step:huber=10 and "
-        "retrace:huber=10 take the Huber loss, which is linear beyond an error of 10. "
-        "path:ratio=1 and path_root:ratio=1 weight replayed actions by min(1, pi(a) / mu(a)).",
+        "retrace:huber=10 take the Huber loss, which is linear beyond an error of 10.",
     )
     gamma_within: float = option(
         1.0,
@@ -125,8 +124,6 @@ class EtpoConfig(LearningConfig):
         super().__post_init__()
         if self.huber_delta is not None and self.huber_delta <= 0:
             raise ValueError(f"--critic_loss={self.critic_loss}: huber must be > 0")
-        if self.path_ratio is not None and self.path_ratio <= 0:
-            raise ValueError(f"--critic_loss={self.critic_loss}: ratio must be > 0")
 
     def check(self, config: Config) -> None:
         super().check(config)
@@ -172,11 +169,6 @@ class EtpoConfig(LearningConfig):
     def huber_delta(self) -> float | None:
         """Error beyond which the critic's loss is linear; None is the squared loss."""
         return parse_choice("critic_loss", self.critic_loss, CRITIC_LOSSES)[1].get("huber")
-
-    @property
-    def path_ratio(self) -> float | None:
-        """Largest weight pi(a) / mu(a) of an action in path consistency; None weighs all alike."""
-        return parse_choice("critic_loss", self.critic_loss, CRITIC_LOSSES)[1].get("ratio")
 
     @property
     def is_path(self) -> bool:

@@ -44,7 +44,6 @@ from etpo_jax.losses import (
     is_trusted,
     path_loss,
     suffix_sums,
-    truncated_ratio,
 )
 from etpo_jax.roles import Role
 from etpo_jax.soft_q import retrace_targets, soft_value, token_targets
@@ -146,11 +145,6 @@ def losses(
     if learning.is_path:
         target_b = batch.reward_b + hyper.gamma * batch.continues_b * next_value_b
         starts = "root" if learning.regression == "path_root" else "all"
-        weight_b = None
-        if learning.path_ratio is not None:
-            weight_b = truncated_ratio(
-                scores.log_prob_bj, batch.log_probs_bj, mask_bj, most=learning.path_ratio
-            )
         critic_objective = path_loss(
             scores.state_value_bj,
             scores.log_ratio_bj,
@@ -158,7 +152,6 @@ def losses(
             mask_bj,
             beta=hyper.beta,
             starts=starts,  # type: ignore[arg-type]
-            weight_b=weight_b,
         )
         critic_share = share.actions if starts == "root" else share.tokens
         target_mean = jnp.mean(target_b) * share.actions

@@ -140,59 +140,6 @@ def test_path_loss_is_zero_at_the_soft_optimum():
             np.testing.assert_allclose(loss, 0.0, atol=1e-10)
 
 
-def test_weights_of_the_path_loss_by_hand():
-    mask = jnp.array([[True, True], [True, False]])
-    behaviour = jnp.log(jnp.array([[0.5, 0.4], [0.2, 0.9]]))
-    policy = jnp.log(jnp.array([[0.25, 0.4], [0.8, 0.1]]))
-    for most, expected in ((3.0, [0.5, 3.0]), (np.inf, [0.5, 4.0])):
-        weight = losses.truncated_ratio(policy, behaviour, mask, most=most)
-        np.testing.assert_allclose(weight, expected, rtol=1e-6)
-    value, log_ratio = jnp.array([[1.0, 2.0], [3.0, 9.0]]), jnp.zeros((2, 2))
-    arguments = (value, log_ratio, jnp.zeros(2), mask)
-    weight = jnp.array([0.5, 3.0])
-    for starts, loss in (("all", (0.5 + 0.5 * 4 + 3 * 9) / 3), ("root", (0.5 + 3 * 9) / 2)):
-        found = losses.path_loss(*arguments, beta=BETA, starts=starts, weight_b=weight)
-        np.testing.assert_allclose(found, loss, rtol=1e-6)
-
-
-def test_weights_turn_the_path_loss_into_the_soft_return():
-    """One parameter for four actions: pi / mu makes the gradient that of the soft return."""
-    rng = np.random.default_rng(6)
-    feature, reward = jnp.asarray(rng.normal(size=(2, 4)), jnp.float32)
-    rho, mu = jnp.asarray(rng.dirichlet(np.ones(4), size=2), jnp.float32)
-    mask = jnp.ones((1, 1), bool)
-
-    def log_pi(theta):
-        return jax.nn.log_softmax(jnp.log(rho) + theta * feature)
-
-    def soft_return(theta):
-        pi = jnp.exp(log_pi(theta))
-        return jnp.sum(pi * (reward - BETA * (log_pi(theta) - jnp.log(rho))))
-
-    def regression(theta, most):
-        """Expectation of the loss over actions of mu."""
-
-        def of_action(index):
-            log_prob = log_pi(theta)[index]
-            weight = None
-            if most is not None:
-                weight = losses.truncated_ratio(
-                    log_prob[None, None], jnp.log(mu[index])[None, None], mask, most=most
-                )
-            ratio = (log_prob - jnp.log(rho[index]))[None, None]
-            value = jnp.full((1, 1), 0.3)
-            return losses.path_loss(
-                value, ratio, reward[index][None], mask, beta=BETA, weight_b=weight
-            )
-
-        return sum(mu[index] * of_action(index) for index in range(4))
-
-    right = jax.grad(soft_return)(0.4)
-    weighted = -jax.grad(regression)(0.4, np.inf) / (2 * BETA)
-    np.testing.assert_allclose(weighted, right, rtol=1e-4)
-    assert abs(-jax.grad(regression)(0.4, None) / (2 * BETA) - right) > 0.1 * abs(right)
-
-
 def test_policy_loss_equals_the_loop():
     policy, reference, q, mask = random_case()
     for target in ("reference_exp_q", "exp_q"):
