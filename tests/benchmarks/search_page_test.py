@@ -193,7 +193,7 @@ def test_a_large_beta_is_the_reference_and_a_small_one_the_best_program():
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = ROOT / "docs" / "studies"
-NAMES = ["comparison", "first_tilt", "longer", "toy", "wide_search"]
+NAMES = ["comparison", "first_tilt", "longer", "toy", "weighted_replay", "wide_search"]
 
 
 @pytest.mark.parametrize("name", NAMES)
