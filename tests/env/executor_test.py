@@ -343,7 +343,7 @@ def test_what_is_printed_is_dropped(executor):
 def test_time_is_limited(body, error, strict_executor):
     start = time.monotonic()
     (result,) = strict_executor.run([body])
-    assert time.monotonic() - start < 1.5 + 1
+    assert time.monotonic() - start < 20  # and not 100
     assert result.error.startswith(error)
     assert result.reward == -1
 
